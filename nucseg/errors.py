@@ -1,0 +1,8 @@
+"""The one error that bad input raises."""
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong: one sentence that names it and says what to do.
+
+    The command line prints the sentence and ends with exit code 2; any other exception is a bug of ours.
+    """
