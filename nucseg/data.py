@@ -1,8 +1,26 @@
 """Images with their label maps: NuInsSeg, folders of one's own, and how they are split into folds."""
 
+import hashlib
+import operator
+import os
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import pandas as pd
+
+from nucseg.errors import InputError
+from nucseg.images import SUFFIXES, read_image, read_labels
+
+Name = tuple[str, str]  # (tissue, stem)
+
+# Some copies of NuInsSeg correct the authors' misspelt folders; the benchmark's list keeps them.
+_SPELLING = {"human salivary gland": "human salivory gland", "human tonsil": "human tonsile"}
 
 
 @dataclass(frozen=True)
@@ -18,3 +36,363 @@ class Sample:
     tissue: str
     stem: str
     vague: np.ndarray | None = None
+
+
+class Dataset(Protocol):
+    """What the rest of the package needs of a dataset: samples by position, and their names in a table."""
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a sample, in the dataset's order, with the text columns ``tissue`` and ``stem``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+# ---- datasets ----------------------------------------------------------------------------------------
+
+
+def _read_vague(path: Path) -> np.ndarray:
+    """(H, W) bool: the authors paint vague areas in any value above 0."""
+    return read_image(path).max(axis=-1) > 0
+
+
+@dataclass(frozen=True)
+class _Files:
+    tissue: str
+    stem: str
+    image: Path
+    labels: Path
+    vague: Path | None = None
+
+
+class _FileDataset:
+    """Samples read from files when they are asked for; nothing is kept in memory."""
+
+    _split_binary = True
+
+    def __init__(self, rows: Sequence[_Files]) -> None:
+        self._rows = list(rows)
+        self.table = pd.DataFrame({"tissue": [r.tissue for r in rows], "stem": [r.stem for r in rows]}, dtype=str)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int, /) -> Sample:
+        row = self._rows[operator.index(index)]
+        image = read_image(row.image)
+        labels = read_labels(row.labels, split_binary=self._split_binary)
+        vague = None if row.vague is None else _read_vague(row.vague)
+        for path, array in ((row.labels, labels), (row.vague, vague)):
+            if array is not None and array.shape != image.shape[:2]:
+                size, right = f"{array.shape[1]} x {array.shape[0]}", f"{image.shape[1]} x {image.shape[0]}"
+                raise InputError(f"'{path}' is {size} px, its image {right} px: export it again at that size.")
+        return Sample(image, labels, row.tissue, row.stem, vague)
+
+
+def _by_stem(files: Iterable[Path], suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """The visible files of those types, by stem; others (Thumbs.db, .DS_Store, ._x.png) are passed over."""
+    found: dict[str, Path] = {}
+    for path in sorted(files):
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file():
+            if path.stem in found:
+                both = f"'{found[path.stem]}' and '{path.name}'"
+                raise InputError(f"{both} have the same name: remove one, as masks are found by name.")
+            found[path.stem] = path
+    return found
+
+
+def _folder(path: str | Path, what: str) -> Path:
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"The {what} folder '{path}' does not exist: check the path.")
+    return path
+
+
+@cache
+def _pinned() -> dict[Name, int]:
+    table = nuinsseg_list()
+    return {name: i for i, name in enumerate(zip(table["tissue"], table["stem"], strict=True))}
+
+
+def nuinsseg_list() -> pd.DataFrame:
+    """The 665 images of NuInsSeg in the benchmark's order: columns ``tissue``, ``stem``, ``nuclei``.
+
+    The order is that of the full paths ``<tissue>/tissue images/<stem>.png``. It ships with the package,
+    because the benchmark's folds depend on it as much as on the seed: sorted by stem, 155 images change fold.
+    """
+    text = resources.files("nucseg") / "assets" / "nuinsseg.csv"
+    with text.open(encoding="utf-8") as handle:
+        return pd.read_csv(handle, dtype={"tissue": str, "stem": str, "nuclei": int}, keep_default_na=False)
+
+
+def _order(names: Sequence[Name]) -> list[int]:
+    """Positions of ``names`` in the benchmark's order; names it does not know follow, by full path."""
+    pinned = _pinned()
+    paths = [f"{tissue}/tissue images/{stem}.png" for tissue, stem in names]
+    return sorted(range(len(names)), key=lambda i: (pinned.get(names[i], len(pinned)), paths[i]))
+
+
+class NuInsSeg(_FileDataset):
+    """The dataset NuInsSeg (Mahbod et al. 2024, doi 10.1038/s41597-024-03117-2) in its authors' layout.
+
+    ``root`` holds a folder a tissue (or one folder that holds them, as an unzip makes), each with
+    ``tissue images/<stem>.png``, ``label masks modify/<stem>.tif`` and, where the copy has them,
+    ``vague areas/mask binary/<stem>.png`` (or ``mask binary_vague``). Files are paired by stem. Samples come
+    in the benchmark's order (`nuinsseg_list`); a partial copy works, and images that are not on the list
+    follow it. Tissues keep the authors' spelling, also where a copy has corrected the folder's name.
+    ``vague`` is None where a copy has no vague mask for the image. Files are read when a sample is asked for.
+
+    Raises `InputError` for a missing folder, one without tissues, or an image without its label map.
+    """
+
+    _split_binary = False  # an image with one nucleus in two pieces is not a binary mask
+
+    def __init__(self, root: str | Path) -> None:
+        tissues = self._tissue_folders(_folder(root, "NuInsSeg"))
+        rows = [row for folder in tissues for row in self._list(folder)]
+        if not rows:
+            raise InputError(f"'{root}' holds no '<tissue>/tissue images/*.png': give the unzipped NuInsSeg folder.")
+        names = [(row.tissue, row.stem) for row in rows]
+        _check_distinct(names)
+        super().__init__([rows[i] for i in _order(names)])
+
+    @staticmethod
+    def _tissue_folders(root: Path) -> list[Path]:
+        while True:
+            folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith((".", "__MACOSX"))]
+            tissues = [folder for folder in folders if (folder / "tissue images").is_dir()]
+            if tissues or len(folders) != 1:
+                return tissues
+            root = folders[0]
+
+    @staticmethod
+    def _list(folder: Path) -> Iterator[_Files]:
+        tissue = _SPELLING.get(folder.name, folder.name)
+        masks: dict[str, Path] = {}
+        vague: dict[str, Path] = {}
+        if (folder / "label masks modify").is_dir():
+            masks = _by_stem((folder / "label masks modify").iterdir(), (".tif", ".tiff"))
+        for name in ("mask binary_vague", "mask binary"):
+            if (folder / "vague areas" / name).is_dir():
+                vague |= _by_stem((folder / "vague areas" / name).iterdir(), (".png",))
+        for stem, image in _by_stem((folder / "tissue images").iterdir(), (".png",)).items():
+            if stem not in masks:
+                wanted = folder / "label masks modify" / f"{stem}.tif"
+                raise InputError(f"'{image}' has no label map '{wanted}': copy it too, or remove the image.")
+            yield _Files(tissue, stem, image, masks[stem], vague.get(stem))
+
+
+class ImageFolder(_FileDataset):
+    """Anyone's own data: a folder of images and a folder of masks with the same names.
+
+    ``images/x.png`` belongs to ``masks/x.tif``, ``images/liver/y.jpg`` to ``masks/liver/y.png``: the types
+    (`SUFFIXES`) may differ, names and subfolders may not. ``tissue`` is the subfolder's name, "" without
+    one. Samples are sorted by tissue and stem. Masks are read by `read_labels`: label maps, or binary masks,
+    whose connected components then count as nuclei. Files are read when a sample is asked for.
+
+    Raises `InputError` for a missing folder, no images at all, an image without a mask or the reverse, and,
+    when a sample is read, for what `read_image` and `read_labels` refuse and for sizes that differ.
+    """
+
+    def __init__(self, images: str | Path, masks: str | Path) -> None:
+        images, masks = _folder(images, "image"), _folder(masks, "mask")
+        a, b = images.resolve(), masks.resolve()
+        if a.is_relative_to(b) or b.is_relative_to(a):  # masks would be taken for images
+            raise InputError(f"'{images}' and '{masks}' lie in each other: give images and masks a folder each.")
+        image_files, mask_files = self._list(images), self._list(masks)
+        if not image_files:
+            raise InputError(f"'{images}' holds no images: it needs files that end in {', '.join(SUFFIXES)}.")
+        self._check_paired(image_files, mask_files, "image", "mask", masks)
+        self._check_paired(mask_files, image_files, "mask", "image", images)
+        super().__init__([_Files(*name, image_files[name], mask_files[name]) for name in sorted(image_files)])
+
+    @staticmethod
+    def _list(root: Path) -> dict[Name, Path]:
+        files: dict[Name, Path] = {}
+        for folder, subfolders, names in os.walk(root, followlinks=True):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            tissue = "" if Path(folder) == root else Path(folder).relative_to(root).as_posix()
+            found = _by_stem((Path(folder) / name for name in names), SUFFIXES)
+            files |= {(tissue, stem): path for stem, path in found.items()}
+        return files
+
+    @staticmethod
+    def _check_paired(have: dict[Name, Path], want: dict[Name, Path], a: str, b: str, where: Path) -> None:
+        alone = sorted(have.keys() - want.keys())
+        if alone:
+            more = f" (nor have {len(alone) - 1} more)" if len(alone) > 1 else ""
+            raise InputError(
+                f"The {a} '{have[alone[0]]}' has no {b} of the same name in '{where}'{more}: add or remove."
+            )
+
+
+# ---- splits ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which samples a run trains on, chooses its checkpoint on, and is tested on.
+
+    ``train``, ``val``, ``test``: positions in the dataset the split was made for, ascending.
+    """
+
+    name: str
+    train: tuple[int, ...]
+    val: tuple[int, ...]
+    test: tuple[int, ...]
+
+    def names(self, dataset: Dataset | pd.DataFrame) -> dict[str, list[str]]:
+        """The sorted ``tissue/stem`` of each part (keys train, val, test), given the dataset or its table."""
+        table = dataset if isinstance(dataset, pd.DataFrame) else dataset.table
+        paths = (table["tissue"] + "/" + table["stem"]).to_numpy()
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {part: sorted(paths[i] for i in indices) for part, indices in parts.items()}
+
+    def file_list_hash(self, dataset: Dataset | pd.DataFrame) -> str:
+        """SHA-256 (64 hexadecimal digits) of `names`: equal for equal lists, wherever the files lie."""
+        lines = [f"{part}\t{name}\n" for part, names in self.names(dataset).items() for name in names]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _check_distinct(names: Sequence[Name]) -> None:
+    seen: set[Name] = set()
+    for name in names:
+        if name in seen:
+            raise InputError(f"The dataset has two images '{name[0]}/{name[1]}': rename or remove one.")
+        seen.add(name)
+
+
+def _names(dataset: Dataset) -> list[Name]:
+    names = list(zip(dataset.table["tissue"], dataset.table["stem"], strict=True))
+    _check_distinct(names)
+    return names
+
+
+def _kfold(count: int, n: int, seed: int) -> np.ndarray:
+    """(count,) the fold of each position, as scikit-learn's ``KFold(n, shuffle=True, random_state=seed)``."""
+    order = np.arange(count)
+    np.random.RandomState(seed).shuffle(order)  # the legacy generator is what scikit-learn shuffles with
+    fold = np.empty(count, int)
+    for k, part in enumerate(np.array_split(order, n)):
+        fold[part] = k
+    return fold
+
+
+def _fold_of(names: Sequence[Name], n: int, seed: int) -> np.ndarray:
+    """The test fold of each name, names in `_order`: pinned for NuInsSeg's images, their own for the rest."""
+    pinned = _pinned()
+    fold_of_pinned = _kfold(len(pinned), n, seed)
+    known = [fold_of_pinned[pinned[name]] for name in names if name in pinned]
+    return np.concatenate([np.array(known, int), _kfold(len(names) - len(known), n, seed)])
+
+
+def _hold_out(tissues: Sequence[str], fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Bool mask over ``tissues``: about ``fraction`` of each, chosen at random (one at least, never all).
+
+    Images are taken by (rank in their tissue + 1/2) / images of that tissue, the Sainte-Laguë method of
+    giving out seats: each tissue's share is within about one image of its due, and the total is exact.
+    """
+    count = len(tissues)
+    total = min(max(round(fraction * count), int(fraction > 0)), max(count - 1, 0))
+    order = rng.permutation(count)
+    shuffled = pd.Series([tissues[i] for i in order], dtype=str)
+    groups = shuffled.groupby(shuffled)
+    turn = ((groups.cumcount() + 0.5) / groups.transform("size")).to_numpy()
+    held = np.zeros(count, bool)
+    held[order[np.argsort(turn, kind="stable")[:total]]] = True
+    return held
+
+
+def _indices(order: Sequence[int], positions: Iterable[int] | np.ndarray) -> tuple[int, ...]:
+    return tuple(sorted(order[int(i)] for i in positions))
+
+
+def _split(
+    name: str, names: Sequence[Name], order: Sequence[int], test: np.ndarray, val: float, seed: list[int]
+) -> Split:
+    """A `Split` from a bool mask of test positions over ``order``; the rest is divided into train and val."""
+    rest = np.flatnonzero(~test)
+    held = _hold_out([names[order[int(i)]][0] for i in rest], val, np.random.default_rng(seed))
+    parts = rest[~held], rest[held], np.flatnonzero(test)
+    return Split(name, *(_indices(order, part) for part in parts))
+
+
+def _check_options(val_fraction: float, seed: int) -> None:
+    if not 0 <= val_fraction < 1:
+        raise InputError(f"val_fraction is {val_fraction}: give a fraction from 0 up to, but not including, 1.")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}: give a whole number from 0 to 4294967295.")
+
+
+def folds(dataset: Dataset, n: int = 5, seed: int = 19, val_fraction: float = 0.15) -> list[Split]:
+    """The NuInsSeg benchmark's cross-validation: ``KFold(n, shuffle=True, random_state=seed)``, 5 and 19.
+
+    Images on NuInsSeg's list (`nuinsseg_list`, by tissue and stem) are in the test part of the fold that
+    the whole list gives them, so a partial copy keeps its folds; all other images are divided among
+    themselves in the order of their names. Each image is tested exactly once. The benchmark's public code
+    chooses its checkpoint on the test fold; here ``val_fraction`` of each training part is held out for
+    that, stratified by tissue as well as the counts allow (0: no val part). Names: "fold 1" to "fold n".
+
+    The folds are not stratified by tissue, and patches of one slide very probably lie on both sides.
+
+    Raises `InputError` for n below 2, too few images, or a partial copy with nothing in one of the folds.
+    """
+    _check_options(val_fraction, seed)
+    names = _names(dataset)
+    if not 2 <= n <= len(names):
+        raise InputError(f"n = {n} folds of {len(names)} images: give at least 2 and at most one an image.")
+    order = _order(names)
+    fold = _fold_of([names[i] for i in order], n, seed)
+    for k in range(n):
+        if not (fold == k).any():
+            raise InputError(
+                f"Fold {k + 1} of {n} has none of the {len(names)} images: add images, or use fewer folds."
+            )
+    return [_split(f"fold {k + 1}", names, order, fold == k, val_fraction, [seed, k]) for k in range(n)]
+
+
+def leave_one_tissue_out(dataset: Dataset, val_fraction: float = 0.15, seed: int = 19) -> list[Split]:
+    """One split a tissue, named after it: it is the test part, all other tissues are train and val.
+
+    NuInsSeg took one slide a tissue, so this comes close to leaving a slide out. The val part is
+    ``val_fraction`` of the other tissues' images, stratified by tissue. Splits are sorted by name.
+
+    Raises `InputError` if there are fewer than two tissues.
+    """
+    _check_options(val_fraction, seed)
+    names = _names(dataset)
+    tissues = sorted({tissue for tissue, _ in names})
+    if len(tissues) < 2:
+        raise InputError("The dataset has one tissue only: put each tissue's images into its own subfolder.")
+    order = _order(names)
+    of = np.array([names[i][0] for i in order])
+    return [_split(t, names, order, of == t, val_fraction, [seed, k]) for k, t in enumerate(tissues)]
+
+
+def report_folds(dataset: Dataset, n: int = 5) -> list[Split]:
+    """The project report's own protocol, kept to measure what its flaw is worth: do not use it for results.
+
+    Train and val are the two sides of ``KFold(n, shuffle=True, random_state=42)`` over the first 70% of the
+    sorted list; the test part is the last 20% of a separate shuffle of the whole list, the same for all
+    folds. So most of its test images were seen: of NuInsSeg's 133, 68 to 75 are in train and more in val,
+    and the parts of one `Split` overlap here, as nowhere else. Names: "report fold 1" to "report fold n".
+
+    Raises `InputError` if n is below 2 or above 70% of the images, or there are fewer than 5 images.
+    """
+    order = _order(_names(dataset))
+    count = len(order)
+    used = int(0.7 * count)
+    if not 2 <= n <= used or int(0.2 * count) < 1:
+        raise InputError(f"n = {n} report folds of {count} images: use 2 or more, at most 70% of the images.")
+    shuffled = list(range(count))
+    random.Random(42).shuffle(shuffled)
+    test = _indices(order, shuffled[-int(0.2 * count) :])
+    fold = _kfold(used, n, 42)
+    train = [_indices(order, np.flatnonzero(fold != k)) for k in range(n)]
+    val = [_indices(order, np.flatnonzero(fold == k)) for k in range(n)]
+    return [Split(f"report fold {k + 1}", train[k], val[k], test) for k in range(n)]

@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The command line prints the sentence and ends with exit code 2; any other exception is a bug of ours.
     """
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on (its loss is not finite); the last whole epoch is kept."""

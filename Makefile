@@ -1,0 +1,34 @@
+# Each target sets up what it needs: a fresh clone with Python >= 3.11, git and make is enough.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: book test lint sync clean help
+
+help:           ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nucseg needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[book,test]'
+	touch $@
+
+book: $(READY)  ## build the book into book/_build/html, warnings as errors
+	$(BIN)/python book/build.py
+
+test: $(READY)  ## run the tests on all cores
+	$(BIN)/python -m pytest --numprocesses auto
+
+lint: $(READY)  ## ruff, its formatter, mypy, and that notebooks and their twins agree
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python book/sync.py --check
+
+sync: $(READY)  ## make each notebook from its twin, or the reverse, whichever is newer
+	$(BIN)/python book/sync.py
+
+clean:          ## remove what was built, and the environment
+	rm -rf book/_build $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

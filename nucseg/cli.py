@@ -1,0 +1,169 @@
+"""The command line: ``nucseg fetch | train | evaluate``. Bad input ends in one sentence and exit code 2."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nucseg.config import apply, options, read_toml
+from nucseg.errors import InputError, TrainingError
+
+DATA_VARIABLE = "NUCSEG_DATA"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (0 done, 1 training could not go on, 2 bad input, 130 stopped)."""
+    try:
+        parsed = _parser().parse_args(arguments)
+        return parsed.run(parsed)
+    except InputError as error:
+        print(f"nucseg: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"nucseg: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("nucseg: stopped; the same command goes on after the last whole epoch.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nucseg",
+        description="Fine-tune MobileSAM with LoRA for nuclei instance segmentation in H&E images.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_fetch(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    return parser
+
+
+# ---------------------------------------------------------------- fetch
+
+
+def _add_fetch(commands: Any) -> None:
+    fetch = commands.add_parser(
+        "fetch",
+        help="download a data set or the base checkpoint, verified",
+        description="Download NuInsSeg (1.6 GB, CC BY 4.0) from Zenodo, or MobileSAM's checkpoint (41 MB, Apache-2.0).",
+    )
+    fetch.add_argument("what", choices=["nuinsseg", "mobile_sam"])
+    fetch.add_argument("--out", type=Path, default=Path("data/nuinsseg"), help="where to lay NuInsSeg out")
+    fetch.add_argument("--archive", type=Path, help="a NuInsSeg.zip you have already, instead of the download")
+    fetch.set_defaults(run=_fetch)
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    if arguments.what == "mobile_sam":
+        from nucseg.weights import fetch_mobile_sam
+
+        print(fetch_mobile_sam())
+        return 0
+    from nucseg.fetch import fetch_nuinsseg
+
+    folder = fetch_nuinsseg(arguments.out, archive=arguments.archive)
+    print(f"{folder}\nnow: export {DATA_VARIABLE}={folder}")
+    return 0
+
+
+# ---------------------------------------------------------------- train
+
+
+def _add_train(commands: Any) -> None:
+    from nucseg.train import PRESETS, Config
+
+    train = commands.add_parser(
+        "train",
+        help="train one run and score it on its test fold",
+        description=(
+            "Train one run and score it. What counts, from the weakest to the strongest: the defaults below, "
+            "--preset, --config FILE.toml (the same names, with _ for -), the options. A stopped run goes on where "
+            "it was when the same command is given again."
+        ),
+    )
+    train.add_argument("--out", type=Path, required=True, help="folder of the run; made if it is missing")
+    train.add_argument("--preset", choices=list(PRESETS), help="a named configuration to start from")
+    train.add_argument("--config", type=Path, metavar="FILE.toml", help="options from a TOML file")
+    _add_root(train)
+    for name, field in options(Config).items():
+        flag = "--" + name.replace("_", "-")
+        words = f"{field.metadata['why']} (default: {field.default})".replace("%", "%%")
+        if isinstance(field.default, bool):
+            action = argparse.BooleanOptionalAction
+            train.add_argument(flag, action=action, default=None, help=field.metadata["why"])
+        else:
+            train.add_argument(flag, type=type(field.default), default=None, help=words, metavar=name.upper())
+    train.set_defaults(run=_train)
+
+
+def _add_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=os.environ.get(DATA_VARIABLE),
+        help=f"folder of NuInsSeg (default: ${DATA_VARIABLE})",
+    )
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from nucseg.train import Config, open_dataset, preset, train
+
+    config = preset(arguments.preset) if arguments.preset else Config()
+    if arguments.config:
+        config = apply(config, read_toml(arguments.config), str(arguments.config))
+    given = {name: getattr(arguments, name) for name in options(Config) if getattr(arguments, name) is not None}
+    config = apply(config, given, "command line")
+    config.check()
+    scores = train(config, open_dataset(config, arguments.root), arguments.out)
+    _print_means(scores)
+    return 0
+
+
+# ---------------------------------------------------------------- evaluate
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="score an adapter on your own images and masks, or on a fold",
+        description="Score an adapter on a folder of images and one of label masks, paired by file name.",
+    )
+    evaluate.add_argument("adapter", type=Path, help="best.safetensors of a run")
+    evaluate.add_argument("--images", type=Path, required=True, help="folder of images")
+    evaluate.add_argument("--masks", type=Path, required=True, help="folder of label masks, 0 = background")
+    evaluate.add_argument("--base", default=None, help="base checkpoint, where it is a file of yours")
+    evaluate.add_argument("--scoring", default="benchmark", choices=["benchmark", "report"], help="how to score")
+    evaluate.add_argument("--threshold", type=float, default=0.5, help="foreground probability, 0 to 1")
+    evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    evaluate.add_argument("--out", type=Path, help="CSV file for a row an image")
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from nucseg.data import ImageFolder
+    from nucseg.evaluate import evaluate
+    from nucseg.files import write_atomic
+    from nucseg.model import load_model, pick_device
+
+    dataset = ImageFolder(arguments.images, arguments.masks)
+    model = load_model(arguments.adapter, arguments.base).to(pick_device(arguments.device))
+    scores = evaluate(model, dataset, range(len(dataset)), scoring=arguments.scoring, threshold=arguments.threshold)
+    if arguments.out:
+        with write_atomic(arguments.out) as part:
+            scores.to_csv(part, index=False, float_format="%.6f")
+    _print_means(scores)
+    return 0
+
+
+def _print_means(scores: Any) -> None:
+    means = scores.mean(numeric_only=True)
+    print(f"{len(scores)} images, mean of per-image scores")
+    for name in ("dice", "iou", "aji", "aji_plus", "pq", "sq", "rq"):
+        print(f"  {name:9s} {means[name]:.4f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

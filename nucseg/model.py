@@ -1,0 +1,248 @@
+"""MobileSAM's image encoder at any size, the heads on it, and the two put together with LoRA."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nucseg import lora
+from nucseg.config import option
+from nucseg.errors import InputError
+from nucseg.sam import PIXEL_MEAN, PIXEL_STD, Encoder, build_sam, part, sam_parameters
+from nucseg.weights import Base, load_base
+
+HEADS = ("linear", "mask_decoder")
+# Layers that never run here: the encoder's classifier, and the decoder's branches for several masks and scores
+ENCODER_UNUSED = ("head",)
+DECODER_UNUSED = ("iou_prediction_head", *(f"output_hypernetworks_mlps.{i}" for i in (1, 2, 3)))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the model is made of; each default with its reason."""
+
+    base: str = option("mobile_sam", "base checkpoint: mobile_sam (downloaded once), random, or a path")
+    base_seed: int = option(0, "seed of the base 'random'; unused by the others")
+    size: int = option(1024, "px, longer side that the encoder sees; 1024 is SAM's own and the report's")
+    head: str = option("linear", "linear (the report's 1x1 convolution) or mask_decoder (SAM's, without prompts)")
+    where: str = option("all", "LoRA placement: all, attention, qkv, mlp, late; none (head only); full (no LoRA)")
+    rank: int = option(8, "LoRA rank; 8 is the report's")
+    alpha: float = option(8.0, "LoRA alpha; 8 at rank 8 is a scaling of 1, the report's")
+    dropout: float = option(0.1, "dropout of the LoRA input; in the report's code, not in its text")
+    unused_head: bool = option(False, "adapt the encoder's classifier too; it never runs, but the report counts it")
+    decoder_where: str = option("none", "LoRA placement in the mask decoder, with head mask_decoder")
+
+    def check(self) -> None:
+        """Raise ``InputError`` for a field that no model can be built from."""
+        if self.head not in HEADS:
+            raise InputError(f"Head {self.head!r} is not known: choose one of {', '.join(HEADS)}.")
+        if self.size % 64 or not 64 <= self.size <= 1024:
+            raise InputError(f"Size {self.size} px does not fit the encoder: choose a multiple of 64 from 64 to 1024.")
+        known = (*lora.PLACEMENTS, "none", "full")
+        if self.where not in known:
+            raise InputError(f"Placement {self.where!r} is not known: choose one of {', '.join(known)}.")
+        if self.decoder_where != "none" and self.head != "mask_decoder":
+            raise InputError("Option decoder_where needs the head 'mask_decoder': set head, or leave it 'none'.")
+
+
+class LinearHead(nn.Module):
+    """The report's head: a 1x1 convolution from 256 channels to one logit, on the stride-16 grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(256, 1, kernel_size=1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """(B, 256, h, w), the last of ``features`` -> (B, 1, h, w) logits."""
+        return self.conv(features[-1])
+
+
+class MaskDecoderHead(nn.Module):
+    """MobileSAM's own mask decoder without any prompt: one mask of all nuclei, on a stride-4 grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sam = build_sam()
+        self.prompt_encoder: Any = sam.prompt_encoder
+        self.mask_decoder: Any = sam.mask_decoder
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """(B, 256, h, w), the last of ``features`` -> (B, 1, 4h, 4w) logits."""
+        embedding = features[-1]
+        grid = embedding.shape[-2:]
+        position = self.prompt_encoder.pe_layer(grid)[None]  # (1, 256, h, w)
+        dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, *grid)
+        sparse = embedding.new_zeros(1, 0, embedding.shape[1])  # no points, no boxes
+        # one image at a time: the decoder repeats its images once a prompt, not once a batch entry
+        masks = [
+            self.mask_decoder(
+                image_embeddings=one[None],
+                image_pe=position,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=False,
+            )[0]
+            for one in embedding
+        ]
+        return torch.cat(masks)
+
+
+class NucleiModel(nn.Module):
+    """Frozen MobileSAM encoder with LoRA, and a head: uint8 images in, logits out at the same size."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder()
+        self.head: nn.Module = MaskDecoderHead() if config.head == "mask_decoder" else LinearHead()
+        self.base_name = ""
+        self.base_sha256 = ""
+        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 RGB, sides multiples of 64 -> (B, C, H, W) logits.
+
+        Raises ``InputError`` for another dtype: normalised floats would be normalised a second time.
+        """
+        if images.dtype != torch.uint8:
+            raise InputError(
+                f"The model takes uint8 RGB images, 0..255, not {images.dtype}: it normalises them itself."
+            )
+        x = (images.float() - self.mean) / self.std
+        logits = self.head(self.encoder.features(x))
+        return F.interpolate(logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def train(self, mode: bool = True) -> "NucleiModel":
+        """As usual, but a frozen encoder's BatchNorm stays in eval mode, so its running statistics never drift."""
+        super().train(mode)
+        if self.config.where != "full":
+            for module in self.encoder.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """All that differs from the base: the trained parameters, and BatchNorm buffers that were trained along."""
+        keep = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        for name, module in self.named_modules():
+            if isinstance(module, nn.BatchNorm2d) and any(p.requires_grad for p in module.parameters()):
+                keep |= {f"{name}.{buffer}" for buffer, _ in module.named_buffers(recurse=False)}
+        return {name: tensor for name, tensor in self.state_dict().items() if name in keep}
+
+    def load_adapter_state(self, tensors: dict[str, Tensor], source: str = "adapter") -> None:
+        """Put an adapter's tensors in place. Raises ``InputError`` unless names and shapes are just its own."""
+        expected = {name: tensor.shape for name, tensor in self.adapter_state().items()}
+        found = {name: tensor.shape for name, tensor in tensors.items()}
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        if wrong:
+            raise InputError(f"{source}: does not fit this model ({len(wrong)} tensors differ, {wrong[0]} first).")
+        self.load_state_dict(tensors, strict=False)
+        self.train(self.training)  # TinyViT caches its attention biases on the way into eval mode
+
+
+def build_model(config: ModelConfig, base: Base | None = None) -> NucleiModel:
+    """Build the model on its base, inject LoRA, freeze the rest; in eval mode, on the CPU.
+
+    ``base`` may be given where it is loaded already. Raises ``InputError`` for a config that does not fit.
+    """
+    config.check()
+    base = base or load_base(config.base, config.base_seed)
+    model = NucleiModel(config)
+    model.base_name, model.base_sha256 = base.name, base.sha256
+    model.encoder.load_state_dict(part(base.state, "image_encoder."))
+    model.encoder.requires_grad_(config.where == "full")
+    if isinstance(model.head, MaskDecoderHead):
+        model.head.prompt_encoder.load_state_dict(part(base.state, "prompt_encoder."))
+        model.head.mask_decoder.load_state_dict(part(base.state, "mask_decoder."))
+        model.head.requires_grad_(config.where == "full")
+    if config.where not in ("none", "full"):
+        skip = () if config.unused_head else ENCODER_UNUSED
+        lora.inject(model.encoder, config.rank, config.alpha, config.dropout, config.where, skip)
+    if config.decoder_where != "none":
+        decoder = model.head.get_submodule("mask_decoder")
+        lora.inject(decoder, config.rank, config.alpha, config.dropout, config.decoder_where, DECODER_UNUSED)
+    return model.eval()
+
+
+def save_model(path: str | Path, model: NucleiModel) -> None:
+    """Write the model's adapter file (LoRA and head; the base is only named and hashed)."""
+    config = {field.name: getattr(model.config, field.name) for field in fields(ModelConfig)}
+    lora.save_adapter(path, model.adapter_state(), config | {"base": model.base_name}, model.base_sha256)
+
+
+def load_model(path: str | Path, base: Base | str | None = None) -> NucleiModel:
+    """Build the model that an adapter file belongs to, in eval mode.
+
+    ``base``: only needed where the adapter's base is a file of yours: its path, or the loaded base.
+    Raises ``InputError`` for a damaged adapter, another base, or tensors that do not fit.
+    """
+    tensors, stored, base_sha256 = lora.read_adapter(path)
+    names = {field.name for field in fields(ModelConfig)}
+    if set(stored) != names:
+        raise InputError(f"{path}: written by another version of nucseg (its configuration has other fields).")
+    config = ModelConfig(**stored)
+    if not isinstance(base, Base):
+        base = load_base(base or config.base, config.base_seed)
+    lora.check_base(path, base_sha256, base.sha256, base.name)
+    model = build_model(config, base)
+    model.load_adapter_state(tensors, str(path))
+    return model
+
+
+def parameter_ledger(model: NucleiModel) -> dict[str, int]:
+    """Count parameters as the report does, over the whole of MobileSAM.
+
+    ``base``: MobileSAM's own (encoder, prompt encoder, mask decoder), whether this head uses them or not.
+    ``lora``, ``head``: what was added. ``trainable``: what the optimiser sees. ``total``: base + lora + head.
+    """
+    base = sam_parameters()
+    added_lora = sum(l.lora_A.numel() + l.lora_B.numel() for l in lora.lora_layers(model).values())  # noqa: E741
+    head = 0 if isinstance(model.head, MaskDecoderHead) else sum(p.numel() for p in model.head.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {
+        "base": base,
+        "lora": added_lora,
+        "head": head,
+        "trainable": trainable,
+        "total": base + added_lora + head,
+    }
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """``auto`` takes CUDA, then MPS, then the CPU; any of torch's names works. ``InputError`` if it is absent."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"Device {name!r} is not available here: choose 'cpu' or 'auto'.") from error
+    return device
+
+
+@torch.no_grad()
+def predict(model: NucleiModel, image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of any size -> (C, H, W) float32 sigmoid of the model's logits, at the same size.
+
+    The longer side is scaled to ``config.size``, the rest up to a multiple of 64 is filled by reflection and
+    cut away again. The model is used in the mode and on the device it is in: call ``model.eval()`` first.
+    """
+    height, width = image.shape[:2]
+    scale = model.config.size / max(height, width)
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    scaled = np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR))
+    padded = np.pad(scaled, ((0, -rows % 64), (0, -columns % 64), (0, 0)), mode="symmetric")
+    images = torch.from_numpy(padded).permute(2, 0, 1)[None].to(model.mean.device)
+    logits = model(images)[:, :, :rows, :columns]
+    logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+    return torch.sigmoid(logits)[0].cpu().numpy()
