@@ -1,0 +1,138 @@
+"""The command line as a user meets it: exit codes, one sentence, nothing half-written."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from blobs import Blobs
+from PIL import Image
+
+from nucseg.cli import main
+from nucseg.config import apply, options, read_toml
+from nucseg.errors import InputError
+from nucseg.train import Config
+
+QUICK = ["--base", "random", "--size", "64", "--rank", "1", "--alpha", "1", "--where", "qkv", "--epochs", "1"]
+QUICK += ["--batch", "8", "--device", "cpu"]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two images with label masks, as a user has them."""
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    images.mkdir()
+    masks.mkdir()
+    for i in range(2):
+        sample = Blobs()[i]
+        Image.fromarray(sample.image).save(images / f"{i}.png")
+        Image.fromarray(sample.labels.astype(np.uint16)).save(masks / f"{i}.png")
+    return images, masks
+
+
+def sentence(capsys) -> str:
+    """What went to stderr: one line, no traceback."""
+    text = capsys.readouterr().err.strip()
+    assert text.startswith("nucseg: ") and "\n" not in text and "Traceback" not in text
+    return text
+
+
+def test_train_then_evaluate(tmp_path, monkeypatch, capsys, folders):
+    monkeypatch.setattr("nucseg.train.open_dataset", lambda config, root: Blobs())
+    run = tmp_path / "study" / "run"
+    (tmp_path / "options.toml").write_text('rank = 2\nseed = 5\nbase = "random"\n')
+    words = ["train", "--out", str(run), "--config", str(tmp_path / "options.toml"), *QUICK]
+    assert main(words) == 0
+    assert "dice" in capsys.readouterr().out
+    config = json.loads((run / "run.json").read_text())["config"]
+    assert (config["rank"], config["seed"]) == (1, 5)  # an option beats the file, the file the defaults
+    images, masks = folders
+    out = tmp_path / "scores.csv"
+    words = ["evaluate", str(run / "best.safetensors"), "--images", str(images), "--masks", str(masks)]
+    assert main([*words, "--out", str(out), "--device", "cpu"]) == 0
+    assert len(out.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["train", "--data", "nuinsseg", "--root", "nowhere"], "nowhere"),
+        (["train", "--rank", "0"], "rank 0"),
+        (["train", "--rank", "100000", "--where", "all"], "rank 100000"),
+        (["train", "--base", "missing.pt"], "missing.pt"),
+        (["train", "--config", "missing.toml"], "missing.toml"),
+        (["train", "--fold", "9", "--base", "random"], "Fold 9"),
+        (["train", "--size", "100"], "100"),
+        (["evaluate", "missing.safetensors", "--images", "IMAGES", "--masks", "MASKS"], "missing.safetensors"),
+        (["evaluate", "x.safetensors", "--images", "nowhere", "--masks", "MASKS"], "nowhere"),
+        (["fetch", "nuinsseg", "--archive", "missing.zip"], "missing.zip"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(words, expected, tmp_path, monkeypatch, capsys, folders):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NUCSEG_DATA", raising=False)
+    if words[0] == "train" and "nuinsseg" not in words:
+        monkeypatch.setattr("nucseg.train.open_dataset", lambda config, root: Blobs())
+        if "--base" not in words:
+            words = [*words, "--base", "random"]
+    places = {"IMAGES": str(folders[0]), "MASKS": str(folders[1])}
+    words = [places.get(word, word) for word in words]
+    before = sorted(tmp_path.rglob("*"))
+    assert main([*words, *(["--out", "run"] if words[0] != "evaluate" else [])]) == 2
+    assert expected in sentence(capsys)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_image_without_a_mask_is_named(folders, capsys, tmp_path):
+    images, masks = folders
+    (masks / "1.png").unlink()
+    assert main(["evaluate", "x.safetensors", "--images", str(images), "--masks", str(masks)]) == 2
+    assert "1.png" in sentence(capsys)
+
+
+def test_nuinsseg_without_its_folder_says_how_to_give_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("NUCSEG_DATA", raising=False)
+    assert main(["train", "--out", str(tmp_path / "run"), "--preset", "report"]) == 2
+    assert "NUCSEG_DATA" in sentence(capsys)
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["fetch"]])
+def test_help_exits_0_and_says_what_for(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--help"])
+    assert end.value.code == 0
+    assert "nucseg" in capsys.readouterr().out
+
+
+def test_every_option_of_a_run_has_a_flag_with_its_reason(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    for name, field in options(Config).items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert len(field.metadata["why"]) > 10
+
+
+def test_the_module_runs_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "nucseg.cli", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "fetch" in done.stdout
+    assert done.stderr == ""  # mobile_sam's import warnings are silenced
+
+
+def test_toml_errors_name_file_and_option(tmp_path):
+    path = tmp_path / "run.toml"
+    for text, word in [("rnak = 4", "'rank'"), ('rank = "four"', "int"), ("rank = 4.5", "int"), ("rank = [", "TOML")]:
+        path.write_text(text)
+        with pytest.raises(InputError, match=word) as error:
+            apply(Config(), read_toml(path), str(path))
+        assert "run.toml" in str(error.value)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="TOML"):
+        read_toml(path)
+    path.write_text("lr = 1\nunused_head = true")  # a whole number where a float is meant
+    config = apply(Config(), read_toml(path), str(path))
+    assert config.lr == 1.0 and isinstance(config.lr, float) and config.unused_head
+    path.write_text("unused_head = 1")
+    with pytest.raises(InputError, match="bool"):
+        apply(Config(), read_toml(path), str(path))

@@ -1,0 +1,178 @@
+import hashlib
+import pickle
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from nucseg import weights
+from nucseg.errors import InputError
+from nucseg.sam import Encoder, build_sam, part
+from nucseg.weights import fetch_mobile_sam, load_base, random_base, read_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("NUCSEG_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "mobile_sam.pt"
+    torch.manual_seed(7)
+    torch.save(build_sam().state_dict(), path)
+    return path
+
+
+class Handler(BaseHTTPRequestHandler):
+    body = b""
+    cut = 0  # bytes that are promised but not sent
+    hits = 0
+
+    def do_GET(self):
+        type(self).hits += 1
+        if self.path == "/missing":
+            return self.send_error(404)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body[: len(self.body) - self.cut])
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(checkpoint) -> Iterator[str]:
+    Handler.body, Handler.cut, Handler.hits = checkpoint.read_bytes(), 0, 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_downloads_once_and_verifies(server, checkpoint, cache, monkeypatch):
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    monkeypatch.setattr(weights, "MOBILE_SAM_SHA256", digest)
+    path = fetch_mobile_sam(f"{server}/mobile_sam.pt", digest)
+    assert path.read_bytes() == checkpoint.read_bytes()
+    fetch_mobile_sam(f"{server}/mobile_sam.pt", digest)
+    assert Handler.hits == 1
+    monkeypatch.setattr(weights, "fetch_mobile_sam", lambda: path)
+    base = load_base("mobile_sam")
+    assert base.sha256 == digest and base.name == "mobile_sam"
+    assert base.state.keys() == build_sam().state_dict().keys()
+
+
+def test_a_wrong_hash_leaves_nothing(server, cache):
+    with pytest.raises(InputError, match="SHA-256 differs"):
+        fetch_mobile_sam(f"{server}/mobile_sam.pt", "0" * 64)
+    assert files(cache) == []
+
+
+def test_a_truncated_download_leaves_nothing(server, checkpoint, cache):
+    Handler.cut = 1000
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    with pytest.raises(InputError, match=r"could not be downloaded|SHA-256 differs"):
+        fetch_mobile_sam(f"{server}/mobile_sam.pt", digest)
+    assert files(cache) == []
+    Handler.cut = 0
+    assert fetch_mobile_sam(f"{server}/mobile_sam.pt", digest).exists()
+
+
+def test_no_network_names_the_other_choices(cache, monkeypatch):
+    url = "http://127.0.0.1:9/mobile_sam.pt"  # the discard port: refused at once
+    with pytest.raises(InputError, match="'random'") as error:
+        fetch_mobile_sam(url)
+    assert "\n" not in str(error.value) and files(cache) == []
+    monkeypatch.setattr(weights, "fetch_mobile_sam", lambda: fetch_mobile_sam(url))
+    with pytest.raises(InputError, match="could not be downloaded"):
+        load_base("mobile_sam")  # and no silent fallback
+
+
+def test_a_missing_page_is_one_sentence(server):
+    with pytest.raises(InputError, match="could not be downloaded"):
+        fetch_mobile_sam(f"{server}/missing")
+
+
+def test_a_path_is_a_base(checkpoint):
+    base = load_base(str(checkpoint))
+    assert base.name == "mobile_sam.pt"
+    assert base.sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+
+
+def test_an_unknown_base_names_the_choices():
+    with pytest.raises(InputError, match=r"'resnet'.*'mobile_sam'"):
+        load_base("resnet")
+
+
+class Evil:
+    """What a hostile pickle would run on loading."""
+
+    ran = False
+
+    def __reduce__(self):
+        return setattr, (Evil, "ran", True)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_hostile_and_damaged_checkpoints_are_refused(tmp_path, checkpoint):
+    path = tmp_path / "bad.pt"
+    torch.save({"weights": Evil()}, path)
+    with pytest.raises(InputError, match="not a readable checkpoint"):
+        read_checkpoint(path)
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(InputError, match="not a readable checkpoint"):
+        read_checkpoint(path)
+    assert not Evil.ran
+    whole = checkpoint.read_bytes()
+    for size in (0, 10, 1000, len(whole) // 2, len(whole) - 10):
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match="not a readable checkpoint"):
+            read_checkpoint(path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, checkpoint):
+    state = torch.load(checkpoint, weights_only=True)
+    name = next(iter(state))
+    for wrong in (
+        {"x": torch.zeros(1)},
+        [1, 2],
+        {n: t for n, t in state.items() if n != name},
+        state | {name: torch.zeros(3)},
+    ):
+        torch.save(wrong, tmp_path / "other.pt")
+        with pytest.raises(InputError, match="not a MobileSAM checkpoint"):
+            read_checkpoint(tmp_path / "other.pt")
+
+
+def test_random_is_seeded_and_leaves_the_callers_random_numbers_alone():
+    random_base.cache_clear()
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    base = random_base(5)
+    assert torch.equal(torch.rand(3), expected)
+    again = random_base.__wrapped__(5)
+    assert base.sha256 == again.sha256 != random_base(6).sha256
+    assert all(torch.equal(base.state[name], again.state[name]) for name in base.state)
+
+
+def test_a_signal_comes_through_the_random_base():
+    """Different pixels must give different features, or nothing can be learnt from them."""
+    encoder = Encoder()
+    encoder.load_state_dict(part(random_base(0).state, "image_encoder."))
+    encoder.eval()
+    with torch.no_grad():
+        stages = encoder.features(torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
+    for features in stages:
+        assert 0.1 < features.std(dim=(2, 3)).mean() < 10
