@@ -135,14 +135,18 @@ def test_every_tissue_measures_like_the_real_one(few):
     assert colours.max(axis=None) < 30, colours.max(axis=1).idxmax()
     assert colours.mean(axis=None) < 6
     ratio = few / REAL[few.columns]
-    assert ratio.area_px_median.between(0.4, 2).all(), ratio.area_px_median  # some have ten nuclei
+    many = few.nuclei >= 30  # a median of fewer says little
+    assert many.sum() > 15
+    off = ratio.area_px_median[many & ~ratio.area_px_median.between(0.55, 1.6)]
+    assert off.empty, off
     assert 0.9 < ratio.area_px_median.median() < 1.1
     assert ratio.nuclei_per_image_mean.between(0.2, 2.5).all(), ratio.nuclei_per_image_mean
     assert 0.85 < ratio.nuclei_per_image_mean.median() < 1.15
     assert 0.8 < ratio.foreground_fraction.median() < 1.2
-    assert ((few.touching_fraction - REAL.touching_fraction).abs() < 0.3).all()
-    assert ((few.eccentricity_median - REAL.eccentricity_median).abs() < 0.15).all()
-    assert ((few.solidity_median - REAL.solidity_median).abs() < 0.04).all()
+    away = (few - REAL[few.columns]).abs()[many]
+    assert (away.touching_fraction < 0.25).all(), away.touching_fraction
+    assert (away.eccentricity_median < 0.12).all(), away.eccentricity_median
+    assert (away.solidity_median < 0.04).all(), away.solidity_median
 
 
 def test_tissues_differ_as_the_real_ones_do(few):

@@ -1,0 +1,56 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from nucseg.errors import InputError
+from nucseg.tables import bootstrap_mean, read_run, results_folder, summarise
+
+
+def test_bootstrap_agrees_with_the_normal_interval_on_many_values():
+    values = np.random.default_rng(0).normal(0.5, 0.1, 400)
+    low, high = bootstrap_mean(values)
+    half = 1.96 * values.std(ddof=1) / 20
+    assert abs(low - (values.mean() - half)) < 0.1 * half
+    assert abs(high - (values.mean() + half)) < 0.1 * half
+
+
+def test_bootstrap_of_few_and_none():
+    assert bootstrap_mean(np.array([0.3])) == (0.3, 0.3)
+    assert all(np.isnan(bootstrap_mean(np.array([]))))
+    low, high = bootstrap_mean(np.array([0.0, 1.0]))
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_summary_holds_the_mean_of_each_score_within_its_interval():
+    rng = np.random.default_rng(1)
+    columns = ["dice", "iou", "aji", "aji_plus", "pq", "sq", "rq"]
+    scores = pd.DataFrame({name: rng.random(30) for name in columns})
+    table = summarise(scores)
+    assert list(table.index) == columns
+    assert ((table["low"] < table["mean"]) & (table["mean"] < table["high"])).all()
+    assert table.loc["pq", "mean"] == scores["pq"].mean()
+
+
+def test_missing_runs_and_folders_are_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="no finished run"):
+        read_run(tmp_path)
+    with pytest.raises(InputError, match="clone the repository"):
+        results_folder(tmp_path)
+
+
+def test_every_recorded_run_can_be_read_and_says_where_it_comes_from():
+    folder = results_folder(__file__)
+    runs = [path.parent for path in folder.glob("*/*/run.json")]
+    assert runs
+    for path in runs:
+        run = read_run(path)
+        about = run.about
+        assert len(run.scores) == about["split"]["test"]
+        assert len(about["commit"]) == 40, f"{path}: run from a commit, not from a changed checkout"
+        assert about["command"].startswith("nucseg ")
+        for word in (about["data"]["name"], about["base"]["name"], about["device"], about["date"][:10]):
+            assert word in run.provenance
+        assert run.scores["dice"].between(0, 1).all()
+        assert (run.scores["aji"] <= run.scores["iou"] + 1e-6).all()  # an invariant of Kumar's AJI
+        text = (path / "run.json").read_text()
+        assert not any(f'"/{top}' in text or f" /{top}" in text for top in ("home", "tmp", "mnt", "Users"))
