@@ -1,0 +1,61 @@
+# %% tags=["remove-cell"]
+import subprocess
+import sys
+
+if "google.colab" in sys.modules:  # Colab starts without this package
+    url = "git+https://github.com/nucseg/nucseg"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", url], check=True
+    )
+
+# %% [markdown]
+# # The chapter's title
+
+# %% tags=["hide-input"]
+import time
+
+import matplotlib.pyplot as plt
+from IPython.display import Markdown
+
+from nucseg import figures
+from nucseg.synth import Synthetic
+
+started = time.monotonic()
+figures.use_style()
+dataset = Synthetic(n_per_tissue=1, seed=0)
+Markdown(figures.provenance(dataset))
+
+# %% [markdown]
+# ## Overview
+#
+# What the chapter is about, and what the reader can do afterwards.
+#
+# ## What you need
+#
+# What to know, what to download, how long it runs.
+
+# %% [markdown]
+# ## One idea a section
+#
+# Text before code. A figure has its caption and its alternative text in the line that begins its cell:
+
+# %% mystnb={"image": {"alt": "What the figure shows, for those who cannot see it."}, "figure": {"caption": "What to see in the figure.", "name": "fig-template-example"}} tags=["hide-input"]
+figures.show_row(dataset[0], dataset[1])
+plt.show()
+
+# %% tags=["remove-input"]
+Markdown(
+    f"A number in the text is computed where it stands: {len(dataset)} images."
+)
+
+# %% [markdown]
+# ## Summary
+#
+# - What to remember.
+#
+# ## Further reading
+#
+# - {cite:t}`hu2021lora` introduce LoRA.
+
+# %% tags=["remove-input"]
+Markdown(f"*This page ran in {time.monotonic() - started:.0f} s.*")
