@@ -54,7 +54,7 @@ class Config(ModelConfig):
     train_images: int = option(0, "train on that many of the fold's training images, 0 for all: a budget")
     val_images: int = option(0, "validate on that many, 0 for all: a budget")
     crop: int = option(0, "px of the encoder's view, random square to train on, 0 for the whole image: a budget")
-    augmentation: str = option("flip_and_rotate", "flip_and_rotate (the report's) or none")
+    augmentation: str = option("flip_and_rotate", "flip_and_rotate (the report's), histology (see augment) or none")
     epochs: int = option(50, "passes over the training images at most; the report's")
     patience: int = option(15, "epochs without a better validation score before stopping; the report's")
     monitor: str = option("dice", "validation score that chooses the checkpoint; the report's")
@@ -79,7 +79,7 @@ class Config(ModelConfig):
         for name, known in {
             "data": ("synthetic", "nuinsseg"),
             "protocol": tuple(PROTOCOLS),
-            "augmentation": ("flip_and_rotate", "none"),
+            "augmentation": ("flip_and_rotate", "histology", "none"),
             "monitor": ("dice", "iou", "aji", "pq"),
             "scoring": tuple(SCORINGS),
         }.items():
@@ -176,10 +176,11 @@ class _TrainingImages(torch.utils.data.Dataset):
         sample = self.dataset[index]
         if config.crop:
             scale = config.size / max(sample.labels.shape)
+            scale *= augment.zoom(rng) if config.augmentation == "histology" else 1
             sample = augment.crop(sample, max(1, round(config.crop / scale)), rng)
         sample = augment.resize(sample, config.crop or config.size)
-        if config.augmentation == "flip_and_rotate":
-            sample = augment.flip_and_rotate(sample, rng)
+        if config.augmentation != "none":
+            sample = getattr(augment, config.augmentation)(sample, rng)
         image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
         return image, torch.from_numpy(np.ascontiguousarray(sample.labels > 0)).float()[None]
 
