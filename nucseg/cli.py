@@ -1,14 +1,19 @@
-"""The command line: ``nucseg fetch | train | evaluate``. Bad input ends in one sentence and exit code 2."""
+"""The command line: ``nucseg fetch | train | cross-validate | search | evaluate``; bad input is one sentence, code 2."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nucseg.config import apply, options, read_toml
 from nucseg.errors import InputError, TrainingError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
+    import pandas as pd
+
+    from nucseg.train import Config
 
 DATA_VARIABLE = "NUCSEG_DATA"
 
@@ -37,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_fetch(commands)
     _add_train(commands)
+    _add_cross_validate(commands)
+    _add_search(commands)
     _add_evaluate(commands)
     return parser
 
@@ -73,8 +80,6 @@ def _fetch(arguments: argparse.Namespace) -> int:
 
 
 def _add_train(commands: Any) -> None:
-    from nucseg.train import PRESETS, Config
-
     train = commands.add_parser(
         "train",
         help="train one run and score it on its test fold",
@@ -85,18 +90,25 @@ def _add_train(commands: Any) -> None:
         ),
     )
     train.add_argument("--out", type=Path, required=True, help="folder of the run; made if it is missing")
-    train.add_argument("--preset", choices=list(PRESETS), help="a named configuration to start from")
-    train.add_argument("--config", type=Path, metavar="FILE.toml", help="options from a TOML file")
-    _add_root(train)
+    _add_options(train)
+    train.set_defaults(run=_train)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """--preset, --config, --root, and a flag for each field of a run's configuration."""
+    from nucseg.train import PRESETS, Config
+
+    parser.add_argument("--preset", choices=list(PRESETS), help="a named configuration to start from")
+    parser.add_argument("--config", type=Path, metavar="FILE.toml", help="options from a TOML file")
+    _add_root(parser)
     for name, field in options(Config).items():
         flag = "--" + name.replace("_", "-")
         words = f"{field.metadata['why']} (default: {field.default})".replace("%", "%%")
         if isinstance(field.default, bool):
             action = argparse.BooleanOptionalAction
-            train.add_argument(flag, action=action, default=None, help=field.metadata["why"])
+            parser.add_argument(flag, action=action, default=None, help=field.metadata["why"])
         else:
-            train.add_argument(flag, type=type(field.default), default=None, help=words, metavar=name.upper())
-    train.set_defaults(run=_train)
+            parser.add_argument(flag, type=type(field.default), default=None, help=words, metavar=name.upper())
 
 
 def _add_root(parser: argparse.ArgumentParser) -> None:
@@ -108,18 +120,91 @@ def _add_root(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _train(arguments: argparse.Namespace) -> int:
-    from nucseg.train import Config, open_dataset, preset, train
+def _config(arguments: argparse.Namespace) -> "Config":
+    from nucseg.train import Config, preset
 
     config = preset(arguments.preset) if arguments.preset else Config()
     if arguments.config:
         config = apply(config, read_toml(arguments.config), str(arguments.config))
-    given = {name: getattr(arguments, name) for name in options(Config) if getattr(arguments, name) is not None}
+    given = {n: getattr(arguments, n) for n in options(Config) if getattr(arguments, n) is not None}
     config = apply(config, given, "command line")
     config.check()
-    scores = train(config, open_dataset(config, arguments.root), arguments.out)
+    return config
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from nucseg import train
+
+    config = _config(arguments)
+    scores = train.train(config, train.open_dataset(config, arguments.root), arguments.out)
     _print_means(scores)
     return 0
+
+
+# ---------------------------------------------------------------- studies
+
+
+def _add_cross_validate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "cross-validate",
+        help="train one run a fold, and print the means with their intervals",
+        description="Train one run a fold. Finished folds are skipped, broken ones go on. Options as for train.",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the study: results/STUDY")
+    parser.add_argument("--folds", default="", help="only these, as in 0,1,2 (default: all)")
+    _add_options(parser)
+    parser.set_defaults(run=_cross_validate)
+
+
+def _cross_validate(arguments: argparse.Namespace) -> int:
+    from nucseg import study, train
+
+    config = _config(arguments)
+    dataset = train.open_dataset(config, arguments.root)
+    try:
+        only = [int(word) for word in arguments.folds.split(",") if word.strip()]
+    except ValueError:
+        raise InputError(f"Option --folds takes numbers with commas, as in 0,1,2, not {arguments.folds!r}.") from None
+    tasks = study.fold_tasks(config, dataset, arguments.out, only)
+    _, failures = study.run_all(tasks, lambda one, folder: train.train(one, dataset, folder))
+    finished = [folder for _, folder in tasks if folder not in failures]
+    if finished:
+        _print_means(study.pooled_scores(finished))
+    return _print_failures(failures)
+
+
+def _add_search(commands: Any) -> None:
+    parser = commands.add_parser(
+        "search",
+        help="run a grid over any options, folds and seeds",
+        description=(
+            "Run the grid of a TOML file: preset = NAME, a table [fixed] of options, a table [grid] of lists. "
+            "Finished runs are skipped, failed ones listed with their logs and tried again the next time."
+        ),
+    )
+    parser.add_argument("study", type=Path, metavar="STUDY.toml")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the study: results/STUDY")
+    _add_root(parser)
+    parser.set_defaults(run=_search)
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    from nucseg import study
+    from nucseg.files import write_atomic
+
+    tasks = study.read_study(arguments.study).tasks(arguments.out)
+    table, failures = study.run_all(tasks, lambda config, folder: study.run_one(config, folder, arguments.root))
+    if len(table):
+        with write_atomic(arguments.out / "runs.csv") as part:
+            table.to_csv(part, index=False, float_format="%.6f")
+        print(table[["run", "val_dice", "dice", "aji", "pq"]].to_string(index=False, float_format="%.4f"))
+    return _print_failures(failures)
+
+
+def _print_failures(failures: dict[Path, str]) -> int:
+    for folder, reason in failures.items():
+        print(f"nucseg: {folder} failed ({reason}); see {folder / 'error.log'}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 # ---------------------------------------------------------------- evaluate
@@ -158,11 +243,16 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _print_means(scores: Any) -> None:
-    means = scores.mean(numeric_only=True)
-    print(f"{len(scores)} images, mean of per-image scores")
-    for name in ("dice", "iou", "aji", "aji_plus", "pq", "sq", "rq"):
-        print(f"  {name:9s} {means[name]:.4f}")
+def _print_means(scores: "pd.DataFrame") -> None:
+    from nucseg.tables import summarise
+
+    folds = scores["fold"].nunique()
+    print(f"{len(scores)} images in {folds} fold{'s' if folds > 1 else ''}; 95% intervals: images, then tissues drawn")
+    for name, row in summarise(scores).iterrows():
+        print(
+            f"  {name:9s} {row['fold_mean']:.4f}   {row['low']:.4f} to {row['high']:.4f}"
+            f"   {row['tissue_low']:.4f} to {row['tissue_high']:.4f}"
+        )
 
 
 if __name__ == "__main__":

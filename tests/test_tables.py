@@ -25,10 +25,31 @@ def test_summary_holds_the_mean_of_each_score_within_its_interval():
     rng = np.random.default_rng(1)
     columns = ["dice", "iou", "aji", "aji_plus", "pq", "sq", "rq"]
     scores = pd.DataFrame({name: rng.random(30) for name in columns})
+    scores["fold"] = ["one"] * 10 + ["two"] * 20
+    scores["tissue"] = ["a", "b", "c"] * 10
     table = summarise(scores)
     assert list(table.index) == columns
     assert ((table["low"] < table["mean"]) & (table["mean"] < table["high"])).all()
     assert table.loc["pq", "mean"] == scores["pq"].mean()
+    of_folds = (scores["pq"][:10].mean() + scores["pq"][10:].mean()) / 2
+    assert abs(table.loc["pq", "fold_mean"] - of_folds) < 1e-12
+    assert ((table["tissue_low"] <= table["mean"]) & (table["mean"] <= table["tissue_high"])).all()
+
+
+def test_the_cluster_bootstrap_is_wider_where_groups_differ_and_alike_where_they_do_not():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(20), 10)
+    same = rng.normal(0, 1, 200)
+    apart = same + 5 * np.repeat(rng.normal(0, 1, 20), 10)
+
+    def width(values, by=None):
+        low, high = bootstrap_mean(values, by)
+        return high - low
+
+    assert 0.6 < width(same, groups) / width(same) < 1.5
+    assert width(apart, groups) > 2 * width(apart)
+    # every group one value: drawing groups or images is the same
+    assert bootstrap_mean(same, np.arange(200)) == bootstrap_mean(same)
 
 
 def test_missing_runs_and_folders_are_one_sentence(tmp_path):
