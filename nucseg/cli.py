@@ -1,4 +1,4 @@
-"""The command line: ``nucseg fetch | train | cross-validate | search | evaluate``; bad input is one sentence, code 2."""
+"""The command line: ``nucseg fetch | train | cross-validate | search | evaluate``; bad input: one sentence, code 2."""
 
 import argparse
 import os
