@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_cross_validate(commands)
     _add_search(commands)
+    _add_pretrain(commands)
     _add_evaluate(commands)
     return parser
 
@@ -205,6 +206,35 @@ def _print_failures(failures: dict[Path, str]) -> int:
     for folder, reason in failures.items():
         print(f"nucseg: {folder} failed ({reason}); see {folder / 'error.log'}", file=sys.stderr)
     return 1 if failures else 0
+
+
+# ---------------------------------------------------------------- pretrain
+
+
+def _add_pretrain(commands: Any) -> None:
+    parser = commands.add_parser(
+        "pretrain",
+        help="train the base 'offline' from random weights",
+        description=(
+            "Train MobileSAM's encoder from random weights on synthetic tissue and BBBC038, never on NuInsSeg, and "
+            "write it as offline.safetensors. Options start from the preset pretrain."
+        ),
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; made if it is missing")
+    parser.add_argument(
+        "--bbbc038", type=Path, required=True, help="folder with images/KIND/ID.png and masks/KIND/ID.png"
+    )
+    _add_options(parser)
+    parser.set_defaults(run=_pretrain)
+
+
+def _pretrain(arguments: argparse.Namespace) -> int:
+    from nucseg.pretrain import pretrain
+    from nucseg.train import Config
+
+    given = {n: getattr(arguments, n) for n in options(Config) if getattr(arguments, n) is not None}
+    print(pretrain(arguments.bbbc038, arguments.out, given))
+    return 0
 
 
 # ---------------------------------------------------------------- evaluate

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from nucseg import lora
 from nucseg.config import option
 from nucseg.errors import InputError
+from nucseg.instances import CHANNELS
 from nucseg.sam import PIXEL_MEAN, PIXEL_STD, Encoder, build_sam, part, sam_parameters
 from nucseg.weights import Base, load_base
 
-HEADS = ("linear", "mask_decoder")
+HEADS = ("linear", "mask_decoder", "instance")
 # Layers that never run here: the encoder's classifier, and the decoder's branches for several masks and scores
 ENCODER_UNUSED = ("head",)
 DECODER_UNUSED = ("iou_prediction_head", *(f"output_hypernetworks_mlps.{i}" for i in (1, 2, 3)))
@@ -30,7 +31,9 @@ class ModelConfig:
     base: str = option("mobile_sam", "base checkpoint: mobile_sam (downloaded once), random, or a path")
     base_seed: int = option(0, "seed of the base 'random'; unused by the others")
     size: int = option(1024, "px, longer side that the encoder sees; 1024 is SAM's own and the report's")
-    head: str = option("linear", "linear (the report's 1x1 convolution) or mask_decoder (SAM's, without prompts)")
+    head: str = option(
+        "linear", "linear (the report's 1x1 convolution), mask_decoder (SAM's, without prompts) or instance"
+    )
     where: str = option("all", "LoRA placement: all, attention, qkv, mlp, late; none (head only); full (no LoRA)")
     rank: int = option(8, "LoRA rank; 8 is the report's")
     alpha: float = option(8.0, "LoRA alpha; 8 at rank 8 is a scaling of 1, the report's")
@@ -93,6 +96,50 @@ class MaskDecoderHead(nn.Module):
         return torch.cat(masks)
 
 
+class InstanceHead(nn.Module):
+    """A small pyramid: stride-16, -8 and -4 features summed from coarse to fine, then a thin stem at stride 2.
+
+    It predicts the target maps of ``instances.encode``, one channel each. The stem sees the image itself: at
+    stride 4 two nuclei that touch along a few px can no longer be told apart.
+    """
+
+    def __init__(self, width: int = 64, stem: int = 32) -> None:
+        super().__init__()
+        self.coarse = nn.Conv2d(320, width, 1)
+        self.middle = nn.Conv2d(128, width, 1)
+        self.fine = nn.Conv2d(64, width, 1)
+        self.join_middle = _block(width, width)
+        self.join_fine = _block(width, width)
+        self.stem = nn.Sequential(_block(3, stem // 2, stride=2), _block(stem // 2, stem))
+        self.join_stem = nn.Sequential(_block(width + stem, 48), _block(48, 48))
+        self.out = nn.Conv2d(48, len(CHANNELS), 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """(x, stride 4, stride 8, stride 16, neck) -> (B, C, H/2, W/2) logits."""
+        x, fine, middle, coarse, _ = features
+        y = self.join_middle(self.middle(middle) + _double(self.coarse(coarse)))  # (B, width, H/8, W/8)
+        y = self.join_fine(self.fine(fine) + _double(y))  # (B, width, H/4, W/4)
+        y = torch.cat([_double(y), self.stem(x)], dim=1)  # (B, width + stem, H/2, W/2)
+        return self.out(self.join_stem(y))
+
+
+def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    # GroupNorm: batches are small, and an adapter then carries no running statistics
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+    return nn.Sequential(convolution, nn.GroupNorm(8, outputs), nn.GELU())
+
+
+def _double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+_HEADS: dict[str, type[nn.Module]] = {
+    "linear": LinearHead,
+    "mask_decoder": MaskDecoderHead,
+    "instance": InstanceHead,
+}
+
+
 class NucleiModel(nn.Module):
     """Frozen MobileSAM encoder with LoRA, and a head: uint8 images in, logits out at the same size."""
 
@@ -103,7 +150,7 @@ class NucleiModel(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder()
-        self.head: nn.Module = MaskDecoderHead() if config.head == "mask_decoder" else LinearHead()
+        self.head = _HEADS[config.head]()
         self.base_name = ""
         self.base_sha256 = ""
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -119,7 +166,7 @@ class NucleiModel(nn.Module):
                 f"The model takes uint8 RGB images, 0..255, not {images.dtype}: it normalises them itself."
             )
         x = (images.float() - self.mean) / self.std
-        logits = self.head(self.encoder.features(x))
+        logits = self.head((x, *self.encoder.features(x)))
         return F.interpolate(logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False)
 
     def train(self, mode: bool = True) -> "NucleiModel":

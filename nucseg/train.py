@@ -21,11 +21,12 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 import nucseg
-from nucseg import augment
+from nucseg import augment, instances
 from nucseg.config import apply, option, options
 from nucseg.data import Dataset, NuInsSeg, Split, folds, leave_one_tissue_out, report_folds
 from nucseg.errors import InputError, TrainingError
@@ -67,6 +68,7 @@ class Config(ModelConfig):
     dice_weight: float = option(0.5, "share of Dice in the loss, focal has the rest; the report's")
     focal_alpha: float = option(0.25, "focal loss: weight of the foreground; in the report's code")
     focal_gamma: float = option(2.0, "focal loss: how much easy pixels are played down; in the report's code")
+    depth_weight: float = option(1.0, "weight of the depth's cross entropy beside it, with head instance")
     threshold: float = option(0.5, "foreground probability above which a pixel is a nucleus")
     scoring: str = option("benchmark", "benchmark (own size, 50 px and more) or report (encoder's size, all)")
     seed: int = option(0, "of the head's and LoRA's weights, the order of images, augmentation and dropout")
@@ -112,6 +114,22 @@ PRESETS: dict[str, dict[str, Any]] = {
     "report": {"data": "nuinsseg", "unused_head": True},
     # The same system under the report's own protocol: a fixed test set that overlaps the training folds.
     "report-protocol": {"data": "nuinsseg", "unused_head": True, "protocol": "report", "scoring": "report"},
+    # The base 'offline', from random weights; see pretrain.py. BatchNorm trains along, so the batch is larger.
+    "pretrain": {
+        "base": "random",
+        "where": "full",
+        "head": "instance",
+        "size": 512,
+        "crop": 256,
+        "augmentation": "histology",
+        "lr": 1e-3,
+        "weight_decay": 0.01,
+        "batch": 8,
+        "epochs": 40,
+        "patience": 40,
+        "monitor": "pq",
+        "val_images": 40,
+    },
     # A minute or two on two CPU cores with 256 px images: the live chapter of the book.
     "quick": {
         "base": "random",
@@ -167,7 +185,7 @@ class _TrainingImages(torch.utils.data.Dataset):
         self.dataset, self.config = dataset, config
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(3, S, S) uint8 image and (1, S, S) float target; S is ``crop``, or ``size`` where there is none.
+        """(3, S, S) uint8 image and (C, S, S) target maps; S is ``crop``, or ``size`` where there is none.
 
         A crop is seen at the scale at which the whole image would be: ``size / longer side``.
         """
@@ -182,7 +200,8 @@ class _TrainingImages(torch.utils.data.Dataset):
         if config.augmentation != "none":
             sample = getattr(augment, config.augmentation)(sample, rng)
         image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
-        return image, torch.from_numpy(np.ascontiguousarray(sample.labels > 0)).float()[None]
+        encode = instances.encode if config.head == "instance" else instances.foreground
+        return image, torch.from_numpy(encode(sample.labels))
 
 
 def batch_keys(config: Config, indices: tuple[int, ...], epoch: int) -> list[list[tuple[int, int]]]:
@@ -245,7 +264,12 @@ def train_epoch(
 
 
 def _loss(logits: Tensor, targets: Tensor, config: Config) -> Tensor:
-    return dice_focal_loss(logits, targets, config.dice_weight, config.focal_alpha, config.focal_gamma)
+    """Dice and focal for the foreground, and cross entropy for the depth where the head predicts it (scalar)."""
+    loss = dice_focal_loss(logits[:, :1], targets[:, :1], config.dice_weight, config.focal_alpha, config.focal_gamma)
+    if logits.shape[1] > 1:  # a soft target: cross entropy is least where the sigmoid equals it
+        depth = F.binary_cross_entropy_with_logits(logits[:, 1:].float(), targets[:, 1:])
+        loss = loss + config.depth_weight * depth
+    return loss
 
 
 def _trainable(model: NucleiModel) -> list[torch.nn.Parameter]:

@@ -131,7 +131,8 @@ def train_a_little(model, steps: int = 3) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"dropout": 0.1}, {"head": "mask_decoder", "decoder_where": "attention"}, {"where": "none"}]
+    "changes",
+    [{"dropout": 0.1}, {"head": "mask_decoder", "decoder_where": "attention"}, {"where": "none"}, {"head": "instance"}],
 )
 def test_training_leaves_the_base_bit_identical(base, changes):
     model = make(base, **changes)
@@ -197,8 +198,18 @@ def test_mask_decoder_head_equals_mobile_sam_without_prompts(base):
 
 
 @torch.no_grad()
+def test_instance_head_is_small_and_ends_at_stride_2(base):
+    model = make(base, head="instance", rank=8)
+    ledger = parameter_ledger(model)
+    assert ledger["trainable"] == ledger["lora"] + ledger["head"] < 0.06 * ledger["total"]
+    x = torch.randn(2, 3, 64, 128)
+    assert model.head((x, *model.encoder.features(x))).shape == (2, 2, 32, 64)
+    assert model(images(2)).shape == (2, 2, 64, 64)
+
+
+@torch.no_grad()
 def test_a_batch_gives_what_its_images_give_alone(base):
-    for head in ("linear", "mask_decoder"):
+    for head in ("linear", "mask_decoder", "instance"):
         model = make(base, head=head)
         randomise(model)
         x = images(3)

@@ -1,0 +1,146 @@
+"""A base that needs no download: MobileSAM's encoder trained from random weights, never on NuInsSeg.
+
+The images are synthetic tissue and the histology and brightfield images of BBBC038 (CC0). The encoder is
+trained whole, with the instance head, and the head is thrown away. What is left is the base ``offline``.
+"""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+from safetensors.torch import save_file
+
+from nucseg.config import apply
+from nucseg.data import Dataset, ImageFolder, Sample
+from nucseg.errors import InputError
+from nucseg.files import write_atomic
+from nucseg.model import load_model
+from nucseg.synth import TISSUES, Synthetic
+from nucseg.train import Config, preset, train
+
+# The book trains on these live: a base that had seen them would make that page say nothing
+HELD_OUT = (
+    "human kidney",
+    "human liver",
+    "human pancreas",
+    "human placenta",
+    "human salivory gland",
+    "mouse kidney",
+)
+KINDS = ("histology", "brightfield")  # of BBBC038; fluorescence has no stain to learn from
+TILE = 320  # px: scaled to the encoder's 512 px, the nuclei of BBBC038 are then as large as NuInsSeg's
+
+
+class Tiles:
+    """A dataset's images, those larger than ``size`` px cut into squares of 256 px, without overlap."""
+
+    def __init__(self, dataset: Dataset, size: int = TILE, side: int = 256):
+        self._dataset, self._side = dataset, side
+        self._places: list[tuple[int, int, int] | tuple[int, None, None]] = []
+        rows = []
+        for i in range(len(dataset)):
+            sample = dataset[i]
+            height, width = sample.labels.shape
+            tops = range(0, height - side + 1, side) if max(height, width) > size else [None]
+            for top in tops:
+                lefts = range(0, width - side + 1, side) if top is not None else [None]
+                for left in lefts:
+                    self._places.append((i, top, left))  # type: ignore[arg-type]
+                    stem = sample.stem if top is None else f"{sample.stem}_{top}_{left}"
+                    rows.append({"tissue": sample.tissue, "stem": stem})
+        self.table = pd.DataFrame(rows, dtype=str)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        i, top, left = self._places[index]
+        sample, row = self._dataset[i], self.table.iloc[index]
+        window = (
+            (slice(None),)
+            if top is None or left is None
+            else (
+                slice(top, top + self._side),
+                slice(left, left + self._side),
+            )
+        )
+        return Sample(sample.image[window], sample.labels[window], row["tissue"], row["stem"])
+
+
+class Joined:
+    """Several datasets one after the other."""
+
+    def __init__(self, *datasets: Dataset):
+        self._datasets = datasets
+        self.table = pd.concat([d.table[["tissue", "stem"]] for d in datasets], ignore_index=True)
+        self._places = [(d, i) for d in datasets for i in range(len(d))]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        dataset, i = self._places[index]
+        return dataset[i]
+
+
+def pretraining_data(bbbc038: str | Path, per_tissue: int = 12, seed: int = 100) -> Joined:
+    """Synthetic images of all tissues but ``HELD_OUT``, and BBBC038's images of ``KINDS``.
+
+    ``bbbc038``: a folder with ``images/<kind>/<id>.png`` and ``masks/<kind>/<id>.png``.
+    """
+    tissues = tuple(tissue for tissue in TISSUES if tissue not in HELD_OUT)
+    root = Path(bbbc038)
+    real = [ImageFolder(root / "images" / kind, root / "masks" / kind) for kind in KINDS]
+    return Joined(
+        Synthetic(per_tissue, 512, seed, tissues), *(Tiles(Named(d, k)) for d, k in zip(real, KINDS, strict=True))
+    )
+
+
+class Named:
+    """A dataset under one name of tissue: that of a folder without subfolders is empty."""
+
+    def __init__(self, dataset: Dataset, tissue: str):
+        self._dataset, self._tissue = dataset, tissue
+        self.table = dataset.table.assign(tissue=tissue)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        sample = self._dataset[index]
+        return Sample(sample.image, sample.labels, self._tissue, sample.stem)
+
+
+def pretrain(bbbc038: str | Path, folder: str | Path, changes: dict | None = None, *, progress: bool = True) -> Path:
+    """Train the base and write its encoder, float16, as ``offline.safetensors`` in ``folder``; returns its path.
+
+    ``changes``: options that differ from the preset ``pretrain``. Resumes as any run does.
+    """
+    config: Config = apply(preset("pretrain"), changes or {}, "pretrain")
+    if config.where != "full" or config.head != "instance":
+        raise InputError("Pretraining trains the whole encoder with the head 'instance': leave both options.")
+    command = f"nucseg pretrain --out {Path(folder).name} --bbbc038 BBBC038"
+    scores = train(config, pretraining_data(bbbc038), folder, progress=progress, command=command)
+    return export(folder, {"pq": float(scores["pq"].mean()), "dice": float(scores["dice"].mean())})
+
+
+def export(run: str | Path, scores: dict[str, float]) -> Path:
+    """Write a pretraining run's encoder as a base: float16 safetensors, what it is in the header."""
+    run = Path(run)
+    about = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    encoder = load_model(run / "best.safetensors").encoder
+    state = {f"image_encoder.{n}": t.half() if t.is_floating_point() else t for n, t in encoder.state_dict().items()}
+    card = {
+        "what": "MobileSAM's image encoder trained from random weights. These are not MobileSAM's weights.",
+        "data": "synthetic tissue (CC0, made by nucseg) and BBBC038v1 (CC0)",
+        "date": about["date"],
+        "commit": about["commit"],
+        "device": about["device"],
+        "epochs": str(about["config"]["epochs"]),
+        "seed": str(about["config"]["seed"]),
+        "scores": json.dumps(scores),
+    }
+    path = run / "offline.safetensors"
+    with write_atomic(path) as part:
+        save_file({n: t.contiguous() for n, t in state.items()}, part, metadata=card)
+    return path
