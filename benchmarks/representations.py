@@ -179,18 +179,18 @@ def connected(_: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return components(mask.astype(np.float32), min_area=50)
 
 
-RIDGE: dict[str, tuple] = {"ridge": (0.6, 0.7, 0.8), "sigma": (0.0, 1.0)}
+RIDGE: dict[str, tuple] = {"ridge": (0.5, 0.6, 0.7, 0.8), "sigma": (0.0, 1.0)}
 CANDIDATES = {
     "foreground, components": Candidate(foreground, lambda maps: maps[0], connected, {}),
-    "boundary, threshold": Candidate(boundary, interior, by_threshold, {"level": (0.5, 0.6, 0.7), "sigma": (0.0,)}),
+    "boundary, threshold": Candidate(boundary, interior, by_threshold, {"level": (0.6, 0.7, 0.8), "sigma": (0.0,)}),
     "boundary, ridge": Candidate(boundary, interior, by_ridge, RIDGE),
-    "hover, published": Candidate(hover, hover_energy, by_hover, {"level": (0.5, 0.55, 0.6), "opening": (0, 2)}),
+    "hover, published": Candidate(hover, hover_energy, by_hover, {"level": (0.45, 0.5, 0.55), "opening": (0, 2)}),
     "hover, ridge": Candidate(hover, hover_energy, by_ridge, RIDGE),
     "normalised, threshold": Candidate(
         normalised, second, by_threshold, {"level": (0.4, 0.5, 0.6), "sigma": (0.0, 1.0)}
     ),
     "normalised, ridge": Candidate(normalised, second, by_ridge, RIDGE),
-    "depth, threshold": Candidate(encode, second, by_threshold, {"level": (0.5, 0.7, 0.8), "sigma": (0.0, 1.0)}),
+    "depth, threshold": Candidate(encode, second, by_threshold, {"level": (0.5, 0.6, 0.7), "sigma": (0.0, 1.0)}),
     "depth, ridge": Candidate(encode, second, by_ridge, RIDGE),  # nucseg.instances
 } | {
     f"depth {px} px, ridge": Candidate(
