@@ -12,7 +12,7 @@ These go to results/representations, and run.json says how they were made:
 
 The degraded maps: blurred (Gaussian, sigma in px), plus smooth noise (Gaussian noise blurred by 4 px, standard
 deviation as a share of a channel's range), cut to 0..1, averaged down to the stride's grid and brought back
-bilinearly, as a head's output is. A run that is cut off goes on where it stopped (some 8 minutes on one core).
+bilinearly, as a head's output is. A run that is cut off goes on where it stopped (some 6 minutes on one core).
 """
 
 import datetime
@@ -147,7 +147,7 @@ def by_ridge(height: np.ndarray, mask: np.ndarray, ridge: float, sigma: float) -
 
 
 def by_hover(energy: np.ndarray, mask: np.ndarray, level: float, opening: int) -> np.ndarray:
-    """HoVer-Net's own: markers where the energy is high, holes filled, opened, 10 px or more."""
+    """HoVer-Net's own: markers where the energy is high (0.6 there), holes filled, opened, 10 px or more."""
     markers = ndimage.binary_fill_holes(mask & (energy > level))
     if opening:
         disc = np.hypot(*np.mgrid[-opening : opening + 1, -opening : opening + 1]) <= opening + 0.5
@@ -179,18 +179,18 @@ def connected(_: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return components(mask.astype(np.float32), min_area=50)
 
 
-RIDGE: dict[str, tuple] = {"ridge": (0.6, 0.7, 0.8), "sigma": (0.0, 1.0)}
+RIDGE: dict[str, tuple] = {"ridge": (0.5, 0.6, 0.7, 0.8), "sigma": (0.0, 1.0)}
 CANDIDATES = {
     "foreground, components": Candidate(foreground, lambda maps: maps[0], connected, {}),
-    "boundary, threshold": Candidate(boundary, interior, by_threshold, {"level": (0.5, 0.6, 0.7), "sigma": (0.0,)}),
+    "boundary, threshold": Candidate(boundary, interior, by_threshold, {"level": (0.6, 0.7, 0.8), "sigma": (0.0,)}),
     "boundary, ridge": Candidate(boundary, interior, by_ridge, RIDGE),
-    "hover, published": Candidate(hover, hover_energy, by_hover, {"level": (0.5, 0.55, 0.6), "opening": (0, 2)}),
+    "hover, published": Candidate(hover, hover_energy, by_hover, {"level": (0.45, 0.5, 0.55, 0.6), "opening": (0, 2)}),
     "hover, ridge": Candidate(hover, hover_energy, by_ridge, RIDGE),
     "normalised, threshold": Candidate(
         normalised, second, by_threshold, {"level": (0.4, 0.5, 0.6), "sigma": (0.0, 1.0)}
     ),
     "normalised, ridge": Candidate(normalised, second, by_ridge, RIDGE),
-    "depth, threshold": Candidate(encode, second, by_threshold, {"level": (0.5, 0.7, 0.8), "sigma": (0.0, 1.0)}),
+    "depth, threshold": Candidate(encode, second, by_threshold, {"level": (0.5, 0.6, 0.7), "sigma": (0.0, 1.0)}),
     "depth, ridge": Candidate(encode, second, by_ridge, RIDGE),  # nucseg.instances
 } | {
     f"depth {px} px, ridge": Candidate(

@@ -23,7 +23,7 @@ from nucseg.errors import InputError
 
 EIGHT = np.ones((3, 3), dtype=bool)  # touching by a corner counts as touching
 CHANNELS = ("foreground", "depth")  # of the target maps that `encode` makes and `decode` takes
-DEPTH_PX = 6.0  # where the depth saturates: about half a nucleus's radius (median 16 px) at 40x
+DEPTH_PX = 6.0  # where the depth saturates; the median nucleus has a radius of 16 px. Best of 4, 6, 8, 12 and none
 
 
 def foreground(labels: np.ndarray) -> np.ndarray:
