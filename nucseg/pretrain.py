@@ -4,9 +4,11 @@ The images are synthetic tissue and the histology and brightfield images of BBBC
 trained whole, with the instance head, and the head is thrown away. What is left is the base ``offline``.
 """
 
+import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from safetensors.torch import save_file
 
@@ -16,7 +18,7 @@ from nucseg.errors import InputError
 from nucseg.files import write_atomic
 from nucseg.model import load_model
 from nucseg.synth import TISSUES, Synthetic
-from nucseg.train import Config, preset, train
+from nucseg.train import Config, command_line, preset, train
 
 # The book trains on these live: a base that had seen them would make that page say nothing
 HELD_OUT = (
@@ -28,42 +30,38 @@ HELD_OUT = (
     "mouse kidney",
 )
 KINDS = ("histology", "brightfield")  # of BBBC038; fluorescence has no stain to learn from
-TILE = 320  # px: scaled to the encoder's 512 px, the nuclei of BBBC038 are then as large as NuInsSeg's
 
 
 class Tiles:
-    """A dataset's images, those larger than ``size`` px cut into squares of 256 px, without overlap."""
+    """The images of some tissues of a dataset; those larger than ``largest`` px are cut into squares of ``side`` px.
 
-    def __init__(self, dataset: Dataset, size: int = TILE, side: int = 256):
-        self._dataset, self._side = dataset, side
-        self._places: list[tuple[int, int, int] | tuple[int, None, None]] = []
+    What is left over at the right and at the bottom is not used. ``table`` names a tile by its top left corner.
+    """
+
+    def __init__(self, dataset: Dataset, tissues: tuple[str, ...], largest: int = 320, side: int = 256):
+        self._dataset = dataset
+        self._places: list[tuple[int, tuple[slice, slice]]] = []
         rows = []
-        for i in range(len(dataset)):
-            sample = dataset[i]
-            height, width = sample.labels.shape
-            tops = range(0, height - side + 1, side) if max(height, width) > size else [None]
-            for top in tops:
-                lefts = range(0, width - side + 1, side) if top is not None else [None]
-                for left in lefts:
-                    self._places.append((i, top, left))  # type: ignore[arg-type]
-                    stem = sample.stem if top is None else f"{sample.stem}_{top}_{left}"
-                    rows.append({"tissue": sample.tissue, "stem": stem})
-        self.table = pd.DataFrame(rows, dtype=str)
+        for i, (tissue, stem) in enumerate(zip(dataset.table["tissue"], dataset.table["stem"], strict=True)):
+            if tissue not in tissues:
+                continue
+            height, width = dataset[i].labels.shape
+            if max(height, width) <= largest:
+                corners, size = [(0, 0)], (height, width)
+            else:
+                grid = itertools.product(range(0, height - side + 1, side), range(0, width - side + 1, side))
+                corners, size = list(grid), (side, side)
+            for top, left in corners:
+                self._places.append((i, np.s_[top : top + size[0], left : left + size[1]]))
+                rows.append((tissue, stem if len(corners) == 1 else f"{stem}_{top}_{left}"))
+        self.table = pd.DataFrame(rows, columns=["tissue", "stem"], dtype=str)
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index: int, /) -> Sample:
-        i, top, left = self._places[index]
+        i, window = self._places[index]
         sample, row = self._dataset[i], self.table.iloc[index]
-        window = (
-            (slice(None),)
-            if top is None or left is None
-            else (
-                slice(top, top + self._side),
-                slice(left, left + self._side),
-            )
-        )
         return Sample(sample.image[window], sample.labels[window], row["tissue"], row["stem"])
 
 
@@ -86,29 +84,13 @@ class Joined:
 def pretraining_data(bbbc038: str | Path, per_tissue: int = 12, seed: int = 100) -> Joined:
     """Synthetic images of all tissues but ``HELD_OUT``, and BBBC038's images of ``KINDS``.
 
-    ``bbbc038``: a folder with ``images/<kind>/<id>.png`` and ``masks/<kind>/<id>.png``.
+    ``bbbc038``: a folder with ``images/<kind>/<id>.png`` and ``masks/<kind>/<id>.png``. Its nuclei are small
+    (median 273 px of area in histology); at 320 or 256 px scaled to the encoder's 512 they are as large as
+    NuInsSeg's.
     """
     tissues = tuple(tissue for tissue in TISSUES if tissue not in HELD_OUT)
     root = Path(bbbc038)
-    real = [ImageFolder(root / "images" / kind, root / "masks" / kind) for kind in KINDS]
-    return Joined(
-        Synthetic(per_tissue, 512, seed, tissues), *(Tiles(Named(d, k)) for d, k in zip(real, KINDS, strict=True))
-    )
-
-
-class Named:
-    """A dataset under one name of tissue: that of a folder without subfolders is empty."""
-
-    def __init__(self, dataset: Dataset, tissue: str):
-        self._dataset, self._tissue = dataset, tissue
-        self.table = dataset.table.assign(tissue=tissue)
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int, /) -> Sample:
-        sample = self._dataset[index]
-        return Sample(sample.image, sample.labels, self._tissue, sample.stem)
+    return Joined(Synthetic(per_tissue, 512, seed, tissues), Tiles(ImageFolder(root / "images", root / "masks"), KINDS))
 
 
 def pretrain(bbbc038: str | Path, folder: str | Path, changes: dict | None = None, *, progress: bool = True) -> Path:
@@ -119,7 +101,7 @@ def pretrain(bbbc038: str | Path, folder: str | Path, changes: dict | None = Non
     config: Config = apply(preset("pretrain"), changes or {}, "pretrain")
     if config.where != "full" or config.head != "instance":
         raise InputError("Pretraining trains the whole encoder with the head 'instance': leave both options.")
-    command = f"nucseg pretrain --out {Path(folder).name} --bbbc038 BBBC038"
+    command = command_line(config, Path(folder)).replace("nucseg train", "nucseg pretrain --bbbc038 BBBC038", 1)
     scores = train(config, pretraining_data(bbbc038), folder, progress=progress, command=command)
     return export(folder, {"pq": float(scores["pq"].mean()), "dice": float(scores["dice"].mean())})
 

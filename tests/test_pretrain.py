@@ -1,0 +1,81 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from blobs import Blobs
+from PIL import Image
+from safetensors import safe_open
+
+from nucseg import pretrain as pretraining
+from nucseg.data import ImageFolder, Sample
+from nucseg.errors import InputError
+from nucseg.model import load_model
+from nucseg.pretrain import HELD_OUT, Joined, Tiles, pretrain, pretraining_data
+
+
+class Sizes:
+    """Three images: small, 600 x 300 px, and one of a tissue that is not asked for."""
+
+    table = pd.DataFrame({"tissue": ["a", "a", "b"], "stem": ["small", "large", "other"]})
+    shapes = ((200, 320), (600, 300), (64, 64))
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        height, width = self.shapes[index]
+        labels = np.arange(height * width, dtype=np.int32).reshape(height, width)
+        return Sample(np.zeros((height, width, 3), np.uint8), labels, *self.table.iloc[index])
+
+
+def test_tiles_by_hand():
+    tiles = Tiles(Sizes(), ("a",))
+    assert list(tiles.table["stem"]) == ["small", "large_0_0", "large_256_0"]
+    assert [tiles[i].labels.shape for i in range(3)] == [(200, 320), (256, 256), (256, 256)]
+    assert tiles[2].labels[0, 0] == 256 * 300 and tiles[2].stem == "large_256_0"
+
+
+def test_joined_datasets_keep_their_order():
+    both = Joined(Blobs(2), Tiles(Sizes(), ("b",)))
+    assert len(both) == len(both.table) == 3
+    assert [both[i].stem for i in range(3)] == list(both.table["stem"])
+
+
+def test_the_held_out_tissues_are_not_among_the_pretraining_images(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder / "histology").mkdir(parents=True)
+    Image.fromarray(Blobs()[0].image).save(tmp_path / "images" / "histology" / "x.png")
+    Image.fromarray(Blobs()[0].labels.astype(np.uint16)).save(tmp_path / "masks" / "histology" / "x.png")
+    assert len(ImageFolder(tmp_path / "images", tmp_path / "masks")) == 1
+    data = pretraining_data(tmp_path, per_tissue=1)
+    assert set(data.table["tissue"]).isdisjoint(HELD_OUT)
+    assert set(data.table["tissue"]) >= {"histology", "human bladder"} and len(data) == 31 - len(HELD_OUT) + 1
+
+
+def test_the_base_is_the_trained_encoder_in_half_precision(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretraining, "pretraining_data", lambda folder: Blobs(10))
+    small = {"size": 64, "crop": 64, "epochs": 1, "batch": 4, "val_images": 1, "device": "cpu"}
+    path = pretrain("nowhere", tmp_path / "run", small, progress=False)
+    assert path.stat().st_size < 13e6
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (
+        about["command"].startswith("nucseg pretrain --bbbc038 BBBC038 --out run ") and "--size 64" in about["command"]
+    )
+    trained = load_model(tmp_path / "run" / "best.safetensors").encoder.state_dict()
+    with safe_open(path, "pt") as handle:
+        assert "not MobileSAM" in handle.metadata()["what"]
+        names = set(handle.keys())
+        assert names == {f"image_encoder.{name}" for name in trained}
+        for name in names:
+            tensor = handle.get_tensor(name)
+            assert tensor.dtype in (torch.float16, torch.int64)
+            torch.testing.assert_close(
+                tensor.float(), trained[name.removeprefix("image_encoder.")].float(), rtol=1e-3, atol=1e-6
+            )
+
+
+def test_pretraining_is_of_the_whole_encoder():
+    with pytest.raises(InputError, match="whole encoder"):
+        pretrain("nowhere", "out", {"where": "all"})
