@@ -15,6 +15,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 from scipy import ndimage
 from skimage.measure import find_contours
 
@@ -220,6 +221,8 @@ def learning_curves(history: pd.DataFrame, monitor: str = "dice") -> Figure:
     right.text(best, 1.0, f" kept: {best} ", ha="right", va="top", fontsize=8, color="0.35")
     right.set(title="Validation", xlabel="epoch", ylim=(0, 1))
     right.legend(fontsize=8, ncols=2, loc="lower right")
+    for ax in (left, right):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no epoch 2.5
     return figure
 
 

@@ -126,7 +126,10 @@ table = pd.DataFrame(
         "what it is": {name: known[name].metadata["why"] for name in different},
     }
 )
-left = [{"selector": "td, th", "props": "text-align: left"}]
+left = [
+    {"selector": "td, th", "props": "text-align: left"},
+    {"selector": "td.col2", "props": "min-width: 14em"},
+]
 table.style.set_table_styles(left).set_caption(
     "Where this page's run differs from the report's system"
 )
@@ -295,7 +298,8 @@ Markdown(
 nuclei are told apart. The images hold {means["nuclei_true"]:.0f} nuclei on average, the predictions
 {means["nuclei_predicted"]:.0f} objects.
 
-An epoch took {epoch_seconds:.0f} s at the median, validation included, and the process used
+An epoch took {epoch_seconds:.0f} s at the median, validation included, on a machine that did other work
+meanwhile, and the process used
 {about["peak_memory_mib"] / 1024:.1f} GiB at most. It is repeated by
 
 ```bash
