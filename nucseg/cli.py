@@ -13,7 +13,7 @@ from nucseg.errors import InputError, TrainingError
 if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
     import pandas as pd
 
-    from nucseg.train import Config
+    from nucseg.presets import Config
 
 DATA_VARIABLE = "NUCSEG_DATA"
 
@@ -97,7 +97,7 @@ def _add_train(commands: Any) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     """--preset, --config, --root, and a flag for each field of a run's configuration."""
-    from nucseg.train import PRESETS, Config
+    from nucseg.presets import PRESETS, Config
 
     parser.add_argument("--preset", choices=list(PRESETS), help="a named configuration to start from")
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="options from a TOML file")
@@ -122,7 +122,7 @@ def _add_root(parser: argparse.ArgumentParser) -> None:
 
 
 def _config(arguments: argparse.Namespace) -> "Config":
-    from nucseg.train import Config, preset
+    from nucseg.presets import Config, preset
 
     config = preset(arguments.preset) if arguments.preset else Config()
     if arguments.config:
@@ -229,8 +229,8 @@ def _add_pretrain(commands: Any) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
+    from nucseg.presets import Config
     from nucseg.pretrain import pretrain
-    from nucseg.train import Config
 
     given = {n: getattr(arguments, n) for n in options(Config) if getattr(arguments, n) is not None}
     print(pretrain(arguments.bbbc038, arguments.out, given))

@@ -231,7 +231,7 @@ def learning_curves(history: pd.DataFrame, monitor: str = "dice") -> Figure:
 
 def provenance(dataset: Dataset | None = None, model: "NucleiModel | None" = None) -> str:
     """One line of Markdown: which data, which base and which device are behind a page."""
-    from nucseg.train import device_name
+    from nucseg.provenance import device_name
 
     parts: list[Any] = []
     if dataset is not None:

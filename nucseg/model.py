@@ -28,7 +28,7 @@ DECODER_UNUSED = ("iou_prediction_head", *(f"output_hypernetworks_mlps.{i}" for 
 class ModelConfig:
     """What the model is made of; each default with its reason."""
 
-    base: str = option("mobile_sam", "base checkpoint: mobile_sam (downloaded once), random, or a path")
+    base: str = option("mobile_sam", "base checkpoint: mobile_sam (downloaded once), offline, random, or a path")
     base_seed: int = option(0, "seed of the base 'random'; unused by the others")
     size: int = option(1024, "px, longer side that the encoder sees; 1024 is SAM's own and the report's")
     head: str = option(

@@ -17,8 +17,10 @@ from nucseg.data import Dataset, ImageFolder, Sample
 from nucseg.errors import InputError
 from nucseg.files import write_atomic
 from nucseg.model import load_model
+from nucseg.presets import Config, preset
+from nucseg.provenance import command_line
 from nucseg.synth import TISSUES, Synthetic
-from nucseg.train import Config, command_line, preset, train
+from nucseg.train import train
 
 # The book trains on these live: a base that had seen them would make that page say nothing
 HELD_OUT = (

@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 from nucseg.config import apply, read_toml
 from nucseg.data import Dataset
 from nucseg.errors import InputError
+from nucseg.presets import PROTOCOLS, Config, preset
 from nucseg.tables import read_run, summarise
-from nucseg.train import PROTOCOLS, Config, open_dataset, preset, train
+from nucseg.train import open_dataset, train
 
 Task = tuple[Config, Path]
 

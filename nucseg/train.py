@@ -6,14 +6,8 @@ therefore goes on from its last whole epoch exactly as if it had never stopped.
 
 import json
 import math
-import platform
-import shlex
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,130 +19,17 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-import nucseg
 from nucseg import augment, instances
-from nucseg.config import apply, option, options
-from nucseg.data import Dataset, NuInsSeg, Split, folds, leave_one_tissue_out, report_folds
+from nucseg.config import options
+from nucseg.data import Dataset, NuInsSeg, Split
 from nucseg.errors import InputError, TrainingError
-from nucseg.evaluate import SCORINGS, evaluate
-from nucseg.files import sha256, write_atomic, write_json
+from nucseg.evaluate import evaluate
+from nucseg.files import write_atomic, write_json
 from nucseg.losses import dice_focal_loss
-from nucseg.model import ModelConfig, NucleiModel, build_model, load_model, pick_device, save_model
+from nucseg.model import NucleiModel, build_model, load_model, pick_device, save_model
+from nucseg.presets import PROTOCOLS, Config
+from nucseg.provenance import describe
 from nucseg.synth import Synthetic
-
-PROTOCOLS: dict[str, Callable[[Dataset], list[Split]]] = {
-    "benchmark": folds,
-    "report": report_folds,
-    "leave-one-tissue-out": leave_one_tissue_out,
-}
-
-
-@dataclass(frozen=True)
-class Config(ModelConfig):
-    """A run, whole: model, data, optimisation, scoring. Presets list only what differs from these defaults."""
-
-    data: str = option("synthetic", "synthetic (made as it is needed) or nuinsseg (--root says where it lies)")
-    data_note: str = option("", "what is special about this copy of the data, kept with the results")
-    synthetic_per_tissue: int = option(2, "synthetic images a tissue")
-    protocol: str = option("benchmark", "folds: benchmark, report (its test set overlaps), leave-one-tissue-out")
-    fold: int = option(0, "which fold is the test part, from 0")
-    train_images: int = option(0, "train on that many of the fold's training images, 0 for all: a budget")
-    val_images: int = option(0, "validate on that many, 0 for all: a budget")
-    crop: int = option(0, "px of the encoder's view, random square to train on, 0 for the whole image: a budget")
-    augmentation: str = option("flip_and_rotate", "flip_and_rotate (the report's), histology (see augment) or none")
-    epochs: int = option(50, "passes over the training images at most; the report's")
-    patience: int = option(15, "epochs without a better validation score before stopping; the report's")
-    monitor: str = option("dice", "validation score that chooses the checkpoint; the report's")
-    batch: int = option(4, "images a step; the report's")
-    lr: float = option(3e-4, "AdamW's learning rate; the report's")
-    min_lr: float = option(1e-6, "learning rate at the end of a cosine cycle; in the report's code")
-    cycles: int = option(1, "cosine cycles, each a warm restart; the report's text has restarts, its code ran one")
-    weight_decay: float = option(1e-4, "AdamW's weight decay; in the report's code")
-    clip: float = option(1.0, "largest norm of the gradient; in the report's code")
-    dice_weight: float = option(0.5, "share of Dice in the loss, focal has the rest; the report's")
-    focal_alpha: float = option(0.25, "focal loss: weight of the foreground; in the report's code")
-    focal_gamma: float = option(2.0, "focal loss: how much easy pixels are played down; in the report's code")
-    depth_weight: float = option(1.0, "weight of the depth's cross entropy beside it, with head instance")
-    threshold: float = option(0.5, "foreground probability above which a pixel is a nucleus")
-    scoring: str = option("benchmark", "benchmark (own size, 50 px and more) or report (encoder's size, all)")
-    seed: int = option(0, "of the head's and LoRA's weights, the order of images, augmentation and dropout")
-    device: str = option("auto", "auto (CUDA, MPS, CPU in that order), cpu, cuda, cuda:1, mps")
-    workers: int = option(0, "processes that load images; 0 loads in the main one")
-
-    def check(self) -> None:
-        """Raise ``InputError`` for a value that no run can use."""
-        super().check()
-        for name, known in {
-            "data": ("synthetic", "nuinsseg"),
-            "protocol": tuple(PROTOCOLS),
-            "augmentation": ("flip_and_rotate", "histology", "none"),
-            "monitor": ("dice", "iou", "aji", "pq"),
-            "scoring": tuple(SCORINGS),
-        }.items():
-            if getattr(self, name) not in known:
-                raise InputError(f"Option {name} = {getattr(self, name)!r} is not known: choose {', '.join(known)}.")
-        for name in ("epochs", "patience", "batch", "cycles", "lr", "clip", "synthetic_per_tissue"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"Option {name} = {getattr(self, name)} must be above 0.")
-        for name in (
-            "fold",
-            "train_images",
-            "val_images",
-            "crop",
-            "workers",
-            "min_lr",
-            "weight_decay",
-            "focal_gamma",
-        ):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"Option {name} = {getattr(self, name)} must not be below 0.")
-        if self.crop % 64 or self.crop > self.size:
-            raise InputError(f"Option crop = {self.crop} must be a multiple of 64, up to size = {self.size}.")
-        for name in ("dice_weight", "focal_alpha", "threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"Option {name} = {getattr(self, name)} must lie between 0 and 1.")
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # The report's system, scored as the benchmark scores. The unused classifier is adapted as in its code.
-    "report": {"data": "nuinsseg", "unused_head": True},
-    # The same system under the report's own protocol: a fixed test set that overlaps the training folds.
-    "report-protocol": {"data": "nuinsseg", "unused_head": True, "protocol": "report", "scoring": "report"},
-    # The base 'offline', from random weights; see pretrain.py. BatchNorm trains along, so the batch is larger.
-    "pretrain": {
-        "base": "random",
-        "where": "full",
-        "head": "instance",
-        "size": 512,
-        "crop": 256,
-        "augmentation": "histology",
-        "lr": 1e-3,
-        "weight_decay": 0.01,
-        "batch": 8,
-        "epochs": 40,
-        "patience": 40,
-        "monitor": "pq",
-        "val_images": 40,
-    },
-    # A minute or two on two CPU cores with 256 px images: the live chapter of the book.
-    "quick": {
-        "base": "random",
-        "size": 512,
-        "crop": 128,
-        "lr": 3e-3,
-        "epochs": 20,
-        "batch": 4,
-        "dropout": 0.0,
-        "val_images": 4,
-    },
-}
-
-
-def preset(name: str) -> Config:
-    """A named configuration. Raises ``InputError`` for an unknown name."""
-    if name not in PRESETS:
-        raise InputError(f"Preset {name!r} is not known: choose one of {', '.join(PRESETS)}.")
-    return apply(Config(), PRESETS[name], f"preset {name}")
 
 
 def open_dataset(config: Config, root: str | Path | None = None) -> Dataset:
@@ -391,86 +272,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable ({error}); delete the folder to start again.") from error
-
-
-# ---------------------------------------------------------------- provenance
-
-
-def describe(
-    config: Config, dataset: Dataset, split: Split, model: NucleiModel, folder: Path, command: str = ""
-) -> dict[str, Any]:
-    """What ``run.json`` says of a run: enough to know what was measured, and to measure it again.
-
-    No path of the machine is kept: of a base that is a file, only the name and the hash.
-    """
-    stored = asdict(config) | {"base": model.base_name}
-    return {
-        "config": stored,
-        "command": command or command_line(config, folder),
-        "split": {
-            "name": split.name,
-            "train": len(split.train),
-            "val": len(split.val),
-            "test": len(split.test),
-            "sha256": split.file_list_hash(dataset),
-        },
-        "base": {"name": model.base_name, "sha256": model.base_sha256},
-        "adapter_sha256": sha256(folder / "best.safetensors"),
-        "data": {"name": config.data, "images": len(dataset), "note": config.data_note},
-        "device": device_name(model.mean.device),
-        "peak_memory_mib": peak_memory_mib(model.mean.device),
-        "versions": {
-            "nucseg": nucseg.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
-        "commit": commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def command_line(config: Config, folder: Path) -> str:
-    """The ``nucseg train`` command that repeats a run; NuInsSeg's folder is expected in NUCSEG_DATA."""
-    parts = Path(folder).parts  # from "results" on, or the last: nothing of the machine's own folders
-    parts = parts[parts.index("results") :] if "results" in parts else parts[-1:]
-    words = ["nucseg", "train", "--out", "/".join(parts)]
-    for name, default in asdict(Config()).items():
-        value = getattr(config, name)
-        if value != default:
-            flag = name.replace("_", "-")
-            words += [f"--{flag if value is not False else 'no-' + flag}"]
-            words += [] if isinstance(value, bool) else [Path(value).name if name == "base" else str(value)]
-    return shlex.join(words)
-
-
-def device_name(device: torch.device) -> str:
-    """A device in words: the card's name, or the CPU's threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return (
-        "Apple GPU (MPS)" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
-    )
-
-
-def peak_memory_mib(device: torch.device) -> int:
-    """The most memory used so far, MiB: the card's where there is one, else this process's."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20)
-    if sys.platform == "win32":
-        return 0  # not known there without another dependency
-    import resource  # absent on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
-
-
-def commit() -> str:
-    """The commit of the checkout that nucseg runs from, with ``-dirty`` after it if it was changed; else ''."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        status = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return revision.stdout.strip() + ("-dirty" if status.stdout.strip() else "")

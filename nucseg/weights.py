@@ -11,6 +11,8 @@ from pathlib import Path
 import pooch
 import requests
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +26,12 @@ MOBILE_SAM_URL = (
 MOBILE_SAM_SHA256 = "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"
 MOBILE_SAM_BYTES = 40_728_226
 
-CHOICES = "'mobile_sam' (the official checkpoint, downloaded once), 'random', or the path of a mobile_sam.pt"
+OFFLINE = Path(__file__).parent / "assets" / "offline.safetensors"
+
+CHOICES = (
+    "'mobile_sam' (the official checkpoint, downloaded once), 'offline' (ships with nucseg, not MobileSAM's weights), "
+    "'random', or the path of a mobile_sam.pt"
+)
 
 
 @dataclass(frozen=True)
@@ -45,13 +52,15 @@ def cache_folder() -> Path:
 
 
 def load_base(name: str = "mobile_sam", seed: int = 0) -> Base:
-    """Load a base: ``mobile_sam``, ``random`` (MobileSAM's own initialisation under ``seed``) or a path.
+    """Load a base: ``mobile_sam``, ``offline`` (see pretrain.py), ``random`` (untrained, under ``seed``) or a path.
 
     Never falls back to another base. Raises ``InputError`` for an unknown name, a missing or damaged file,
     a wrong hash, or a download without network.
     """
     if name == "random":
         return random_base(seed)
+    if name == "offline":
+        return offline_base()
     if name == "mobile_sam":
         return Base(name, read_checkpoint(fetch_mobile_sam()), MOBILE_SAM_SHA256)
     path = Path(name)
@@ -115,6 +124,23 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if wrong:
         raise InputError(f"{path}: not a MobileSAM checkpoint ({len(wrong)} entries differ, {wrong[0]} first).")
     return state
+
+
+def offline_base(path: str | Path = OFFLINE) -> Base:
+    """The base that ships with the package: an encoder trained by ``nucseg pretrain``, kept in float16.
+
+    Its prompt encoder and mask decoder are those of `random_base`: they were never trained.
+    Raises ``InputError`` for a missing or damaged file.
+    """
+    path = Path(path)
+    try:
+        encoder = {name: t.float() if t.is_floating_point() else t for name, t in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: the base 'offline' cannot be read; choose {CHOICES}.") from error
+    expected = {name: shape for name, shape in sam_shapes().items() if name.startswith("image_encoder.")}
+    if {name: tensor.shape for name, tensor in encoder.items()} != expected:
+        raise InputError(f"{path}: not an encoder of MobileSAM's architecture; make it again with nucseg pretrain.")
+    return Base("offline", random_base(0).state | encoder, sha256(path))
 
 
 @functools.cache

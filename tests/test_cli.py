@@ -12,7 +12,7 @@ from PIL import Image
 from nucseg.cli import main
 from nucseg.config import apply, options, read_toml
 from nucseg.errors import InputError
-from nucseg.train import Config
+from nucseg.presets import Config
 
 QUICK = ["--base", "random", "--size", "64", "--rank", "1", "--alpha", "1", "--where", "qkv", "--epochs", "1"]
 QUICK += ["--batch", "8", "--device", "cpu"]

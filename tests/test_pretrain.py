@@ -7,12 +7,14 @@ import torch
 from blobs import Blobs
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from nucseg import pretrain as pretraining
 from nucseg.data import ImageFolder, Sample
 from nucseg.errors import InputError
-from nucseg.model import load_model
+from nucseg.model import ModelConfig, build_model, load_model
 from nucseg.pretrain import HELD_OUT, Joined, Tiles, pretrain, pretraining_data
+from nucseg.weights import offline_base, random_base
 
 
 class Sizes:
@@ -74,6 +76,17 @@ def test_the_base_is_the_trained_encoder_in_half_precision(tmp_path, monkeypatch
             torch.testing.assert_close(
                 tensor.float(), trained[name.removeprefix("image_encoder.")].float(), rtol=1e-3, atol=1e-6
             )
+    base = offline_base(path)
+    assert base.name == "offline" and len(base.sha256) == 64
+    assert base.state.keys() == random_base(0).state.keys()
+    model = build_model(ModelConfig(base="offline", size=64, rank=1), base)
+    assert model.base_name == "offline"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cannot be read"):
+        offline_base(path)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="not an encoder"):
+        offline_base(path)
 
 
 def test_pretraining_is_of_the_whole_encoder():

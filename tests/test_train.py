@@ -19,7 +19,9 @@ from nucseg import train as training
 from nucseg.errors import InputError, TrainingError
 from nucseg.lora import read_adapter
 from nucseg.model import build_model
-from nucseg.train import Config, batch_keys, command_line, learning_rate, preset, select_split, train
+from nucseg.presets import PRESETS, Config, preset
+from nucseg.provenance import command_line
+from nucseg.train import batch_keys, learning_rate, select_split, train
 
 SMALL = Config(base="random", size=64, rank=2, alpha=2, lr=3e-3, batch=4, epochs=3, device="cpu", where="qkv")
 
@@ -210,7 +212,7 @@ def test_the_report_preset_is_the_reports_configuration():
     assert (config.protocol, config.scoring) == ("benchmark", "benchmark")
     protocol = preset("report-protocol")
     assert dataclasses.replace(protocol, protocol="benchmark", scoring="benchmark") == config
-    for name in training.PRESETS:
+    for name in PRESETS:
         preset(name).check()
 
 

@@ -32,7 +32,8 @@ from nucseg.metrics import score
 from nucseg.model import build_model, load_model, parameter_ledger
 from nucseg.synth import Synthetic
 from nucseg.tables import read_run, results_folder, summarise
-from nucseg.train import Config, learning_rate, preset, select_split, train
+from nucseg.presets import Config, preset
+from nucseg.train import learning_rate, select_split, train
 
 started = time.monotonic()
 figures.use_style()

@@ -1,0 +1,99 @@
+"""Where a number comes from: data, base, device, versions, commit, and the command that repeats it."""
+
+import platform
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import nucseg
+from nucseg.data import Dataset, Split
+from nucseg.files import sha256
+from nucseg.model import NucleiModel
+from nucseg.presets import Config
+
+
+def describe(
+    config: Config, dataset: Dataset, split: Split, model: NucleiModel, folder: Path, command: str = ""
+) -> dict[str, Any]:
+    """What ``run.json`` says of a run: enough to know what was measured, and to measure it again.
+
+    No path of the machine is kept: of a base that is a file, only the name and the hash.
+    """
+    stored = asdict(config) | {"base": model.base_name}
+    return {
+        "config": stored,
+        "command": command or command_line(config, folder),
+        "split": {
+            "name": split.name,
+            "train": len(split.train),
+            "val": len(split.val),
+            "test": len(split.test),
+            "sha256": split.file_list_hash(dataset),
+        },
+        "base": {"name": model.base_name, "sha256": model.base_sha256},
+        "adapter_sha256": sha256(folder / "best.safetensors"),
+        "data": {"name": config.data, "images": len(dataset), "note": config.data_note},
+        "device": device_name(model.mean.device),
+        "peak_memory_mib": peak_memory_mib(model.mean.device),
+        "versions": {
+            "nucseg": nucseg.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def command_line(config: Config, folder: Path) -> str:
+    """The ``nucseg train`` command that repeats a run; NuInsSeg's folder is expected in NUCSEG_DATA."""
+    parts = Path(folder).parts  # from "results" on, or the last: nothing of the machine's own folders
+    parts = parts[parts.index("results") :] if "results" in parts else parts[-1:]
+    words = ["nucseg", "train", "--out", "/".join(parts)]
+    for name, default in asdict(Config()).items():
+        value = getattr(config, name)
+        if value != default:
+            flag = name.replace("_", "-")
+            words += [f"--{flag if value is not False else 'no-' + flag}"]
+            words += [] if isinstance(value, bool) else [Path(value).name if name == "base" else str(value)]
+    return shlex.join(words)
+
+
+def device_name(device: torch.device) -> str:
+    """A device in words: the card's name, or the CPU's threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return (
+        "Apple GPU (MPS)" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
+    )
+
+
+def peak_memory_mib(device: torch.device) -> int:
+    """The most memory used so far, MiB: the card's where there is one, else this process's."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20)
+    if sys.platform == "win32":
+        return 0  # not known there without another dependency
+    import resource  # absent on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+def commit() -> str:
+    """The commit of the checkout that nucseg runs from, with ``-dirty`` after it if it was changed; else ''."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        status = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return revision.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
