@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nucseg.config import apply, options, read_toml
 from nucseg.errors import InputError, TrainingError
 
-if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
+if TYPE_CHECKING:  # for the annotations alone
     import pandas as pd
 
     from nucseg.presets import Config
@@ -24,7 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = _parser().parse_args(arguments)
         return parsed.run(parsed)
     except InputError as error:
-        print(f"nucseg: {error}", file=sys.stderr)
+        last = str(error).splitlines()[-1]  # from a loader's process it comes with that process's traceback
+        print(f"nucseg: {last.removeprefix('nucseg.errors.InputError: ')}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be written, a file where a folder is meant
+        print(f"nucseg: {error.filename or 'the disk'}: {error.strerror or error}; check the path.", file=sys.stderr)
         return 2
     except TrainingError as error:
         print(f"nucseg: {error}", file=sys.stderr)
@@ -225,15 +229,13 @@ def _add_pretrain(commands: Any) -> None:
         "--bbbc038", type=Path, required=True, help="folder with images/KIND/ID.png and masks/KIND/ID.png"
     )
     _add_options(parser)
-    parser.set_defaults(run=_pretrain)
+    parser.set_defaults(run=_pretrain, preset="pretrain")
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
-    from nucseg.presets import Config
     from nucseg.pretrain import pretrain
 
-    given = {n: getattr(arguments, n) for n in options(Config) if getattr(arguments, n) is not None}
-    print(pretrain(arguments.bbbc038, arguments.out, given))
+    print(pretrain(arguments.bbbc038, arguments.out, _config(arguments)))
     return 0
 
 
@@ -243,7 +245,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser(
         "evaluate",
-        help="score an adapter on your own images and masks, or on a fold",
+        help="score an adapter on your own images and masks",
         description="Score an adapter on a folder of images and one of label masks, paired by file name.",
     )
     evaluate.add_argument("adapter", type=Path, help="best.safetensors of a run")

@@ -70,6 +70,7 @@ class _Files:
 class _FileDataset:
     """Samples read from files when they are asked for; nothing is kept in memory."""
 
+    name = "folder"
     _split_binary = True
 
     def __init__(self, rows: Sequence[_Files]) -> None:
@@ -150,6 +151,7 @@ class NuInsSeg(_FileDataset):
     Raises `InputError` for a missing folder, one without tissues, or an image without its label map.
     """
 
+    name = "nuinsseg"
     _split_binary = False  # an image with one nucleus in two pieces is not a binary mask
 
     def __init__(self, root: str | Path) -> None:

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import ndimage
 from skimage.measure import find_contours
 
-from nucseg.data import Dataset, ImageFolder, NuInsSeg, Sample
+from nucseg.data import Dataset, Sample
 from nucseg.errors import InputError
 from nucseg.metrics import contingency
 
@@ -134,10 +134,16 @@ def _picture(image: np.ndarray, ax: Axes | None) -> Axes:
 def errors(truth: np.ndarray, prediction: np.ndarray) -> tuple[list[int], list[int], list[int]]:
     """Ids of the true nuclei that were found (IoU above 0.5), those missed, and the spurious predicted ones."""
     iou = contingency(truth, prediction).iou
-    true_ids, predicted_ids = (np.unique(labels[labels > 0]) for labels in (truth, prediction))
+    true_ids, predicted_ids = (_reading_order(labels) for labels in (truth, prediction))
     rows, columns = np.nonzero(iou > 0.5)  # above 0.5 there is at most one partner
     found, used = np.isin(np.arange(len(true_ids)), rows), np.isin(np.arange(len(predicted_ids)), columns)
     return true_ids[found].tolist(), true_ids[~found].tolist(), predicted_ids[~used].tolist()
+
+
+def _reading_order(labels: np.ndarray) -> np.ndarray:
+    """The ids of a label map in the order in which ``contingency`` numbers them: that of their first pixels."""
+    ids, first = np.unique(labels, return_index=True)
+    return ids[np.argsort(first)][ids[np.argsort(first)] > 0]
 
 
 def error_map(truth: np.ndarray, prediction: np.ndarray, ax: Axes | None = None) -> Axes:
@@ -236,9 +242,13 @@ def provenance(dataset: Dataset | None = None, model: "NucleiModel | None" = Non
     parts: list[Any] = []
     if dataset is not None:
         tissues = dataset.table["tissue"].nunique()
-        kinds = {NuInsSeg: "NuInsSeg (Mahbod et al. 2024)", ImageFolder: "your own images"}
-        name = kinds.get(type(dataset), "synthetic tissue made by code, no real image")
-        parts.append(f"{name} ({len(dataset):,} images of {tissues} tissues)")
+        kinds = {
+            "nuinsseg": "NuInsSeg (Mahbod et al. 2024)",
+            "synthetic": "synthetic tissue made by code, no real image",
+            "folder": "your own images",
+        }
+        name = getattr(dataset, "name", "folder")
+        parts.append(f"{kinds.get(name, name)} ({len(dataset):,} images of {tissues} tissue{'s' * (tissues != 1)})")
     if model is not None:
         base = {"random": "MobileSAM with random weights, not pretrained", "mobile_sam": "MobileSAM, pretrained"}
         parts.append(f"base: {base.get(model.base_name, model.base_name)} (SHA-256 {model.base_sha256[:8]}…)")

@@ -50,6 +50,8 @@ class ModelConfig:
         known = (*lora.PLACEMENTS, "none", "full")
         if self.where not in known:
             raise InputError(f"Placement {self.where!r} is not known: choose one of {', '.join(known)}.")
+        if self.head == "mask_decoder" and self.where == self.decoder_where == "none":
+            raise InputError("Head 'mask_decoder' without LoRA leaves nothing to train: set where or decoder_where.")
         if self.decoder_where != "none" and self.head != "mask_decoder":
             raise InputError("Option decoder_where needs the head 'mask_decoder': set head, or leave it 'none'.")
 

@@ -65,6 +65,8 @@ class Config(ModelConfig):
             if not getattr(self, name) > 0:
                 raise InputError(f"Option {name} = {getattr(self, name)} must be above 0.")
         for name in (
+            "seed",
+            "base_seed",
             "fold",
             "train_images",
             "val_images",

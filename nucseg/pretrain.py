@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import save_file
 
-from nucseg.config import apply
 from nucseg.data import Dataset, ImageFolder, Sample
 from nucseg.errors import InputError
 from nucseg.files import write_atomic
@@ -42,6 +41,7 @@ class Tiles:
 
     def __init__(self, dataset: Dataset, tissues: tuple[str, ...], largest: int = 320, side: int = 256):
         self._dataset = dataset
+        self.name = getattr(dataset, "name", "")
         self._places: list[tuple[int, tuple[slice, slice]]] = []
         rows = []
         for i, (tissue, stem) in enumerate(zip(dataset.table["tissue"], dataset.table["stem"], strict=True)):
@@ -71,7 +71,7 @@ class Joined:
     """Several datasets one after the other."""
 
     def __init__(self, *datasets: Dataset):
-        self._datasets = datasets
+        self.name = " and ".join(getattr(dataset, "name", "") for dataset in datasets)
         self.table = pd.concat([d.table[["tissue", "stem"]] for d in datasets], ignore_index=True)
         self._places = [(d, i) for d in datasets for i in range(len(d))]
 
@@ -92,15 +92,17 @@ def pretraining_data(bbbc038: str | Path, per_tissue: int = 12, seed: int = 100)
     """
     tissues = tuple(tissue for tissue in TISSUES if tissue not in HELD_OUT)
     root = Path(bbbc038)
-    return Joined(Synthetic(per_tissue, 512, seed, tissues), Tiles(ImageFolder(root / "images", root / "masks"), KINDS))
+    real = Tiles(ImageFolder(root / "images", root / "masks"), KINDS)
+    real.name = "BBBC038"
+    return Joined(Synthetic(per_tissue, 512, seed, tissues), real)
 
 
-def pretrain(bbbc038: str | Path, folder: str | Path, changes: dict | None = None, *, progress: bool = True) -> Path:
+def pretrain(bbbc038: str | Path, folder: str | Path, config: Config | None = None, *, progress: bool = True) -> Path:
     """Train the base and write its encoder, float16, as ``offline.safetensors`` in ``folder``; returns its path.
 
-    ``changes``: options that differ from the preset ``pretrain``. Resumes as any run does.
+    ``config``: the preset ``pretrain`` where none is given. Resumes as any run does.
     """
-    config: Config = apply(preset("pretrain"), changes or {}, "pretrain")
+    config = config or preset("pretrain")
     if config.where != "full" or config.head != "instance":
         raise InputError("Pretraining trains the whole encoder with the head 'instance': leave both options.")
     command = command_line(config, Path(folder)).replace("nucseg train", "nucseg pretrain --bbbc038 BBBC038", 1)

@@ -39,7 +39,7 @@ def describe(
         },
         "base": {"name": model.base_name, "sha256": model.base_sha256},
         "adapter_sha256": sha256(folder / "best.safetensors"),
-        "data": {"name": config.data, "images": len(dataset), "note": config.data_note},
+        "data": {"name": getattr(dataset, "name", config.data), "images": len(dataset), "note": config.data_note},
         "device": device_name(model.mean.device),
         "peak_memory_mib": peak_memory_mib(model.mean.device),
         "versions": {

@@ -19,7 +19,7 @@ from nucseg.data import Dataset
 from nucseg.errors import InputError
 from nucseg.presets import PROTOCOLS, Config, preset
 from nucseg.tables import read_run, summarise
-from nucseg.train import open_dataset, train
+from nucseg.train import finished, open_dataset, train
 
 Task = tuple[Config, Path]
 
@@ -94,7 +94,13 @@ def run_all(
     ``InputError`` and everything else a run raises is a failure of that run; Ctrl-C stops the study.
     """
     failures: dict[Path, str] = {}
-    open_tasks = [(config, folder) for config, folder in tasks if not (folder / "run.json").exists()]
+    open_tasks = []
+    for config, folder in tasks:
+        try:
+            if not finished(config, folder):
+                open_tasks.append((config, folder))
+        except InputError as error:  # the folder holds another run, which is neither counted nor overwritten
+            failures[folder] = str(error)
     bar = tqdm(open_tasks, desc="runs", unit="run", disable=not progress)
     for config, folder in bar:
         bar.set_postfix_str(folder.name)
@@ -110,7 +116,7 @@ def run_all(
         if progress:
             means = read_run(folder).scores.mean(numeric_only=True)
             tqdm.write(f"{folder.name}: " + ", ".join(f"{k} {means[k]:.4f}" for k in ("dice", "aji", "pq")))
-    return table_of_runs([folder for _, folder in tasks]), failures
+    return table_of_runs([folder for _, folder in tasks if folder not in failures]), failures
 
 
 def table_of_runs(folders: Iterable[Path]) -> pd.DataFrame:

@@ -626,6 +626,8 @@ class Synthetic(Sequence[Sample]):
     dataset. ``table``: a row an image, columns tissue and stem. Raises InputError as ``generate`` does.
     """
 
+    name = "synthetic"
+
     def __init__(self, n_per_tissue: int = 2, size: int = 512, seed: int = 0, tissues: Sequence[str] = TISSUES) -> None:
         if not 1 <= n_per_tissue <= 10_000:
             raise InputError(f"A synthetic dataset has 1 to 10000 images of a tissue, not {n_per_tissue}.")

@@ -10,7 +10,7 @@ import pandas as pd
 
 from nucseg.errors import InputError
 
-SCORES = ("dice", "iou", "aji", "aji_plus", "pq", "sq", "rq")
+SCORES = ("dice", "iou", "aji", "aji_plus", "pq", "sq", "rq", "aji_matched_only")
 
 
 @dataclass(frozen=True)

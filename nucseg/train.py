@@ -4,7 +4,6 @@ Everything random is drawn from (seed, epoch, image), never from a stream that r
 therefore goes on from its last whole epoch exactly as if it had never stopped.
 """
 
-import json
 import math
 import time
 from dataclasses import asdict
@@ -24,12 +23,13 @@ from nucseg.config import options
 from nucseg.data import Dataset, NuInsSeg, Split
 from nucseg.errors import InputError, TrainingError
 from nucseg.evaluate import evaluate
-from nucseg.files import write_atomic, write_json
+from nucseg.files import sha256, write_atomic, write_json
 from nucseg.losses import dice_focal_loss
 from nucseg.model import NucleiModel, build_model, load_model, pick_device, save_model
 from nucseg.presets import PROTOCOLS, Config
-from nucseg.provenance import describe
+from nucseg.provenance import commit, describe
 from nucseg.synth import Synthetic
+from nucseg.tables import read_run
 
 
 def open_dataset(config: Config, root: str | Path | None = None) -> Dataset:
@@ -81,8 +81,11 @@ class _TrainingImages(torch.utils.data.Dataset):
         if config.augmentation != "none":
             sample = getattr(augment, config.augmentation)(sample, rng)
         image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
-        encode = instances.encode if config.head == "instance" else instances.foreground
-        return image, torch.from_numpy(encode(sample.labels))
+        if config.head == "instance":  # the depth is meant for 512 px images; it scales along
+            targets = instances.encode(sample.labels, instances.DEPTH_PX * config.size / 512)
+        else:
+            targets = instances.foreground(sample.labels)
+        return image, torch.from_numpy(targets)
 
 
 def batch_keys(config: Config, indices: tuple[int, ...], epoch: int) -> list[list[tuple[int, int]]]:
@@ -127,21 +130,31 @@ def train_epoch(
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(config, (epoch + step / len(batches)) / config.epochs)
         # bfloat16 has float32's range, so there is no loss to scale; older cards and the CPU stay in float32
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda" and torch.cuda.is_bf16_supported()):
+        with torch.autocast(
+            "cuda",
+            torch.bfloat16,
+            enabled=device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
+        ):
             logits = model(images.to(device, non_blocking=True))
         loss = _loss(logits, targets.to(device, non_blocking=True), config)
         if not torch.isfinite(loss):
-            raise TrainingError(
-                f"The loss is {loss.item()} in epoch {epoch + 1}, step {step + 1}: training stopped. The last whole "
-                f"epoch is kept; lower lr (now {config.lr:g}) or alpha (now {config.alpha:g}) in a new folder."
-            )
+            raise TrainingError(_diverged(f"The loss is {loss.item()}", epoch, step, config))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(_trainable(model), config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(_trainable(model), config.clip)
+        if not torch.isfinite(norm):
+            raise TrainingError(_diverged(f"The gradient is {norm.item()}", epoch, step, config))
         optimiser.step()
         total += loss.item() * len(images)
         bar.set_postfix(loss=f"{loss.item():.3f}")
     return total / len(indices)
+
+
+def _diverged(what: str, epoch: int, step: int, config: Config) -> str:
+    return (
+        f"{what} in epoch {epoch + 1}, step {step + 1}: training stopped. The last whole epoch is kept; lower lr "
+        f"(now {config.lr:g}) or alpha (now {config.alpha:g}) in a new folder."
+    )
 
 
 def _loss(logits: Tensor, targets: Tensor, config: Config) -> Tensor:
@@ -171,10 +184,12 @@ def train(
     """
     config.check()
     folder = Path(folder)
-    if (folder / "run.json").exists():
-        _same_run(_read_json(folder / "run.json")["config"], config, folder)
-        return pd.read_csv(folder / "scores.csv")
-    began, device, split = time.monotonic(), pick_device(config.device), select_split(config, dataset)
+    if finished(config, folder):
+        return read_run(folder).scores
+    began, code, device = time.monotonic(), commit(), pick_device(config.device)
+    split = select_split(config, dataset)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     if not (split.train and split.val and split.test):
         raise InputError(f"Fold {config.fold} leaves a part without images: use more images.")
     with torch.random.fork_rng(devices=[]):
@@ -182,7 +197,8 @@ def train(
         model = build_model(config).to(device)
     optimiser = torch.optim.AdamW(_trainable(model), lr=config.lr, weight_decay=config.weight_decay)
     folder.mkdir(parents=True, exist_ok=True)
-    history, spent = _resume(folder / "last.pt", config, model, optimiser, device)
+    identity = {"base": model.base_sha256, "split": split.file_list_hash(dataset)}
+    history, spent = _resume(folder / "last.pt", config, identity, model, optimiser)
 
     best = max((row[f"val_{config.monitor}"] for row in history), default=-math.inf)
     while len(history) < config.epochs and _epochs_since_best(history, config.monitor) < config.patience:
@@ -197,12 +213,13 @@ def train(
         if row[f"val_{config.monitor}"] > best:
             best = row[f"val_{config.monitor}"]
             save_model(folder / "best.safetensors", model)
-        _save_state(folder / "last.pt", config, model, optimiser, history, spent + time.monotonic() - began)
-        with write_atomic(folder / "history.csv") as part:
-            pd.DataFrame(history).to_csv(part, index=False)
+        seconds = spent + time.monotonic() - began
+        _save_state(folder / "last.pt", config, identity, model, optimiser, history, seconds)
+        _write_history(folder, history)
         if progress:
             tqdm.write(", ".join(f"{k} {v:.4g}" for k, v in history[-1].items()))
 
+    _write_history(folder, history)  # once more, for a run that was killed between the two writes above
     model = load_model(folder / "best.safetensors", config.base).to(device)
     scores = evaluate(
         model,
@@ -215,7 +232,7 @@ def train(
     )
     with write_atomic(folder / "scores.csv") as part:
         scores.to_csv(part, index=False, float_format="%.6f")
-    about = describe(config, dataset, split, model, folder, command)
+    about = describe(config, dataset, split, model, folder, command) | {"commit": code}
     write_json(folder / "run.json", about | {"seconds": round(spent + time.monotonic() - began, 1)})
     return scores
 
@@ -225,9 +242,17 @@ def _epochs_since_best(history: list[dict], monitor: str) -> int:
     return len(values) - 1 - int(np.argmax(values)) if values else 0
 
 
-def _save_state(path: Path, config: Config, model: NucleiModel, optimiser, history: list[dict], seconds: float) -> None:
+def _write_history(folder: Path, history: list[dict]) -> None:
+    with write_atomic(folder / "history.csv") as part:
+        pd.DataFrame(history).to_csv(part, index=False)
+
+
+def _save_state(
+    path: Path, config: Config, identity: dict, model: NucleiModel, optimiser, history: list[dict], seconds: float
+) -> None:
     state = {
         "config": asdict(config),
+        "identity": identity,
         "model": model.adapter_state(),
         "optimiser": optimiser.state_dict(),
         "history": history,
@@ -237,17 +262,22 @@ def _save_state(path: Path, config: Config, model: NucleiModel, optimiser, histo
         torch.save(state, part)
 
 
-def _resume(path: Path, config: Config, model: NucleiModel, optimiser, device) -> tuple[list[dict], float]:
+def _resume(
+    path: Path, config: Config, identity: dict, model: NucleiModel, optimiser: torch.optim.Optimizer
+) -> tuple[list[dict], float]:
     """Put the state of the last whole epoch back: (history so far, seconds spent so far)."""
     if not path.exists():
         return [], 0.0
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several kinds for a damaged file
         raise InputError(
             f"{path}: the checkpoint to resume from is damaged; delete the folder to start again."
         ) from error
-    _same_run(state["config"], config, path.parent)
+    _same_config(state["config"], config, path.parent)
+    for what, mine in identity.items():
+        if state.get("identity", identity)[what] != mine:
+            raise InputError(f"{path.parent}: holds a run with another {what}; choose another folder.")
     model.load_adapter_state(state["model"], str(path))
     optimiser.load_state_dict(state["optimiser"])
     return state["history"], state["seconds"]
@@ -257,18 +287,27 @@ def _resume(path: Path, config: Config, model: NucleiModel, optimiser, device) -
 _FREE = {"device", "workers", "data_note"}
 
 
-def _same_run(stored: dict[str, Any], config: Config, folder: Path) -> None:
+def finished(config: Config, folder: str | Path) -> bool:
+    """Whether ``folder`` holds this run, finished. ``InputError`` if it holds another one, or a damaged one."""
+    folder = Path(folder)
+    if not (folder / "run.json").exists():
+        return False
+    about = read_run(folder).about
+    _same_config(about["config"], config, folder)
+    if Path(config.base).is_file():
+        if sha256(config.base) != about["base"]["sha256"]:
+            raise InputError(f"{folder}: holds a run with another base; choose another folder.")
+    elif config.base != about["base"]["name"]:
+        raise InputError(f"{folder}: holds a run with base = {about['base']['name']!r}; choose another folder.")
+    return True
+
+
+def _same_config(stored: dict[str, Any], config: Config, folder: Path) -> None:
+    """Raise ``InputError`` unless the options agree; one that is newer than the run had its default then."""
     mine = asdict(config)
-    for name in options(Config):
-        known = Path(str(mine[name])).name if name == "base" else mine[name]
-        if name not in _FREE and stored.get(name) not in (mine[name], known):
+    for name, field in options(Config).items():
+        then = stored.get(name, field.default)
+        if name not in _FREE | {"base"} and then != mine[name]:
             raise InputError(
-                f"{folder}: holds a run with {name} = {stored.get(name)!r}, not {mine[name]!r}; choose another folder."
+                f"{folder}: holds a run with {name} = {then!r}, not {mine[name]!r}; choose another folder."
             )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable ({error}); delete the folder to start again.") from error

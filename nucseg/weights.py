@@ -3,8 +3,6 @@
 import functools
 import hashlib
 import os
-import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +64,8 @@ def load_base(name: str = "mobile_sam", seed: int = 0) -> Base:
     path = Path(name)
     if not path.is_file():
         raise InputError(f"Base {name!r} is neither a known base nor a file: choose {CHOICES}.")
+    if path.suffix == ".safetensors":  # what nucseg pretrain writes
+        return offline_base(path)
     digest = sha256(path)
     known = "mobile_sam" if digest == MOBILE_SAM_SHA256 else path.name
     return Base(known, read_checkpoint(path), digest)
@@ -106,15 +106,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        zipfile.BadZipFile,
-    ) as error:
+    except Exception as error:  # unpickling damaged bytes raises nearly anything
         raise InputError(
             f"{path}: not a readable checkpoint of plain tensors; download mobile_sam.pt again."
         ) from error
@@ -140,7 +132,8 @@ def offline_base(path: str | Path = OFFLINE) -> Base:
     expected = {name: shape for name, shape in sam_shapes().items() if name.startswith("image_encoder.")}
     if {name: tensor.shape for name, tensor in encoder.items()} != expected:
         raise InputError(f"{path}: not an encoder of MobileSAM's architecture; make it again with nucseg pretrain.")
-    return Base("offline", random_base(0).state | encoder, sha256(path))
+    name = "offline" if path == OFFLINE else path.name
+    return Base(name, random_base(0).state | encoder, sha256(path))
 
 
 @functools.cache

@@ -9,6 +9,8 @@ from nucseg.data import Sample
 class Blobs:
     """``count`` images of ``size`` px in two tissues, each with a few discs."""
 
+    name = "synthetic"
+
     def __init__(self, count: int = 12, size: int = 64):
         self.count, self.size = count, size
         tissues = ["left" if i % 2 else "right" for i in range(count)]

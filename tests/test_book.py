@@ -97,7 +97,7 @@ class TestNotebooks:
     def test_it_installs_the_package_on_colab_from_the_books_repository(self, path):
         first = cells(path, "code")[0]
         assert "remove-cell" in first.metadata.tags and '"google.colab" in sys.modules' in first.source
-        assert re.findall(r"git\+(\S+?)\"", first.source) == [CONFIG["repository"]["url"]]
+        assert re.findall(r"url = \"(\S+?)\"", first.source) == [CONFIG["repository"]["url"]]
 
     @a_notebook
     def test_it_is_in_the_table_of_contents(self, path):

@@ -91,6 +91,13 @@ def test_an_image_without_a_mask_is_named(folders, capsys, tmp_path):
     assert "1.png" in sentence(capsys)
 
 
+def test_a_file_where_a_folder_is_meant_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("nucseg.train.open_dataset", lambda config, root: Blobs())
+    (tmp_path / "taken").write_text("a file")
+    assert main(["train", "--out", str(tmp_path / "taken"), *QUICK]) == 2
+    assert "taken" in sentence(capsys)
+
+
 def test_nuinsseg_without_its_folder_says_how_to_give_it(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("NUCSEG_DATA", raising=False)
     assert main(["train", "--out", str(tmp_path / "run"), "--preset", "report"]) == 2

@@ -241,3 +241,11 @@ def test_a_style_leaves_the_data_alone():
         before = sample.image.copy(), sample.labels.copy()
         figures.show_row(Sample(sample.image, sample.labels, "a", "b"))
         assert (sample.image == before[0]).all() and (sample.labels == before[1]).all()
+
+
+def test_errors_names_the_right_nuclei_when_ids_are_not_in_reading_order():
+    truth = np.zeros((20, 10), np.int32)
+    truth[1:5, 1:5], truth[10:15, 1:6] = 2, 1  # the upper one has the greater id
+    prediction = np.zeros_like(truth)
+    prediction[1:5, 1:5], prediction[17:19, 7:9] = 9, 4
+    assert figures.errors(truth, prediction) == ([2], [1], [4])

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from nucseg import pretrain as pretraining
 from nucseg.data import ImageFolder, Sample
 from nucseg.errors import InputError
 from nucseg.model import ModelConfig, build_model, load_model
+from nucseg.presets import preset
 from nucseg.pretrain import HELD_OUT, Joined, Tiles, pretrain, pretraining_data
 from nucseg.weights import offline_base, random_base
 
@@ -59,7 +61,8 @@ def test_the_held_out_tissues_are_not_among_the_pretraining_images(tmp_path):
 def test_the_base_is_the_trained_encoder_in_half_precision(tmp_path, monkeypatch):
     monkeypatch.setattr(pretraining, "pretraining_data", lambda folder: Blobs(10))
     small = {"size": 64, "crop": 64, "epochs": 1, "batch": 4, "val_images": 1, "device": "cpu"}
-    path = pretrain("nowhere", tmp_path / "run", small, progress=False)
+    config = dataclasses.replace(preset("pretrain"), **small)
+    path = pretrain("nowhere", tmp_path / "run", config, progress=False)
     assert path.stat().st_size < 13e6
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (
@@ -77,10 +80,10 @@ def test_the_base_is_the_trained_encoder_in_half_precision(tmp_path, monkeypatch
                 tensor.float(), trained[name.removeprefix("image_encoder.")].float(), rtol=1e-3, atol=1e-6
             )
     base = offline_base(path)
-    assert base.name == "offline" and len(base.sha256) == 64
+    assert base.name == "offline.safetensors" and len(base.sha256) == 64
     assert base.state.keys() == random_base(0).state.keys()
     model = build_model(ModelConfig(base="offline", size=64, rank=1), base)
-    assert model.base_name == "offline"
+    assert model.base_name == "offline.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match="cannot be read"):
         offline_base(path)
@@ -91,4 +94,4 @@ def test_the_base_is_the_trained_encoder_in_half_precision(tmp_path, monkeypatch
 
 def test_pretraining_is_of_the_whole_encoder():
     with pytest.raises(InputError, match="whole encoder"):
-        pretrain("nowhere", "out", {"where": "all"})
+        pretrain("nowhere", "out", dataclasses.replace(preset("pretrain"), where="all"))

@@ -53,6 +53,14 @@ def test_finished_runs_are_skipped_and_failures_are_listed(tmp_path):
     assert table["dice"].between(0, 1).all()
 
 
+def test_a_folder_with_another_run_is_a_failure_and_not_a_result(tmp_path):
+    train(FAST, Blobs(), tmp_path / "run", progress=False)
+    task = (dataclasses.replace(FAST, rank=2), tmp_path / "run")
+    table, failures = study.run_all([task], lambda *a: pytest.fail("overwritten"), progress=False)
+    assert len(table) == 0
+    assert "rank" in failures[tmp_path / "run"]
+
+
 def test_cross_validation_covers_every_image_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("nucseg.train.open_dataset", lambda config, root: Blobs(10))
     words = ["cross-validate", "--out", str(tmp_path / "cv"), "--base", "random", "--size", "64", "--where", "none"]

@@ -23,7 +23,7 @@ def test_bootstrap_of_few_and_none():
 
 def test_summary_holds_the_mean_of_each_score_within_its_interval():
     rng = np.random.default_rng(1)
-    columns = ["dice", "iou", "aji", "aji_plus", "pq", "sq", "rq"]
+    columns = ["dice", "iou", "aji", "aji_plus", "pq", "sq", "rq", "aji_matched_only"]
     scores = pd.DataFrame({name: rng.random(30) for name in columns})
     scores["fold"] = ["one"] * 10 + ["two"] * 20
     scores["tissue"] = ["a", "b", "c"] * 10

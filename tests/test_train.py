@@ -3,6 +3,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from nucseg.model import build_model
 from nucseg.presets import PRESETS, Config, preset
 from nucseg.provenance import command_line
 from nucseg.train import batch_keys, learning_rate, select_split, train
+from nucseg.weights import random_base
 
 SMALL = Config(base="random", size=64, rank=2, alpha=2, lr=3e-3, batch=4, epochs=3, device="cpu", where="qkv")
 
@@ -123,6 +125,53 @@ def test_a_run_killed_in_mid_epoch_resumes_to_the_same_numbers(whole, tmp_path):
     (mine, *_), (theirs, *_) = (read_adapter(path / "best.safetensors") for path in (folder, whole))
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_another_base_or_other_images_do_not_resume_a_run(tmp_path, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_write_history", stop)  # last.pt is written, the first epoch over
+        with pytest.raises(KeyboardInterrupt):
+            run(SMALL, tmp_path)
+    with pytest.raises(InputError, match="another split"):
+        train(SMALL, Blobs(13), tmp_path, progress=False)
+    with monkeypatch.context() as patch:
+        other = dataclasses.replace(random_base(0), sha256="1" * 64)
+        patch.setattr("nucseg.model.load_base", lambda *arguments: other)
+        with pytest.raises(InputError, match="another base"):
+            run(SMALL, tmp_path)
+    run(SMALL, tmp_path)
+    assert len(history(tmp_path)) == 3
+
+
+def test_a_run_killed_between_checkpoint_and_history_has_a_whole_history(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "run.json").unlink()
+    (tmp_path / "run" / "history.csv").unlink()
+    run(SMALL, tmp_path / "run")
+    pd.testing.assert_frame_equal(history(tmp_path / "run"), history(whole), check_exact=True)
+
+
+def test_a_run_from_before_an_option_existed_is_still_the_same_run(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    del about["config"]["depth_weight"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
+    assert training.finished(SMALL, tmp_path / "run")
+    with pytest.raises(InputError, match="depth_weight"):
+        training.finished(small(depth_weight=2.0), tmp_path / "run")
+
+
+def test_a_non_finite_gradient_never_reaches_the_weights(monkeypatch):
+    model = build_model(SMALL)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *arguments: torch.tensor(float("inf")))
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    with pytest.raises(TrainingError, match="gradient is inf"):
+        training.train_epoch(model, optimiser, Blobs(), (0, 1), SMALL, 0, progress=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path):
@@ -234,6 +283,8 @@ def test_the_command_of_a_run_repeats_its_config(tmp_path):
         ({"lr": -1.0}, "lr"),
         ({"lr": float("nan")}, "lr"),
         ({"fold": -1}, "fold"),
+        ({"seed": -1}, "seed"),
+        ({"head": "mask_decoder", "where": "none"}, "nothing to train"),
         ({"threshold": 2.0}, "threshold"),
         ({"data": "camelyon"}, "camelyon"),
         ({"protocol": "mine"}, "mine"),

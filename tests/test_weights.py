@@ -135,8 +135,9 @@ def test_hostile_and_damaged_checkpoints_are_refused(tmp_path, checkpoint):
         read_checkpoint(path)
     assert not Evil.ran
     whole = checkpoint.read_bytes()
-    for size in (0, 10, 1000, len(whole) // 2, len(whole) - 10):
-        path.write_bytes(whole[:size])
+    damaged = [whole[:size] for size in (0, 10, 1000, len(whole) // 2, len(whole) - 10)]
+    for content in (*damaged, b".", b"]q", b"a"):
+        path.write_bytes(content)
         with pytest.raises(InputError, match="not a readable checkpoint"):
             read_checkpoint(path)
 

@@ -1,12 +1,17 @@
 # %% tags=["remove-cell"]
+import os
 import subprocess
 import sys
 
-if "google.colab" in sys.modules:  # Colab starts without this package
-    url = "git+https://github.com/nucseg/nucseg"
+if (
+    "google.colab" in sys.modules
+):  # Colab starts without the package and the recorded runs
+    url = "https://github.com/nucseg/nucseg"
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", url], check=True)
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", url], check=True
+        [sys.executable, "-m", "pip", "install", "--quiet", "./nucseg"], check=True
     )
+    os.chdir("nucseg/book/chapters")
 
 # %% [markdown]
 # # LoRA: fine-tuning with few weights
