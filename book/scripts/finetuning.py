@@ -29,11 +29,13 @@ from IPython.display import Markdown
 
 from nucseg import figures
 from nucseg.config import apply, options
+from nucseg.data import NuInsSeg
 from nucseg.errors import InputError
 from nucseg.evaluate import segment
 from nucseg.losses import dice_loss, focal_loss
 from nucseg.metrics import contingency, score
 from nucseg.model import build_model, load_model, parameter_ledger
+from nucseg.pretrain import Tiles
 from nucseg.synth import Synthetic
 from nucseg.tables import read_run, results_folder, summarise
 from nucseg.presets import Config, preset
@@ -49,7 +51,11 @@ tissues = (
     "human salivory gland",
     "mouse kidney",
 )
-dataset = Synthetic(n_per_tissue=5, size=256, seed=1, tissues=tissues)
+real = os.environ.get("NUCSEG_DATA")  # the folder of NuInsSeg, where you have it
+if real:
+    dataset = Tiles(NuInsSeg(real), ("human epiglottis", "mouse femur"))
+else:
+    dataset = Synthetic(n_per_tissue=5, size=256, seed=1, tissues=tissues)
 config = preset("quick")
 with torch.random.fork_rng():
     torch.manual_seed(config.seed)  # the run below starts from these very weights
@@ -65,7 +71,8 @@ Markdown(figures.provenance(dataset, untrained))
 #
 # ## What you need
 #
-# The page on LoRA. No download and no GPU: the images are made by code, and the base has random weights.
+# The page on LoRA. No download and no GPU: the images are made by code (or cut from NuInsSeg, where
+# `NUCSEG_DATA` names its folder; the first line says which), and the base has random weights.
 # That is a poor start compared with MobileSAM's real checkpoint, and it is the honest one on a machine
 # without network: nothing on this page was pretrained.
 
@@ -188,7 +195,7 @@ plt.show()
 # is random, so the map means nothing. Afterwards it follows the nuclei, and where two of them touch, it joins
 # them: this system draws one foreground map and calls every connected piece a nucleus.
 
-# %% mystnb={"image": {"alt": "Four panels of one synthetic H and E image: the image with its true outlines, the prediction before training, the prediction after training, and a map of its errors."}, "figure": {"caption": "A test image with its true outlines, the outlines predicted before and after training, and what is wrong with the latter. Synthetic tissue; the scale bar assumes 0.25 µm a pixel.", "name": "fig-before-after"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Four panels of one H and E image: the image with its true outlines, the prediction before training, the prediction after training, and a map of its errors."}, "figure": {"caption": "A test image with its true outlines, the outlines predicted before and after training, and what is wrong with the latter. The scale bar assumes 0.25 µm a pixel.", "name": "fig-before-after"}} tags=["hide-input"]
 trained = load_model(folder / "best.safetensors")
 by_pq = scores.sort_values("pq", ignore_index=True)
 middle = by_pq.iloc[len(by_pq) // 2]
@@ -234,7 +241,7 @@ def as_table(scores, caption):
     return table.style.format({"mean": "{:.3f}"}).set_caption(caption)
 
 
-as_table(scores, f"The live run on its {len(scores)} test images, synthetic tissue")
+as_table(scores, f"The live run on its {len(scores)} test images")
 
 # %% tags=["remove-input"]
 overlap = contingency(sample.labels, after).overlap
