@@ -1,16 +1,19 @@
 import hashlib
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from nucseg import weights
 from nucseg.errors import InputError
 from nucseg.sam import Encoder, build_sam, part
+from nucseg.tables import read_run, results_folder
 from nucseg.weights import fetch_mobile_sam, load_base, random_base, read_checkpoint
 
 
@@ -177,3 +180,19 @@ def test_a_signal_comes_through_the_random_base():
         stages = encoder.features(torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
     for features in stages:
         assert 0.1 < features.std(dim=(2, 3)).mean() < 10
+
+
+def test_the_shipped_base_is_what_its_run_made_and_loads_fast():
+    random_base(0)  # cached: the parts that were never trained
+    start = time.monotonic()
+    base = load_base("offline")
+    assert time.monotonic() - start < 2  # under one second on an idle machine
+    assert weights.OFFLINE.stat().st_size < 13e6
+    assert base.name == "offline"
+    with safe_open(weights.OFFLINE, "pt") as handle:
+        card = handle.metadata()
+    run = read_run(results_folder(__file__) / "pretrain" / "cpu")
+    assert (card["commit"], card["date"]) == (run.about["commit"], run.about["date"])
+    untrained = random_base(0).state
+    moved = [n for n in base.state if n.startswith("image_encoder.layers") and not n.endswith("num_batches_tracked")]
+    assert all(not torch.equal(base.state[name], untrained[name]) for name in moved)
