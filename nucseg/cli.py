@@ -263,10 +263,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from nucseg.data import ImageFolder
     from nucseg.evaluate import evaluate
     from nucseg.files import write_atomic
-    from nucseg.model import load_model, pick_device
+    from nucseg.model import load_model, pick_device, place
 
     dataset = ImageFolder(arguments.images, arguments.masks)
-    model = load_model(arguments.adapter, arguments.base).to(pick_device(arguments.device))
+    model = place(load_model(arguments.adapter, arguments.base), pick_device(arguments.device))
     scores = evaluate(model, dataset, range(len(dataset)), scoring=arguments.scoring, threshold=arguments.threshold)
     if arguments.out:
         with write_atomic(arguments.out) as part:

@@ -233,6 +233,29 @@ class ImageFolder(_FileDataset):
             )
 
 
+class InMemory:
+    """A dataset that keeps what it has read: 1.8 MB an image of 512 px, 1.2 GB for all of NuInsSeg.
+
+    Reading takes longer than everything else that is done to an image on its way to the network. A process
+    that loads images beside the main one would keep a copy of its own.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._samples: dict[int, Sample] = {}
+        self.table = dataset.table
+        self.name = getattr(dataset, "name", "")
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        index = operator.index(index)
+        if index not in self._samples:
+            self._samples[index] = self._dataset[index]
+        return self._samples[index]
+
+
 # ---- splits ------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import save_file
 
-from nucseg.data import Dataset, ImageFolder, Sample
+from nucseg.data import Dataset, ImageFolder, InMemory, Sample
 from nucseg.errors import InputError
 from nucseg.files import write_atomic
 from nucseg.model import load_model
@@ -92,7 +92,7 @@ def pretraining_data(bbbc038: str | Path, per_tissue: int = 12, seed: int = 100)
     """
     tissues = tuple(tissue for tissue in TISSUES if tissue not in HELD_OUT)
     root = Path(bbbc038)
-    real = Tiles(ImageFolder(root / "images", root / "masks"), KINDS)
+    real = Tiles(InMemory(ImageFolder(root / "images", root / "masks")), KINDS)
     real.name = "BBBC038"
     return Joined(Synthetic(per_tissue, 512, seed, tissues), real)
 

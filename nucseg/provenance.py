@@ -41,6 +41,7 @@ def describe(
         "adapter_sha256": sha256(folder / "best.safetensors"),
         "data": {"name": getattr(dataset, "name", config.data), "images": len(dataset), "note": config.data_note},
         "device": device_name(model.mean.device),
+        "precision": model.precision,
         "peak_memory_mib": peak_memory_mib(model.mean.device),
         "versions": {
             "nucseg": nucseg.__version__,

@@ -20,12 +20,12 @@ from tqdm.auto import tqdm
 
 from nucseg import augment, instances
 from nucseg.config import options
-from nucseg.data import Dataset, NuInsSeg, Split
+from nucseg.data import Dataset, InMemory, NuInsSeg, Split
 from nucseg.errors import InputError, TrainingError
 from nucseg.evaluate import evaluate
 from nucseg.files import sha256, write_atomic, write_json
 from nucseg.losses import dice_focal_loss
-from nucseg.model import NucleiModel, build_model, load_model, pick_device, save_model
+from nucseg.model import NucleiModel, build_model, load_model, pick_device, place, save_model
 from nucseg.presets import PROTOCOLS, Config
 from nucseg.provenance import commit, describe
 from nucseg.synth import Synthetic
@@ -38,7 +38,8 @@ def open_dataset(config: Config, root: str | Path | None = None) -> Dataset:
         return Synthetic(n_per_tissue=config.synthetic_per_tissue, seed=config.seed)
     if root is None:
         raise InputError("Data 'nuinsseg' needs its folder: give --root, or set NUCSEG_DATA to it.")
-    return NuInsSeg(root)
+    dataset = NuInsSeg(root)
+    return dataset if config.workers else InMemory(dataset)
 
 
 def select_split(config: Config, dataset: Dataset) -> Split:
@@ -129,13 +130,7 @@ def train_epoch(
     for step, (images, targets) in enumerate(bar):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(config, (epoch + step / len(batches)) / config.epochs)
-        # bfloat16 has float32's range, so there is no loss to scale; older cards and the CPU stay in float32
-        with torch.autocast(
-            "cuda",
-            torch.bfloat16,
-            enabled=device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
-        ):
-            logits = model(images.to(device, non_blocking=True))
+        logits = model(images.to(device, non_blocking=True))
         loss = _loss(logits, targets.to(device, non_blocking=True), config)
         if not torch.isfinite(loss):
             raise TrainingError(_diverged(f"The loss is {loss.item()}", epoch, step, config))
@@ -194,7 +189,7 @@ def train(
         raise InputError(f"Fold {config.fold} leaves a part without images: use more images.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the head's and LoRA's initial weights
-        model = build_model(config).to(device)
+        model = place(build_model(config), device, config.precision)
     optimiser = torch.optim.AdamW(_trainable(model), lr=config.lr, weight_decay=config.weight_decay)
     folder.mkdir(parents=True, exist_ok=True)
     identity = {"base": model.base_sha256, "split": split.file_list_hash(dataset)}
@@ -220,7 +215,7 @@ def train(
             tqdm.write(", ".join(f"{k} {v:.4g}" for k, v in history[-1].items()))
 
     _write_history(folder, history)  # once more, for a run that was killed between the two writes above
-    model = load_model(folder / "best.safetensors", config.base).to(device)
+    model = place(load_model(folder / "best.safetensors", config.base), device, config.precision)
     scores = evaluate(
         model,
         dataset,
