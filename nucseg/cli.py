@@ -1,4 +1,4 @@
-"""The command line: ``nucseg fetch | train | cross-validate | search | evaluate``; bad input: one sentence, code 2."""
+"""The command line, ``nucseg COMMAND``. Bad input ends in one sentence and code 2."""
 
 import argparse
 import os
@@ -48,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_cross_validate(commands)
     _add_search(commands)
+    _add_rescore(commands)
+    _add_reproduce(commands)
     _add_pretrain(commands)
     _add_evaluate(commands)
     return parser
@@ -99,12 +101,13 @@ def _add_train(commands: Any) -> None:
     train.set_defaults(run=_train)
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    """--preset, --config, --root, and a flag for each field of a run's configuration."""
+def _add_options(parser: argparse.ArgumentParser, preset: bool = True) -> None:
+    """--preset and --config where asked for, --root, and a flag for each field of a run's configuration."""
     from nucseg.presets import PRESETS, Config
 
-    parser.add_argument("--preset", choices=list(PRESETS), help="a named configuration to start from")
-    parser.add_argument("--config", type=Path, metavar="FILE.toml", help="options from a TOML file")
+    if preset:
+        parser.add_argument("--preset", choices=list(PRESETS), help="a named configuration to start from")
+        parser.add_argument("--config", type=Path, metavar="FILE.toml", help="options from a TOML file")
     _add_root(parser)
     for name, field in options(Config).items():
         flag = "--" + name.replace("_", "-")
@@ -127,14 +130,27 @@ def _add_root(parser: argparse.ArgumentParser) -> None:
 
 def _config(arguments: argparse.Namespace) -> "Config":
     from nucseg.presets import Config, preset
+    from nucseg.weights import resolve_base
 
     config = preset(arguments.preset) if arguments.preset else Config()
     if arguments.config:
         config = apply(config, read_toml(arguments.config), str(arguments.config))
-    given = {n: getattr(arguments, n) for n in options(Config) if getattr(arguments, n) is not None}
-    config = apply(config, given, "command line")
+    config = apply(config, _given(arguments), "command line")
     config.check()
+    if config.base == "auto":
+        config = apply(config, {"base": resolve_base("auto")}, "base")
+        print(f"base: {config.base}" + _NO_CHECKPOINT * (config.base == "offline"))
     return config
+
+
+_NO_CHECKPOINT = " (MobileSAM's checkpoint is not here; nucseg fetch mobile_sam downloads it)"
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of a run's configuration that stand on the command line."""
+    from nucseg.presets import Config
+
+    return {n: getattr(arguments, n) for n in options(Config) if getattr(arguments, n) is not None}
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -181,29 +197,99 @@ def _cross_validate(arguments: argparse.Namespace) -> int:
 def _add_search(commands: Any) -> None:
     parser = commands.add_parser(
         "search",
-        help="run a grid over any options, folds and seeds",
+        help="run a study: variants and grids over any options, folds and seeds",
         description=(
-            "Run the grid of a TOML file: preset = NAME, a table [fixed] of options, a table [grid] of lists. "
-            "Finished runs are skipped, failed ones listed with their logs and tried again the next time."
+            "Run the study of a TOML file: preset = NAME, tables [fixed], [budget.NAME], [runs.NAME], [grid]. "
+            "Finished runs are skipped, failed ones listed with their logs and tried again the next time. Several "
+            "processes may work on one study. Options given here go before the file's [fixed] and [budget]."
         ),
     )
     parser.add_argument("study", type=Path, metavar="STUDY.toml")
     parser.add_argument("--out", type=Path, required=True, help="folder of the study: results/STUDY")
-    _add_root(parser)
+    parser.add_argument("--budget", default="", help="one of the study's [budget.NAME] tables (default: none, in full)")
+    _add_options(parser, preset=False)
     parser.set_defaults(run=_search)
 
 
 def _search(arguments: argparse.Namespace) -> int:
+    return _run_study(arguments.study, arguments.out, arguments.budget, _given(arguments), arguments.root)
+
+
+def _run_study(path: Path, out: Path, budget: str, given: dict[str, Any], root: Path | None) -> int:
     from nucseg import study
     from nucseg.files import write_atomic
 
-    tasks = study.read_study(arguments.study).tasks(arguments.out)
-    table, failures = study.run_all(tasks, lambda config, folder: study.run_one(config, folder, arguments.root))
+    todo = study.read_study(path, budget, given)
+    table, failures = study.run_all(
+        todo.tasks(out), lambda config, folder: study.run_one(config, folder, root, todo.again)
+    )
     if len(table):
-        with write_atomic(arguments.out / "runs.csv") as part:
+        with write_atomic(out / "runs.csv") as part:
             table.to_csv(part, index=False, float_format="%.6f")
         print(table[["run", "val_dice", "dice", "aji", "pq"]].to_string(index=False, float_format="%.4f"))
     return _print_failures(failures)
+
+
+def _add_rescore(commands: Any) -> None:
+    parser = commands.add_parser(
+        "rescore",
+        help="score a finished run's adapter under another protocol or scoring",
+        description="Score a finished run again: its own configuration with the options given here changed.",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="RUN/NAME: a new folder in the run's own")
+    _add_options(parser, preset=False)
+    parser.set_defaults(run=_rescore)
+
+
+def _rescore(arguments: argparse.Namespace) -> int:
+    from nucseg import study, train
+    from nucseg.presets import Config
+    from nucseg.tables import read_run
+
+    run = arguments.out.parent
+    stored = {k: v for k, v in read_run(run).about["config"].items() if k in options(Config)}
+    config = apply(apply(Config(), stored, str(run)), _given(arguments), "command line")
+    config.check()
+    dataset = train.open_dataset(config, arguments.root)
+    _print_means(study.rescore(run, config, dataset, arguments.out.name, progress=True))
+    return 0
+
+
+STUDIES = ("folds", "ablation", "protocol", "report-grid", "tissues")  # the book's, in the order of their use
+
+
+def _add_reproduce(commands: Any) -> None:
+    parser = commands.add_parser(
+        "reproduce",
+        help="run every study of the book",
+        description=(
+            "Run the studies behind the book's tables, one after the other, into results/STUDY/BASE-BUDGET. Needs a "
+            "clone of the repository and NuInsSeg. Stopped, it goes on where it was; the book shows what is there."
+        ),
+    )
+    parser.add_argument("--studies", default=",".join(STUDIES), help="only these, with commas (default: all)")
+    parser.add_argument("--budget", default="", help="'small' for a CPU; default: in full, for a GPU")
+    _add_options(parser, preset=False)
+    parser.set_defaults(run=_reproduce)
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from nucseg.tables import results_folder
+    from nucseg.weights import resolve_base
+
+    given = _given(arguments)
+    base = given["base"] = resolve_base(given.get("base", "auto"))
+    chosen = [word.strip() for word in arguments.studies.split(",") if word.strip()]
+    unknown = [name for name in chosen if name not in STUDIES]
+    if unknown:
+        raise InputError(f"Study {unknown[0]!r} is not known: choose from {', '.join(STUDIES)}.")
+    results, code = results_folder(), 0
+    for name in chosen:
+        out = results / name / f"{Path(base).stem}-{arguments.budget or 'full'}"
+        print(f"{name}: {out.relative_to(results.parent)}")
+        path = results.parent / "studies" / f"{name}.toml"
+        code = max(code, _run_study(path, out, arguments.budget, dict(given), arguments.root))
+    return code
 
 
 def _print_failures(failures: dict[Path, str]) -> int:

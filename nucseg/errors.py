@@ -10,3 +10,7 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training cannot go on (its loss is not finite); the last whole epoch is kept."""
+
+
+class Busy(InputError):
+    """Another process works on the same folder."""

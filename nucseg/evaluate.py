@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from nucseg.augment import resize
 from nucseg.data import Dataset, Sample
 from nucseg.errors import InputError
-from nucseg.instances import components, decode
+from nucseg.instances import CHANNELS, components, decode
 from nucseg.metrics import score
 from nucseg.model import NucleiModel, predict
 
@@ -25,7 +25,7 @@ def segment(model: NucleiModel, image: np.ndarray, threshold: float = 0.5, min_a
     ``threshold``: foreground probability, 0..1. ``min_area``: px, smaller objects are dropped.
     """
     maps = predict(model, image)
-    if model.config.head == "instance":
+    if len(maps) == len(CHANNELS):
         return decode(maps, threshold, min_area=min_area)
     return components(maps[0], threshold, min_area)
 

@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from nucseg.errors import Busy
+
 
 @contextmanager
 def write_atomic(path: str | Path) -> Iterator[Path]:
@@ -31,6 +35,21 @@ def write_atomic(path: str | Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_one(folder: str | Path) -> Iterator[None]:
+    """Let one process at a time work in ``folder``, which is made if it is missing.
+
+    Raises ``Busy`` where another process does. The system lets the lock go when its holder ends, however it ends.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise Busy(f"{folder}: another process is working on this run; wait for it, or stop it first.") from None
 
 
 def write_json(path: str | Path, value: Any) -> None:

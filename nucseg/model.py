@@ -20,6 +20,7 @@ from nucseg.weights import Base, load_base
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 HEADS = ("linear", "mask_decoder", "instance")
+PIECES = ("depth", "stem", "fine", "middle")  # of the instance head: its second map, and features by stride
 # Layers that never run here: the encoder's classifier, and the decoder's branches for several masks and scores
 ENCODER_UNUSED = ("head",)
 DECODER_UNUSED = ("iou_prediction_head", *(f"output_hypernetworks_mlps.{i}" for i in (1, 2, 3)))
@@ -29,7 +30,9 @@ DECODER_UNUSED = ("iou_prediction_head", *(f"output_hypernetworks_mlps.{i}" for 
 class ModelConfig:
     """What the model is made of; each default with its reason."""
 
-    base: str = option("mobile_sam", "base checkpoint: mobile_sam (downloaded once), offline, random, or a path")
+    base: str = option(
+        "auto", "base: mobile_sam (downloaded once), offline, random, a path; auto: the first that is here"
+    )
     base_seed: int = option(0, "seed of the base 'random'; unused by the others")
     size: int = option(1024, "px, longer side that the encoder sees; 1024 is SAM's own and the report's")
     head: str = option(
@@ -41,6 +44,7 @@ class ModelConfig:
     dropout: float = option(0.1, "dropout of the LoRA input; in the report's code, not in its text")
     unused_head: bool = option(False, "adapt the encoder's classifier too; it never runs, but the report counts it")
     decoder_where: str = option("none", "LoRA placement in the mask decoder, with head mask_decoder")
+    without: str = option("", "leave this piece of the instance head out, to see what it brings: " + ", ".join(PIECES))
 
     def check(self) -> None:
         """Raise ``InputError`` for a field that no model can be built from."""
@@ -53,6 +57,10 @@ class ModelConfig:
             raise InputError(f"Placement {self.where!r} is not known: choose one of {', '.join(known)}.")
         if self.head == "mask_decoder" and self.where == self.decoder_where == "none":
             raise InputError("Head 'mask_decoder' without LoRA leaves nothing to train: set where or decoder_where.")
+        if self.without and (self.without not in PIECES or self.head != "instance"):
+            raise InputError(
+                f"Option without = {self.without!r} needs the head 'instance' and one of {', '.join(PIECES)}."
+            )
         if self.decoder_where != "none" and self.head != "mask_decoder":
             raise InputError("Option decoder_where needs the head 'mask_decoder': set head, or leave it 'none'.")
 
@@ -106,8 +114,9 @@ class InstanceHead(nn.Module):
     stride 4 two nuclei that touch along a few px can no longer be told apart.
     """
 
-    def __init__(self, width: int = 64, stem: int = 32) -> None:
+    def __init__(self, without: str = "", width: int = 64, stem: int = 32) -> None:
         super().__init__()
+        self.without = without
         self.coarse = nn.Conv2d(320, width, 1)
         self.middle = nn.Conv2d(128, width, 1)
         self.fine = nn.Conv2d(64, width, 1)
@@ -115,15 +124,19 @@ class InstanceHead(nn.Module):
         self.join_fine = _block(width, width)
         self.stem = nn.Sequential(_block(3, stem // 2, stride=2), _block(stem // 2, stem))
         self.join_stem = nn.Sequential(_block(width + stem, 48), _block(48, 48))
-        self.out = nn.Conv2d(48, len(CHANNELS), 1)
+        self.out = nn.Conv2d(48, len(CHANNELS) - (without == "depth"), 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """(x, stride 4, stride 8, stride 16, neck) -> (B, C, H/2, W/2) logits."""
+        """(x, stride 4, stride 8, stride 16, neck) -> (B, C, H/2, W/2) logits; C is 1 without the depth."""
         x, fine, middle, coarse, _ = features
-        y = self.join_middle(self.middle(middle) + _double(self.coarse(coarse)))  # (B, width, H/8, W/8)
-        y = self.join_fine(self.fine(fine) + _double(y))  # (B, width, H/4, W/4)
-        y = torch.cat([_double(y), self.stem(x)], dim=1)  # (B, width + stem, H/2, W/2)
+        # a piece that is left out is multiplied by nothing and learns nothing, so that all variants are as large
+        y = self.join_middle(self._or_zero("middle", self.middle(middle)) + _double(self.coarse(coarse)))  # (B, w, H/8)
+        y = self.join_fine(self._or_zero("fine", self.fine(fine)) + _double(y))  # (B, width, H/4, W/4)
+        y = torch.cat([_double(y), self._or_zero("stem", self.stem(x))], dim=1)  # (B, width + stem, H/2, W/2)
         return self.out(self.join_stem(y))
+
+    def _or_zero(self, piece: str, y: Tensor) -> Tensor:
+        return torch.zeros_like(y) if piece == self.without else y
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -153,7 +166,7 @@ class NucleiModel(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder()
-        self.head = _HEADS[config.head]()
+        self.head = InstanceHead(config.without) if config.head == "instance" else _HEADS[config.head]()
         self.base_name = ""
         self.base_sha256 = ""
         self.precision = "float32"  # `place` sets what the device is fast in
@@ -240,8 +253,7 @@ def load_model(path: str | Path, base: Base | str | None = None) -> NucleiModel:
     Raises ``InputError`` for a damaged adapter, another base, or tensors that do not fit.
     """
     tensors, stored, base_sha256 = lora.read_adapter(path)
-    names = {field.name for field in fields(ModelConfig)}
-    if set(stored) != names:
+    if not stored.keys() <= {field.name for field in fields(ModelConfig)}:  # one that is newer had its default then
         raise InputError(f"{path}: written by another version of nucseg (its configuration has other fields).")
     config = ModelConfig(**stored)
     if not isinstance(base, Base):

@@ -28,6 +28,7 @@ class Config(ModelConfig):
     fold: int = option(0, "which fold is the test part, from 0")
     train_images: int = option(0, "train on that many of the fold's training images, 0 for all: a budget")
     val_images: int = option(0, "validate on that many, 0 for all: a budget")
+    test_images: int = option(0, "score on that many of the fold's test images, 0 for all: a budget")
     crop: int = option(0, "px of the encoder's view, random square to train on, 0 for the whole image: a budget")
     augmentation: str = option("flip_and_rotate", "flip_and_rotate (the report's), histology (see augment) or none")
     epochs: int = option(50, "passes over the training images at most; the report's")
@@ -72,6 +73,7 @@ class Config(ModelConfig):
             "fold",
             "train_images",
             "val_images",
+            "test_images",
             "crop",
             "workers",
             "min_lr",

@@ -54,11 +54,11 @@ def describe(
     }
 
 
-def command_line(config: Config, folder: Path) -> str:
-    """The ``nucseg train`` command that repeats a run; NuInsSeg's folder is expected in NUCSEG_DATA."""
+def command_line(config: Config, folder: Path, command: str = "train") -> str:
+    """The ``nucseg`` command that repeats a run; NuInsSeg's folder is expected in NUCSEG_DATA."""
     parts = Path(folder).parts  # from "results" on, or the last: nothing of the machine's own folders
     parts = parts[parts.index("results") :] if "results" in parts else parts[-1:]
-    words = ["nucseg", "train", "--out", "/".join(parts)]
+    words = ["nucseg", command, "--out", "/".join(parts)]
     for name, default in asdict(Config()).items():
         value = getattr(config, name)
         if value != default:

@@ -5,6 +5,7 @@ broken ones go on, failed ones are listed with their logs and tried again the ne
 """
 
 import itertools
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -14,53 +15,78 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from nucseg.config import apply, read_toml
+from nucseg.config import apply, options, read_toml
 from nucseg.data import Dataset
-from nucseg.errors import InputError
+from nucseg.errors import Busy, InputError
+from nucseg.evaluate import evaluate
+from nucseg.files import write_atomic, write_json
+from nucseg.model import load_model, pick_device, place
 from nucseg.presets import PROTOCOLS, Config, preset
+from nucseg.provenance import command_line, describe
 from nucseg.tables import read_run, summarise
-from nucseg.train import finished, open_dataset, train
+from nucseg.train import finished, open_dataset, select_split, train
 
 Task = tuple[Config, Path]
 
 
 @dataclass(frozen=True)
 class Study:
-    """A grid: a configuration to start from, and for each varied field the values it takes."""
+    """Runs that belong together: a configuration, named variants of it, and a grid that each variant goes through.
+
+    ``again``: under a name, the options under which every run is scored a second time (see `rescore`).
+    """
 
     config: Config
+    runs: dict[str, dict[str, Any]]
     grid: dict[str, list[Any]]
+    again: dict[str, dict[str, Any]]
 
     def tasks(self, folder: str | Path) -> list[Task]:
-        """Every combination with the folder of its run, in the order of the grid, the last field fastest."""
+        """Every run with its folder: variants in their order, in each the grid with its last field fastest."""
         tasks = []
-        for values in itertools.product(*self.grid.values()):
-            changes = dict(zip(self.grid, values, strict=True))
-            name = "-".join(f"{field}_{value}" for field, value in changes.items())
-            tasks.append((apply(self.config, changes, f"study, run {name}"), Path(folder) / name))
+        for variant, own in (self.runs or {"": {}}).items():
+            start = apply(self.config, own, f"study, run {variant}")
+            for values in itertools.product(*self.grid.values()):
+                changes = dict(zip(self.grid, values, strict=True))
+                name = "-".join(filter(None, [variant, *(f"{field}_{value}" for field, value in changes.items())]))
+                tasks.append((apply(start, changes, f"study, run {name}"), Path(folder) / name))
         return tasks
 
 
-def read_study(path: str | Path) -> Study:
-    """Read a study's TOML file: ``preset`` (a name, optional), a table ``[fixed]`` and a table ``[grid]`` of lists.
+def read_study(path: str | Path, budget: str = "", changes: dict[str, Any] | None = None) -> Study:
+    """Read a study's TOML file.
 
-    Raises ``InputError`` for unknown options, an empty grid, a value that is no list, or one listed twice.
+    ``preset`` (a name, optional), then, each going before the one above it: a table ``[fixed]`` of options, the
+    table ``[budget.NAME]`` of the ``budget`` asked for, ``changes`` (the command line's), ``[runs.NAME]`` tables of
+    variants, and ``[grid]``, a table of lists. ``[again.NAME]`` tables score every run a second time.
+
+    Raises ``InputError`` for unknown options, a study without runs, a value that is no list, or one listed twice.
     """
     text = read_toml(path)
-    unknown = text.keys() - {"preset", "fixed", "grid"}
+    unknown = text.keys() - {"preset", "fixed", "budget", "runs", "grid", "again"}
     if unknown:
-        raise InputError(f"{path}: unknown entry {min(unknown)!r}; a study has preset, [fixed] and [grid].")
+        raise InputError(
+            f"{path}: unknown entry {min(unknown)!r}; a study has preset, [fixed], [budget], [runs], [grid], [again]."
+        )
     config = preset(text["preset"]) if "preset" in text else Config()
     config = apply(config, _table(text, "fixed", path), f"{path} [fixed]")
-    grid = _table(text, "grid", path)
-    if not grid:
-        raise InputError(f"{path}: the table [grid] is missing or empty: list values for at least one option.")
+    budgets = _table(text, "budget", path)
+    if budget and budget not in budgets:
+        raise InputError(f"{path}: has no table [budget.{budget}]; it has {', '.join(budgets) or 'none'}.")
+    config = apply(config, _table(budgets, budget, path), f"{path} [budget.{budget}]")
+    config = apply(config, changes or {}, "command line")
+    runs, grid, again = (_table(text, name, path) for name in ("runs", "grid", "again"))
+    if not (runs or grid):
+        raise InputError(f"{path}: has neither [runs.NAME] tables nor a table [grid]: list what is to be run.")
+    for table, name in ((runs, "runs"), (again, "again")):
+        for one in table:
+            apply(config, _table(table, one, path), f"{path} [{name}.{one}]").check()
     for name, values in grid.items():
         if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
             raise InputError(f"{path}: [grid] {name} must be a list of different values, as in {name} = [1, 2].")
         for value in values:
             apply(config, {name: value}, f"{path} [grid]").check()
-    return Study(config, grid)
+    return Study(config, runs, grid, again)
 
 
 def _table(text: dict[str, Any], name: str, path: str | Path) -> dict[str, Any]:
@@ -80,9 +106,59 @@ def fold_tasks(config: Config, dataset: Dataset, folder: str | Path, only: Itera
     return [(replace(config, fold=k), Path(folder) / f"fold{k}") for k in chosen]
 
 
-def run_one(config: Config, folder: str | Path, root: str | Path | None = None, command: str = "") -> None:
-    """Train one run in its folder: all that a worker anywhere needs to be told."""
-    train(config, open_dataset(config, root), folder, progress=False, command=command)
+def run_one(
+    config: Config, folder: str | Path, root: str | Path | None = None, again: dict[str, dict[str, Any]] | None = None
+) -> None:
+    """Train one run in its folder, and score it again: all that a worker anywhere needs to be told."""
+    dataset = _dataset(config, root)
+    train(config, dataset, folder, progress=False)
+    for name, other in (again or {}).items():
+        rescore(folder, apply(config, other, f"again, {name}"), dataset, name)
+
+
+_opened: dict[tuple, Dataset] = {}
+
+
+def _dataset(config: Config, root: str | Path | None) -> Dataset:
+    # one dataset for all runs of a process that read the same images: it keeps what it has read
+    key = (config.data, config.synthetic_per_tissue, config.seed if config.data == "synthetic" else 0, config.workers)
+    if (root, key) not in _opened:
+        _opened.clear()
+        _opened[root, key] = open_dataset(config, root)
+    return _opened[root, key]
+
+
+def rescore(run: str | Path, config: Config, dataset: Dataset, name: str, *, progress: bool = False) -> pd.DataFrame:
+    """Score a finished run's adapter under another ``config``: another protocol, scoring, threshold or fold.
+
+    Written to ``run / name``: ``scores.csv``, with a column ``part`` that says where the run itself had the image
+    (train, val, test, or none of them), and ``run.json``. Not repeated where it is there already.
+    Raises ``InputError`` where the run's adapter is missing (it is not kept in the repository).
+    """
+    run, folder = Path(run), Path(run) / name
+    if finished(config, folder):
+        return read_run(folder).scores
+    began, about = time.monotonic(), read_run(run).about
+    own = apply(config, {k: v for k, v in about["config"].items() if k in options(Config) and k != "base"}, str(run))
+    mine, split = select_split(own, dataset), select_split(config, dataset)
+    where = {i: part for part in ("train", "val", "test") for i in getattr(mine, part)}
+    model = place(load_model(run / "best.safetensors", config.base), pick_device(config.device), config.precision)
+    scores = evaluate(
+        model,
+        dataset,
+        split.test,
+        fold=split.name,
+        scoring=config.scoring,
+        threshold=config.threshold,
+        progress=progress,
+    )
+    scores.insert(3, "part", [where.get(i, "none") for i in split.test])
+    with write_atomic(folder / "scores.csv") as part:
+        scores.to_csv(part, index=False, float_format="%.6f")
+    words = command_line(config, folder, "rescore")
+    about = describe(config, dataset, split, model, run, words)
+    write_json(folder / "run.json", about | {"seconds": round(time.monotonic() - began, 1)})
+    return scores
 
 
 def run_all(
@@ -108,6 +184,8 @@ def run_all(
         try:
             run(config, folder)
             log.unlink(missing_ok=True)
+        except Busy:  # two processes share the study: this run is the other's
+            continue
         except Exception as error:
             folder.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc(), encoding="utf-8")
@@ -120,7 +198,7 @@ def run_all(
 
 
 def table_of_runs(folders: Iterable[Path]) -> pd.DataFrame:
-    """A row a finished run: its name, its whole configuration, and the means of its scores."""
+    """A row a finished run: its name, its configuration, the best validation scores, the means of its scores."""
     rows = []
     for folder in folders:
         if (folder / "run.json").exists():

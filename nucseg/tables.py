@@ -51,7 +51,9 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     try:
         about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        return Run(about, pd.read_csv(folder / "history.csv"), pd.read_csv(folder / "scores.csv"))
+        history = folder / "history.csv"  # absent where a run was only scored again
+        rows = pd.read_csv(history) if history.exists() else pd.DataFrame()
+        return Run(about, rows, pd.read_csv(folder / "scores.csv"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: no finished run can be read here ({error}).") from error
 

@@ -6,7 +6,7 @@ therefore goes on from its last whole epoch exactly as if it had never stopped.
 
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from nucseg.config import options
 from nucseg.data import Dataset, InMemory, NuInsSeg, Split
 from nucseg.errors import InputError, TrainingError
 from nucseg.evaluate import evaluate
-from nucseg.files import sha256, write_atomic, write_json
+from nucseg.files import only_one, sha256, write_atomic, write_json
 from nucseg.losses import dice_focal_loss
 from nucseg.model import NucleiModel, build_model, load_model, pick_device, place, save_model
 from nucseg.presets import PROTOCOLS, Config
 from nucseg.provenance import commit, describe
 from nucseg.synth import Synthetic
 from nucseg.tables import read_run
+from nucseg.weights import resolve_base
 
 
 def open_dataset(config: Config, root: str | Path | None = None) -> Dataset:
@@ -43,7 +44,7 @@ def open_dataset(config: Config, root: str | Path | None = None) -> Dataset:
 
 
 def select_split(config: Config, dataset: Dataset) -> Split:
-    """The config's split, its training and validation parts cut to the config's budget by a seeded draw."""
+    """The config's split, its parts cut to the config's budget by a seeded draw."""
     splits = PROTOCOLS[config.protocol](dataset)
     if config.fold >= len(splits):
         raise InputError(f"Fold {config.fold} does not exist: the protocol {config.protocol!r} has {len(splits)}.")
@@ -54,7 +55,8 @@ def select_split(config: Config, dataset: Dataset) -> Split:
         order = rng.permutation(len(indices))[: count or len(indices)]
         return tuple(indices[i] for i in sorted(order))
 
-    return Split(split.name, some(split.train, config.train_images), some(split.val, config.val_images), split.test)
+    train, val = some(split.train, config.train_images), some(split.val, config.val_images)
+    return Split(split.name, train, val, some(split.test, config.test_images))
 
 
 # ---------------------------------------------------------------- batches
@@ -82,7 +84,9 @@ class _TrainingImages(torch.utils.data.Dataset):
         if config.augmentation != "none":
             sample = getattr(augment, config.augmentation)(sample, rng)
         image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
-        if config.head == "instance":  # the depth is meant for 512 px images; it scales along
+        if (
+            config.head == "instance" and config.without != "depth"
+        ):  # the depth is meant for 512 px images; it scales along
             targets = instances.encode(sample.labels, instances.DEPTH_PX * config.size / 512)
         else:
             targets = instances.foreground(sample.labels)
@@ -174,13 +178,20 @@ def train(
     ``history.csv`` (a row an epoch), and at the end ``scores.csv`` (a row a test image) and ``run.json``.
     A finished run is not repeated; a broken one goes on after its last whole epoch.
 
-    Raises ``InputError`` for a config that does not fit or a folder that holds another run, ``TrainingError``
-    for a loss that is not finite.
+    Raises ``InputError`` for a config that does not fit or a folder that holds another run, ``Busy`` where another
+    process works in the folder, ``TrainingError`` for a loss that is not finite.
     """
     config.check()
-    folder = Path(folder)
-    if finished(config, folder):
+    config, folder = replace(config, base=resolve_base(config.base)), Path(folder)
+    if finished(config, folder):  # asked before and inside: a folder of finished runs may be one to read only
         return read_run(folder).scores
+    with only_one(folder):
+        if finished(config, folder):
+            return read_run(folder).scores
+        return _train(config, dataset, folder, progress, command)
+
+
+def _train(config: Config, dataset: Dataset, folder: Path, progress: bool, command: str) -> pd.DataFrame:
     began, code, device = time.monotonic(), commit(), pick_device(config.device)
     split = select_split(config, dataset)
     if device.type == "cuda":
@@ -191,7 +202,6 @@ def train(
         torch.manual_seed(config.seed)  # the head's and LoRA's initial weights
         model = place(build_model(config), device, config.precision)
     optimiser = torch.optim.AdamW(_trainable(model), lr=config.lr, weight_decay=config.weight_decay)
-    folder.mkdir(parents=True, exist_ok=True)
     identity = {"base": model.base_sha256, "split": split.file_list_hash(dataset)}
     history, spent = _resume(folder / "last.pt", config, identity, model, optimiser)
 
@@ -292,7 +302,7 @@ def finished(config: Config, folder: str | Path) -> bool:
     if Path(config.base).is_file():
         if sha256(config.base) != about["base"]["sha256"]:
             raise InputError(f"{folder}: holds a run with another base; choose another folder.")
-    elif config.base != about["base"]["name"]:
+    elif resolve_base(config.base) != about["base"]["name"]:
         raise InputError(f"{folder}: holds a run with base = {about['base']['name']!r}; choose another folder.")
     return True
 

@@ -27,8 +27,8 @@ MOBILE_SAM_BYTES = 40_728_226
 OFFLINE = Path(__file__).parent / "assets" / "offline.safetensors"
 
 CHOICES = (
-    "'mobile_sam' (the official checkpoint, downloaded once), 'offline' (ships with nucseg, not MobileSAM's weights), "
-    "'random', or the path of a mobile_sam.pt"
+    "'auto' (mobile_sam where it was downloaded, else offline), 'mobile_sam' (the official checkpoint, downloaded "
+    "once), 'offline' (ships with nucseg, not MobileSAM's weights), 'random', or the path of a mobile_sam.pt"
 )
 
 
@@ -49,12 +49,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("NUCSEG_CACHE") or pooch.os_cache("nucseg"))
 
 
-def load_base(name: str = "mobile_sam", seed: int = 0) -> Base:
+def resolve_base(name: str) -> str:
+    """What ``auto`` means here: mobile_sam where its checkpoint lies in the cache, else offline. Others as they are."""
+    if name != "auto":
+        return name
+    return "mobile_sam" if (cache_folder() / "mobile_sam.pt").is_file() else "offline"
+
+
+def load_base(name: str = "auto", seed: int = 0) -> Base:
     """Load a base: ``mobile_sam``, ``offline`` (see pretrain.py), ``random`` (untrained, under ``seed``) or a path.
 
-    Never falls back to another base. Raises ``InputError`` for an unknown name, a missing or damaged file,
-    a wrong hash, or a download without network.
+    ``auto`` is the best one that needs no download (`resolve_base`); no other name falls back to another base.
+    Raises ``InputError`` for an unknown name, a missing or damaged file, a wrong hash, or a download without
+    network.
     """
+    name = resolve_base(name)
     if name == "random":
         return random_base(seed)
     if name == "offline":
