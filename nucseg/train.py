@@ -183,28 +183,45 @@ def train(
     """
     config.check()
     config, folder = replace(config, base=resolve_base(config.base)), Path(folder)
-    if finished(config, folder):  # asked before and inside: a folder of finished runs may be one to read only
+    if finished(config, folder):
         return read_run(folder).scores
-    with only_one(folder):
-        if finished(config, folder):
-            return read_run(folder).scores
-        return _train(config, dataset, folder, progress, command)
-
-
-def _train(config: Config, dataset: Dataset, folder: Path, progress: bool, command: str) -> pd.DataFrame:
     began, code, device = time.monotonic(), commit(), pick_device(config.device)
     split = select_split(config, dataset)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     if not (split.train and split.val and split.test):
         raise InputError(f"Fold {config.fold} leaves a part without images: use more images.")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the head's and LoRA's initial weights
         model = place(build_model(config), device, config.precision)
+    with only_one(folder):
+        if finished(config, folder):  # by another process, since it was first asked
+            return read_run(folder).scores
+        seconds = _epochs(model, config, dataset, split, folder, began, progress)
+        model = place(load_model(folder / "best.safetensors", config.base), device, config.precision)
+        scores = evaluate(
+            model,
+            dataset,
+            split.test,
+            fold=split.name,
+            scoring=config.scoring,
+            threshold=config.threshold,
+            progress=progress,
+        )
+        with write_atomic(folder / "scores.csv") as part:
+            scores.to_csv(part, index=False, float_format="%.6f")
+        about = describe(config, dataset, split, model, folder, command) | {"commit": code}
+        write_json(folder / "run.json", about | {"seconds": round(seconds + time.monotonic() - began, 1)})
+    return scores
+
+
+def _epochs(
+    model: NucleiModel, config: Config, dataset: Dataset, split: Split, folder: Path, began: float, progress: bool
+) -> float:
+    """All epochs that are still to be trained; returns the seconds that earlier sittings took."""
     optimiser = torch.optim.AdamW(_trainable(model), lr=config.lr, weight_decay=config.weight_decay)
     identity = {"base": model.base_sha256, "split": split.file_list_hash(dataset)}
     history, spent = _resume(folder / "last.pt", config, identity, model, optimiser)
-
     best = max((row[f"val_{config.monitor}"] for row in history), default=-math.inf)
     while len(history) < config.epochs and _epochs_since_best(history, config.monitor) < config.patience:
         epoch, start = len(history), time.monotonic()
@@ -223,23 +240,8 @@ def _train(config: Config, dataset: Dataset, folder: Path, progress: bool, comma
         _write_history(folder, history)
         if progress:
             tqdm.write(", ".join(f"{k} {v:.4g}" for k, v in history[-1].items()))
-
     _write_history(folder, history)  # once more, for a run that was killed between the two writes above
-    model = place(load_model(folder / "best.safetensors", config.base), device, config.precision)
-    scores = evaluate(
-        model,
-        dataset,
-        split.test,
-        fold=split.name,
-        scoring=config.scoring,
-        threshold=config.threshold,
-        progress=progress,
-    )
-    with write_atomic(folder / "scores.csv") as part:
-        scores.to_csv(part, index=False, float_format="%.6f")
-    about = describe(config, dataset, split, model, folder, command) | {"commit": code}
-    write_json(folder / "run.json", about | {"seconds": round(spent + time.monotonic() - began, 1)})
-    return scores
+    return spent
 
 
 def _epochs_since_best(history: list[dict], monitor: str) -> int:
