@@ -1,6 +1,7 @@
 """From runs on disk to tables: what was measured, with its interval and where it comes from."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,50 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
             "tissue_high": tissue_high,
         }
     return pd.DataFrame(rows).T
+
+
+def difference(ours: pd.DataFrame, theirs: pd.DataFrame, names: Sequence[str] = ("dice", "aji", "pq")) -> pd.DataFrame:
+    """Paired differences ``ours - theirs`` of two per-image score tables over the images that both have.
+
+    Index: score. Columns: ``difference`` (mean over images), ``low`` and ``high`` (95% bootstrap, images drawn),
+    ``tissue_low`` and ``tissue_high`` (tissues drawn), ``images``. Pairing takes out what makes an image hard for
+    both, so the interval is narrower than that of two means. Raises ``InputError`` without a common image.
+    """
+    keys = ["tissue", "stem"]
+    both = ours.merge(theirs, on=keys, suffixes=("", "_theirs"), validate="one_to_one")
+    if both.empty:
+        raise InputError("The two tables of scores have no image in common, so they cannot be compared.")
+    rows = {}
+    for name in names:
+        values = (both[name] - both[f"{name}_theirs"]).to_numpy()
+        low, high = bootstrap_mean(values)
+        tissue_low, tissue_high = bootstrap_mean(values, both["tissue"].to_numpy())
+        rows[name] = {
+            "difference": float(values.mean()),
+            "low": low,
+            "high": high,
+            "tissue_low": tissue_low,
+            "tissue_high": tissue_high,
+            "images": len(values),
+        }
+    return pd.DataFrame(rows).T
+
+
+def variance_explained(table: pd.DataFrame, factors: Sequence[str], value: str) -> pd.Series:
+    """Share of the variance of ``value`` that each factor's main effect explains (eta squared), 0..1.
+
+    ``table``: one row a combination, each combination of the factors' values once (a full factorial), so that the
+    effects are orthogonal and their sums of squares add up. The last entry, ``rest``, is what interactions and
+    chance have left. Raises ``InputError`` for a grid with holes or repeats, or no variance at all.
+    """
+    levels = [table[name].nunique() for name in factors]
+    if len(table) != np.prod(levels) or table.duplicated(list(factors)).any():
+        raise InputError(f"The table is no full grid over {', '.join(factors)}: average repeats, fill holes first.")
+    total = ((table[value] - table[value].mean()) ** 2).sum()
+    if not total > 0:
+        raise InputError(f"Column {value!r} does not vary, so there is nothing to explain.")
+    shares = {}
+    for name in factors:
+        effect = table.groupby(name)[value].transform("mean") - table[value].mean()
+        shares[name] = float((effect**2).sum() / total)
+    return pd.Series(shares | {"rest": 1 - sum(shares.values())})

@@ -663,3 +663,23 @@ def test_real_nuclei():
         assert sample.image.shape == (512, 512, 3) and sample.image.dtype == np.uint8
         assert sample.labels.shape == (512, 512) and sample.labels.dtype == np.int32
         assert sample.labels.max() == counts[i]
+
+
+def test_in_memory_reads_each_image_once():
+    from blobs import Blobs
+
+    from nucseg.data import InMemory
+
+    class Counted(Blobs):
+        reads = 0
+
+        def __getitem__(self, index):
+            self.reads += 1
+            return super().__getitem__(index)
+
+    blobs = Counted(4)
+    kept = InMemory(blobs)
+    assert len(kept) == 4 and kept.name == "synthetic" and kept.table is blobs.table
+    assert kept[2] is kept[2] and kept[np.int64(2)] is kept[2]
+    assert blobs.reads == 1
+    np.testing.assert_array_equal(kept[1].labels, Blobs(4)[1].labels)

@@ -11,6 +11,7 @@ from nucseg.model import (
     build_model,
     load_model,
     parameter_ledger,
+    place,
     predict,
     save_model,
 )
@@ -314,3 +315,54 @@ def test_bad_configs_are_one_sentence(base, changes, word):
     with pytest.raises(InputError, match=word) as error:
         make(base, **changes)
     assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- precision and pieces
+
+
+def test_bfloat16_is_close_to_float32_and_saved_weights_do_not_change(base, tmp_path):
+    model = make(base, head="instance")
+    image = images(1, 128)[0].permute(1, 2, 0).numpy()
+    exact = predict(model, image)
+    assert model.precision == "float32"
+    place(model, torch.device("cpu"), "bfloat16")
+    rounded = predict(model, image)
+    assert 0 < np.abs(rounded - exact).max() < 0.05
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    save_model(tmp_path / "a.safetensors", model)
+    again = predict(load_model(tmp_path / "a.safetensors", base), image)
+    assert np.abs(again - exact).max() < 1e-5
+    assert place(model, torch.device("cpu")).precision in ("float32", "bfloat16")
+    with pytest.raises(InputError, match="float16"):
+        place(model, torch.device("cpu"), "float16")
+
+
+def test_gradients_in_bfloat16_point_where_float32s_do(base):
+    gradients = []
+    for precision in ("float32", "bfloat16"):
+        model = place(make(base, head="instance"), torch.device("cpu"), precision).train()
+        model(images(2)).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("piece", ["stem", "fine", "middle"])
+def test_a_piece_that_is_left_out_learns_nothing(base, piece):
+    for without, learns in (("", True), (piece, False)):
+        model = make(base, head="instance", without=without).train()
+        model(images()).sum().backward()
+        gradients = [p.grad for p in getattr(model.head, piece).parameters()]
+        assert all((g is not None and bool(g.abs().max() > 0)) == learns for g in gradients)
+
+
+def test_without_depth_there_is_one_map_and_components_are_the_nuclei(base):
+    from nucseg.evaluate import segment
+    from nucseg.instances import components
+
+    model = make(base, head="instance", without="depth")
+    image = images(1, 128)[0].permute(1, 2, 0).numpy()
+    maps = predict(model, image)
+    assert maps.shape == (1, 128, 128)
+    np.testing.assert_array_equal(segment(model, image, 0.5, 20), components(maps[0], 0.5, 20))
+    with pytest.raises(InputError, match="without"):
+        make(base, without="depth")

@@ -6,9 +6,11 @@ from blobs import Blobs
 from test_train import SMALL
 
 from nucseg import study
-from nucseg.cli import main
-from nucseg.errors import InputError
-from nucseg.train import train
+from nucseg.cli import STUDIES, main
+from nucseg.errors import Busy, InputError
+from nucseg.files import only_one
+from nucseg.tables import read_run
+from nucseg.train import select_split, train
 
 FAST = dataclasses.replace(SMALL, epochs=1, rank=1, alpha=1)
 
@@ -87,6 +89,111 @@ def test_search_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert len((tmp_path / "out" / "runs.csv").read_text().splitlines()) == 3
 
 
+VARIANTS = """
+[fixed]
+base = "random"
+size = 64
+where = "none"
+epochs = 1
+device = "cpu"
+lr = 1e-4
+[budget.small]
+lr = 1e-3
+train_images = 4
+[runs.plain]
+[runs.adapted]
+where = "qkv"
+rank = 2
+[grid]
+fold = [0, 1]
+[again.elsewhere]
+protocol = "report"
+scoring = "report"
+"""
+
+
+def test_what_goes_before_what_in_a_study(tmp_path):
+    path = write(tmp_path / "study.toml", VARIANTS)
+    full, small = study.read_study(path), study.read_study(path, "small")
+    assert (full.config.lr, small.config.lr, small.config.train_images) == (1e-4, 1e-3, 4)
+    given = study.read_study(path, "small", {"lr": 1e-2, "where": "mlp"})
+    assert given.config.lr == 1e-2  # the command line goes before the budget
+    tasks = given.tasks(tmp_path)
+    assert [folder.name for _, folder in tasks] == [
+        "plain-fold_0", "plain-fold_1", "adapted-fold_0", "adapted-fold_1"
+    ]  # fmt: skip
+    assert [config.where for config, _ in tasks] == ["mlp", "mlp", "qkv", "qkv"]  # a variant before the command line
+    with pytest.raises(InputError, match="has no table"):
+        study.read_study(path, "large")
+
+
+def test_a_study_scores_its_runs_again_and_tells_what_they_had_seen(tmp_path, monkeypatch, capsys):
+    blobs = Blobs(20)
+    monkeypatch.setattr("nucseg.study.open_dataset", lambda config, root: blobs)
+    monkeypatch.setattr("nucseg.train.open_dataset", lambda config, root: blobs)
+    study._opened.clear()
+    path = write(tmp_path / "study.toml", VARIANTS)
+    words = ["search", str(path), "--out", str(tmp_path / "results" / "s" / "b"), "--budget", "small"]
+    assert main(words) == 0
+    run = tmp_path / "results" / "s" / "b" / "adapted-fold_1"
+    again = read_run(run / "elsewhere")
+    assert again.about["config"]["scoring"] == "report"
+    assert again.about["command"].startswith("nucseg rescore --out results/s/b/adapted-fold_1/elsewhere ")
+    own = select_split(dataclasses.replace(study.read_study(path, "small").config, fold=1), blobs)
+    names = {part: set(own.names(blobs)[part]) for part in ("train", "val", "test")}
+    for row in again.scores.itertuples():
+        place = f"{row.tissue}/{row.stem}"
+        assert row.part == next((part for part in names if place in names[part]), "none")
+    assert set(again.scores["stem"]) != set(read_run(run).scores["stem"])
+
+    before = (run / "elsewhere" / "scores.csv").read_bytes()
+    words = ["rescore", "--out", str(run / "twice"), "--protocol", "report", "--scoring", "report"]
+    assert main(words) == 0  # the command that is written in its run.json gives the same again
+    assert (run / "twice" / "scores.csv").read_bytes() == before
+    (run / "best.safetensors").unlink()
+    capsys.readouterr()
+    assert main([*words[:2], str(run / "thrice")]) == 2
+    assert "best.safetensors" in capsys.readouterr().err
+
+
+def test_two_processes_never_work_on_one_run(tmp_path):
+    folder = tmp_path / "seed_0"
+    tasks = [(dataclasses.replace(FAST, seed=seed), tmp_path / f"seed_{seed}") for seed in range(2)]
+    with only_one(folder):
+        table, failures = study.run_all(tasks, lambda c, f: train(c, Blobs(), f, progress=False), progress=False)
+        with pytest.raises(Busy, match="another process"):
+            train(tasks[0][0], Blobs(), folder, progress=False)
+    assert list(table["run"]) == ["seed_1"] and not failures
+    assert not (folder / "last.pt").exists()
+    train(tasks[0][0], Blobs(), folder, progress=False)  # the lock is gone with its holder
+
+
+def test_every_study_of_the_repository_can_be_read():
+    folder = Path(__file__).parents[1] / "studies"
+    assert {path.stem for path in folder.glob("*.toml")} == set(STUDIES)
+    for path in folder.glob("*.toml"):
+        for budget in ("", "small"):
+            tasks = study.read_study(path, budget, {"base": "offline"}).tasks("out")
+            for config, _ in tasks:
+                config.check()
+            assert len({folder for _, folder in tasks}) == len(tasks)
+
+
+def test_reproduce_runs_the_studies_into_results(tmp_path, monkeypatch, capsys):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "nucseg").mkdir()
+    (tmp_path / "studies").mkdir()
+    write(tmp_path / "studies" / "folds.toml", VARIANTS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nucseg.study.open_dataset", lambda config, root: Blobs(20))
+    study._opened.clear()
+    words = ["reproduce", "--studies", "folds", "--budget", "small", "--base", "random"]
+    assert main(words) == 0
+    assert (tmp_path / "results" / "folds" / "random-small" / "plain-fold_0" / "run.json").exists()
+    assert "results/folds/random-small" in capsys.readouterr().out
+    assert main(["reproduce", "--studies", "best"]) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [
@@ -98,6 +205,8 @@ def test_search_from_the_command_line(tmp_path, monkeypatch, capsys):
         ("[grid]\nlearning_rate = [1e-3]", "learning_rate"),
         ("[grid]\nfold = [-1]", "fold"),
         ("grid = 3", "table"),
+        ("runs = 3", "table"),
+        ("[runs.a]\nrank = 0.5", "rank"),
         ("[girth]\nlr = [1]", "girth"),
         ('preset = "best"\n[grid]\nseed = [1]', "best"),
     ],

@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from nucseg.errors import InputError
-from nucseg.tables import bootstrap_mean, read_run, results_folder, summarise
+from nucseg.tables import bootstrap_mean, difference, read_run, results_folder, summarise, variance_explained
+
+REPORT_SEARCH = Path(__file__).parents[1] / "book" / "reference" / "report_code_param_search.csv"
 
 
 def test_bootstrap_agrees_with_the_normal_interval_on_many_values():
@@ -75,3 +79,36 @@ def test_every_recorded_run_can_be_read_and_says_where_it_comes_from():
         assert (run.scores["aji"] <= run.scores["iou"] + 1e-6).all()  # an invariant of Kumar's AJI
         text = (path / "run.json").read_text()
         assert not any(f'"/{top}' in text or f" /{top}" in text for top in ("home", "tmp", "mnt", "Users"))
+
+
+def scores_of(values: list[float], tissues: str = "aabb") -> pd.DataFrame:
+    stems = [f"s{i}" for i in range(len(values))]
+    return pd.DataFrame({"tissue": list(tissues), "stem": stems, "pq": values, "aji": 0.5, "dice": 0.5})
+
+
+def test_differences_are_paired_by_image_and_not_by_row():
+    hard = np.array([0.1, 0.9, 0.3, 0.6])
+    ours, theirs = scores_of(list(hard + 0.05)), scores_of(list(hard))
+    row = difference(ours, theirs.sample(frac=1, random_state=0)).loc["pq"]
+    assert row["images"] == 4
+    for name in ("difference", "low", "high", "tissue_low", "tissue_high"):
+        assert abs(row[name] - 0.05) < 1e-12  # pairing leaves no spread at all
+    with pytest.raises(InputError, match="no image in common"):
+        difference(ours, theirs.assign(tissue="c"))
+
+
+def test_variance_explained_by_hand():
+    rows = [(a, b, 10 * a + b) for a in (0, 1) for b in (0, 1)]  # squares about the mean: 100 and 1, no interaction
+    table = pd.DataFrame(rows, columns=["a", "b", "y"])
+    shares = variance_explained(table, ["a", "b"], "y")
+    assert shares.round(12).to_dict() == {"a": round(100 / 101, 12), "b": round(1 / 101, 12), "rest": 0.0}
+    with pytest.raises(InputError, match="full grid"):
+        variance_explained(table[:3], ["a", "b"], "y")
+    with pytest.raises(InputError, match="does not vary"):
+        variance_explained(table.assign(y=1.0), ["a", "b"], "y")
+
+
+def test_variance_explained_in_the_reports_own_search():
+    table = pd.read_csv(REPORT_SEARCH) if REPORT_SEARCH.exists() else pytest.skip("the report's results are not here")
+    shares = variance_explained(table, ["rank", "alpha", "lr"], "val_dice")
+    assert round(shares["lr"], 3) == 0.882 and round(shares["alpha"], 3) == 0.091 and shares["rank"] < 0.001

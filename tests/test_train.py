@@ -298,3 +298,11 @@ def test_bad_options_are_one_sentence(changes, word, tmp_path):
         run(small(**changes), tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_budget_of_test_images_is_a_seeded_part_of_the_fold():
+    blobs = Blobs(40)
+    whole, some = select_split(small(), blobs), select_split(small(test_images=3), blobs)
+    assert len(some.test) == 3 < len(whole.test)
+    assert set(some.test) < set(whole.test) and some.train == whole.train and some.val == whole.val
+    assert some == select_split(small(test_images=3), blobs)

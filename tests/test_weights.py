@@ -196,3 +196,12 @@ def test_the_shipped_base_is_what_its_run_made_and_loads_fast():
     untrained = random_base(0).state
     moved = [n for n in base.state if n.startswith("image_encoder.layers") and not n.endswith("num_batches_tracked")]
     assert all(not torch.equal(base.state[name], untrained[name]) for name in moved)
+
+
+def test_auto_is_the_official_checkpoint_where_it_is_and_never_a_download(cache):
+    assert weights.resolve_base("auto") == "offline"
+    assert load_base("auto").name == "offline"
+    cache.mkdir(parents=True)
+    (cache / "mobile_sam.pt").write_bytes(b"")
+    assert weights.resolve_base("auto") == "mobile_sam"
+    assert weights.resolve_base("random") == "random"
