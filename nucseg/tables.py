@@ -147,3 +147,19 @@ def variance_explained(table: pd.DataFrame, factors: Sequence[str], value: str) 
         effect = table.groupby(name)[value].transform("mean") - table[value].mean()
         shares[name] = float((effect**2).sum() / total)
     return pd.Series(shares | {"rest": 1 - sum(shares.values())})
+
+
+def read_study(name: str, results: str | Path | None = None) -> dict[str, dict[str, Run]]:
+    """The finished runs of the study ``results/NAME``: {column: {run: Run}}, both in order of name.
+
+    A column is a base with a budget, as ``nucseg reproduce`` names its folders: ``offline-small``,
+    ``mobile_sam-full``. Empty where the study was never run.
+    """
+    folder = Path(results or results_folder()) / name
+    columns = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    runs = {column.name: _finished_runs(column) for column in columns}
+    return {column: found for column, found in runs.items() if found}
+
+
+def _finished_runs(folder: Path) -> dict[str, Run]:
+    return {run.name: read_run(run) for run in sorted(folder.iterdir()) if (run / "run.json").exists()}

@@ -5,7 +5,15 @@ import pandas as pd
 import pytest
 
 from nucseg.errors import InputError
-from nucseg.tables import bootstrap_mean, difference, read_run, results_folder, summarise, variance_explained
+from nucseg.tables import (
+    bootstrap_mean,
+    difference,
+    read_run,
+    read_study,
+    results_folder,
+    summarise,
+    variance_explained,
+)
 
 REPORT_SEARCH = Path(__file__).parents[1] / "book" / "reference" / "report_code_param_search.csv"
 
@@ -112,3 +120,17 @@ def test_variance_explained_in_the_reports_own_search():
     table = pd.read_csv(REPORT_SEARCH) if REPORT_SEARCH.exists() else pytest.skip("the report's results are not here")
     shares = variance_explained(table, ["rank", "alpha", "lr"], "val_dice")
     assert round(shares["lr"], 3) == 0.882 and round(shares["alpha"], 3) == 0.091 and shares["rank"] < 0.001
+
+
+def test_a_study_is_its_finished_runs_by_base_and_budget(tmp_path):
+    for run in ("folds/offline-small/fold_0", "folds/mobile_sam-full/fold_1", "folds/random-small/fold_0"):
+        (tmp_path / run).mkdir(parents=True)
+        pd.DataFrame({"pq": [0.5]}).to_csv(tmp_path / run / "scores.csv")
+        if not run.startswith("folds/random"):  # which has not ended
+            (tmp_path / run / "run.json").write_text("{}")
+    found = read_study("folds", tmp_path)
+    assert {column: list(runs) for column, runs in found.items()} == {
+        "mobile_sam-full": ["fold_1"],
+        "offline-small": ["fold_0"],
+    }
+    assert read_study("nothing", tmp_path) == {}
