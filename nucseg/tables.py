@@ -149,7 +149,7 @@ def variance_explained(table: pd.DataFrame, factors: Sequence[str], value: str) 
     return pd.Series(shares | {"rest": 1 - sum(shares.values())})
 
 
-def read_study(name: str, results: str | Path | None = None) -> dict[str, dict[str, Run]]:
+def study_runs(name: str, results: str | Path | None = None) -> dict[str, dict[str, Run]]:
     """The finished runs of the study ``results/NAME``: {column: {run: Run}}, both in order of name.
 
     A column is a base with a budget, as ``nucseg reproduce`` names its folders: ``offline-small``,

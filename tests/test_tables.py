@@ -9,8 +9,8 @@ from nucseg.tables import (
     bootstrap_mean,
     difference,
     read_run,
-    read_study,
     results_folder,
+    study_runs,
     summarise,
     variance_explained,
 )
@@ -128,9 +128,9 @@ def test_a_study_is_its_finished_runs_by_base_and_budget(tmp_path):
         pd.DataFrame({"pq": [0.5]}).to_csv(tmp_path / run / "scores.csv")
         if not run.startswith("folds/random"):  # which has not ended
             (tmp_path / run / "run.json").write_text("{}")
-    found = read_study("folds", tmp_path)
+    found = study_runs("folds", tmp_path)
     assert {column: list(runs) for column, runs in found.items()} == {
         "mobile_sam-full": ["fold_1"],
         "offline-small": ["fold_0"],
     }
-    assert read_study("nothing", tmp_path) == {}
+    assert study_runs("nothing", tmp_path) == {}
