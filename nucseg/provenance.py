@@ -15,7 +15,7 @@ import torch
 import nucseg
 from nucseg.data import Dataset, Split
 from nucseg.files import sha256
-from nucseg.model import NucleiModel
+from nucseg.model import NucleiModel, parameter_ledger
 from nucseg.presets import Config
 
 
@@ -38,6 +38,7 @@ def describe(
             "sha256": split.file_list_hash(dataset),
         },
         "base": {"name": model.base_name, "sha256": model.base_sha256},
+        "parameters": parameter_ledger(model),
         "adapter_sha256": sha256(folder / "best.safetensors"),
         "data": {"name": getattr(dataset, "name", config.data), "images": len(dataset), "note": config.data_note},
         "device": device_name(model.mean.device),
