@@ -16,7 +16,7 @@ from nucseg.config import option
 from nucseg.errors import InputError
 from nucseg.instances import CHANNELS
 from nucseg.sam import PIXEL_MEAN, PIXEL_STD, Encoder, build_sam, part, sam_parameters
-from nucseg.weights import Base, load_base
+from nucseg.weights import INSTANCE_HEAD, Base, load_base
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 HEADS = ("linear", "mask_decoder", "instance")
@@ -44,6 +44,7 @@ class ModelConfig:
     dropout: float = option(0.1, "dropout of the LoRA input; in the report's code, not in its text")
     unused_head: bool = option(False, "adapt the encoder's classifier too; it never runs, but the report counts it")
     decoder_where: str = option("none", "LoRA placement in the mask decoder, with head mask_decoder")
+    head_start: str = option("base", "instance head: base (as the base was trained with, where it has one) or fresh")
     without: str = option("", "leave this piece of the instance head out, to see what it brings: " + ", ".join(PIECES))
 
     def check(self) -> None:
@@ -61,6 +62,8 @@ class ModelConfig:
             raise InputError(
                 f"Option without = {self.without!r} needs the head 'instance' and one of {', '.join(PIECES)}."
             )
+        if self.head_start not in ("base", "fresh"):
+            raise InputError(f"Option head_start = {self.head_start!r} is not known: choose base or fresh.")
         if self.decoder_where != "none" and self.head != "mask_decoder":
             raise InputError("Option decoder_where needs the head 'mask_decoder': set head, or leave it 'none'.")
 
@@ -227,6 +230,11 @@ def build_model(config: ModelConfig, base: Base | None = None) -> NucleiModel:
     model.base_name, model.base_sha256 = base.name, base.sha256
     model.encoder.load_state_dict(part(base.state, "image_encoder."))
     model.encoder.requires_grad_(config.where == "full")
+    trained_head = part(base.state, INSTANCE_HEAD)
+    if isinstance(model.head, InstanceHead) and trained_head and config.head_start == "base":
+        if config.without == "depth":
+            trained_head |= {name: trained_head[name][:1] for name in ("out.weight", "out.bias")}
+        model.head.load_state_dict(trained_head)
     if isinstance(model.head, MaskDecoderHead):
         model.head.prompt_encoder.load_state_dict(part(base.state, "prompt_encoder."))
         model.head.mask_decoder.load_state_dict(part(base.state, "mask_decoder."))

@@ -24,6 +24,7 @@ MOBILE_SAM_URL = (
 MOBILE_SAM_SHA256 = "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"
 MOBILE_SAM_BYTES = 40_728_226
 
+INSTANCE_HEAD = "instance_head."  # before the names of a head that comes with the base; no part of MobileSAM
 OFFLINE = Path(__file__).parent / "assets" / "offline.safetensors"
 
 CHOICES = (
@@ -130,7 +131,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 def offline_base(path: str | Path = OFFLINE) -> Base:
     """The base that ships with the package: an encoder trained by ``nucseg pretrain``, kept in float16.
 
-    Its prompt encoder and mask decoder are those of `random_base`: they were never trained.
+    The instance head that it was trained with comes along under ``instance_head.``. Its prompt encoder and mask
+    decoder are those of `random_base`: they were never trained.
     Raises ``InputError`` for a missing or damaged file.
     """
     path = Path(path)
@@ -139,7 +141,8 @@ def offline_base(path: str | Path = OFFLINE) -> Base:
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: the base 'offline' cannot be read; choose {CHOICES}.") from error
     expected = {name: shape for name, shape in sam_shapes().items() if name.startswith("image_encoder.")}
-    if {name: tensor.shape for name, tensor in encoder.items()} != expected:
+    found = {name: t.shape for name, t in encoder.items() if not name.startswith(INSTANCE_HEAD)}
+    if found != expected:
         raise InputError(f"{path}: not an encoder of MobileSAM's architecture; make it again with nucseg pretrain.")
     name = "offline" if path == OFFLINE else path.name
     return Base(name, random_base(0).state | encoder, sha256(path))

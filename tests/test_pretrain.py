@@ -58,7 +58,7 @@ def test_the_held_out_tissues_are_not_among_the_pretraining_images(tmp_path):
     assert set(data.table["tissue"]) >= {"histology", "human bladder"} and len(data) == 31 - len(HELD_OUT) + 1
 
 
-def test_the_base_is_the_trained_encoder_in_half_precision(tmp_path, monkeypatch):
+def test_the_base_is_the_trained_encoder_and_head_in_half_precision(tmp_path, monkeypatch):
     monkeypatch.setattr(pretraining, "pretraining_data", lambda folder: Blobs(10))
     small = {"size": 64, "crop": 64, "epochs": 1, "batch": 4, "val_images": 1, "device": "cpu"}
     config = dataclasses.replace(preset("pretrain"), **small)
@@ -68,22 +68,28 @@ def test_the_base_is_the_trained_encoder_in_half_precision(tmp_path, monkeypatch
     assert (
         about["command"].startswith("nucseg pretrain --bbbc038 BBBC038 --out run ") and "--size 64" in about["command"]
     )
-    trained = load_model(tmp_path / "run" / "best.safetensors").encoder.state_dict()
+    trained = load_model(tmp_path / "run" / "best.safetensors")
+    parts = {"image_encoder.": trained.encoder, "instance_head.": trained.head}
+    expected = {prefix + name: t for prefix, module in parts.items() for name, t in module.state_dict().items()}
     with safe_open(path, "pt") as handle:
         assert "not MobileSAM" in handle.metadata()["what"]
-        names = set(handle.keys())
-        assert names == {f"image_encoder.{name}" for name in trained}
-        for name in names:
-            tensor = handle.get_tensor(name)
-            assert tensor.dtype in (torch.float16, torch.int64)
-            torch.testing.assert_close(
-                tensor.float(), trained[name.removeprefix("image_encoder.")].float(), rtol=1e-3, atol=1e-6
-            )
+        assert set(handle.keys()) == set(expected)
+        for name, tensor in expected.items():
+            stored = handle.get_tensor(name)
+            assert stored.dtype in (torch.float16, torch.int64)
+            torch.testing.assert_close(stored.float(), tensor.float(), rtol=1e-3, atol=1e-6)
     base = offline_base(path)
     assert base.name == "offline.safetensors" and len(base.sha256) == 64
-    assert base.state.keys() == random_base(0).state.keys()
-    model = build_model(ModelConfig(base="offline", size=64, rank=1), base)
+    assert {n for n in base.state if not n.startswith("instance_head.")} == set(random_base(0).state)
+    config = ModelConfig(base="offline", size=64, rank=1, head="instance")
+    model = build_model(config, base)
     assert model.base_name == "offline.safetensors"
+    for name, tensor in model.head.state_dict().items():
+        assert torch.equal(tensor, base.state[f"instance_head.{name}"])
+    fresh = build_model(dataclasses.replace(config, head_start="fresh"), base).head.state_dict()
+    assert not torch.equal(fresh["out.weight"], base.state["instance_head.out.weight"])
+    single = build_model(dataclasses.replace(config, without="depth"), base).head.state_dict()
+    assert torch.equal(single["out.weight"], base.state["instance_head.out.weight"][:1])
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match="cannot be read"):
         offline_base(path)
