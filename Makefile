@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: book test lint sync clean help
+.PHONY: book test lint sync links clean help
 
 help:           ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -15,7 +15,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[book,test]'
 	touch $@
 
-book: $(READY)  ## build the book into book/_build/html, warnings as errors
+book: $(READY)  ## build the book into book/_build/html, warnings and broken links as errors
 	$(BIN)/python book/build.py
 
 test: $(READY)  ## run the tests on all cores
@@ -29,6 +29,9 @@ lint: $(READY)  ## ruff, its formatter, mypy, and that notebooks and their twins
 
 sync: $(READY)  ## make each notebook from its twin, or the reverse, whichever is newer
 	$(BIN)/python book/sync.py
+
+links: $(READY) ## try the book's links to other sites; needs a network
+	$(BIN)/jupyter-book build --builder linkcheck book
 
 clean:          ## remove what was built, and the environment
 	rm -rf book/_build $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

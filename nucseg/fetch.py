@@ -29,6 +29,7 @@ from nucseg.files import sha256
 DOI = "10.5281/zenodo.10518968"
 ARCHIVE = "NuInsSeg.zip"
 ARCHIVE_BYTES = 1_627_427_342
+URL = f"doi:{DOI}/{ARCHIVE}"
 
 BBBC038_URL = "https://data.broadinstitute.org/bbbc/BBBC038/stage1_train.zip"
 
@@ -350,7 +351,7 @@ _NUINSSEG = _Source(
     name="NuInsSeg",
     archive=ARCHIVE,
     page=f"https://doi.org/{DOI}",
-    url=f"doi:{DOI}/{ARCHIVE}",
+    url=URL,
     terms=f"{_size(ARCHIVE_BYTES)}, CC BY 4.0",
     lay_out=_unpack,
     count=lambda folder: len(NuInsSeg(folder)),
@@ -373,7 +374,7 @@ def fetch_nuinsseg(
     dest: str | Path,
     *,
     archive: str | Path | None = None,
-    url: str = _NUINSSEG.url,
+    url: str = URL,
     known_hash: str | None = None,
     progress: bool = True,
 ) -> Path:
@@ -382,11 +383,11 @@ def fetch_nuinsseg(
     Nothing happens if ``dest`` holds NuInsSeg already. Otherwise ``dest`` appears at the end, whole. The
     download is kept in ``.<dest>.partial`` beside it until then, and a broken one goes on where it stopped.
 
-    archive: path of a NuInsSeg.zip that is here already; nothing is downloaded, and it is left in place.
-    url: ``doi:<DOI>/<file>`` (address and checksum come from the repository's record) or an http address.
-    known_hash: ``md5:...`` or ``sha256:...`` of the archive; needed with an http address if a damaged file
-        is to be noticed before it is unpacked. Each member's CRC is checked in any case.
-    progress: whether to draw progress bars. What is done, and how large it is, is told on stderr.
+    - ``archive``: path of a NuInsSeg.zip that is here already; nothing is downloaded, and it is left in place.
+    - ``url``: ``doi:<DOI>/<file>`` (address and checksum come from the repository's record) or an http address.
+    - ``known_hash``: ``md5:...`` or ``sha256:...`` of the archive; needed with an http address if a damaged file
+      is to be noticed before it is unpacked. Each member's CRC is checked in any case.
+    - ``progress``: whether to draw progress bars. What is done, and how large it is, is told on stderr.
 
     Source: Mahbod et al. 2024, doi 10.1038/s41597-024-03117-2; data at doi 10.5281/zenodo.10518968.
 

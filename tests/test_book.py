@@ -221,9 +221,10 @@ class TestBuild:
         (tree / "nucseg/b.py").touch()
         assert build.fingerprint(tree, "") != before
 
-    def test_what_is_kept_between_builds_and_that_the_exit_code_is_passed_on(self, tree, monkeypatch):
+    def test_what_is_kept_between_builds_and_that_the_exit_code_is_passed_on(self, tree, monkeypatch, capsys):
         monkeypatch.setattr(build, "BUILD", tree / "book/_build")
         monkeypatch.setattr(build, "fingerprint", lambda: fingerprint)
+        monkeypatch.setattr(build, "problems", lambda html: broken)
         cache, parsed = tree / "book/_build/.jupyter_cache", tree / "book/_build/.doctrees"
         commands = []
 
@@ -241,7 +242,7 @@ class TestBuild:
             monkeypatch.setattr(build.subprocess, "run", run)
             return build.main(), commands[-1], parsed.exists()
 
-        fingerprint = "a"
+        fingerprint, broken = "a", []
         assert build_with(0) == (0, False, True)
         assert {"-W", "--keep-going"} <= set(commands[0])
         assert build_with(0) == (0, True, True)
@@ -249,6 +250,8 @@ class TestBuild:
         assert build_with(0) == (0, True, True)
         fingerprint = "b"
         assert build_with(0) == (0, False, True)
+        broken = ["a.html refers to b.html, which does not exist"]
+        assert build_with(0) == (1, True, True) and broken[0] in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
