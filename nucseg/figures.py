@@ -25,6 +25,7 @@ from nucseg.metrics import contingency
 
 if TYPE_CHECKING:
     from nucseg.model import NucleiModel
+    from nucseg.tables import Run
 
 TRUTH, PREDICTION = "#e69f00", "#56b4e9"  # orange, sky blue
 MISSED, SPURIOUS, FOUND = "#d55e00", "#0072b2", "#b5b5b5"  # vermilion, blue, grey
@@ -235,22 +236,39 @@ def learning_curves(history: pd.DataFrame, monitor: str = "dice") -> Figure:
 # ---- provenance --------------------------------------------------------------------------------------
 
 
-def provenance(dataset: Dataset | None = None, model: "NucleiModel | None" = None) -> str:
-    """One line of Markdown: which data, which base and which device are behind a page."""
+def provenance(dataset: Dataset | None = None, model: "NucleiModel | None" = None, runs: "Sequence[Run]" = ()) -> str:
+    """One line of Markdown: which data, which base and which device are behind a page.
+
+    - ``runs``: recorded runs that the page reads, all with the same data.
+    """
     from nucseg.provenance import device_name
 
     parts: list[Any] = []
+    kinds = {
+        "nuinsseg": "NuInsSeg (Mahbod et al. 2024)",
+        "synthetic": "synthetic tissue made by code, no real image",
+        "folder": "your own images",
+    }
     if dataset is not None:
         tissues = dataset.table["tissue"].nunique()
-        kinds = {
-            "nuinsseg": "NuInsSeg (Mahbod et al. 2024)",
-            "synthetic": "synthetic tissue made by code, no real image",
-            "folder": "your own images",
-        }
         name = getattr(dataset, "name", "folder")
         parts.append(f"{kinds.get(name, name)} ({len(dataset):,} images of {tissues} tissue{'s' * (tissues != 1)})")
     if model is not None:
-        base = {"random": "MobileSAM with random weights, not pretrained", "mobile_sam": "MobileSAM, pretrained"}
+        base = {
+            "random": "MobileSAM with random weights, not pretrained",
+            "mobile_sam": "MobileSAM, pretrained",
+            "offline": "offline, trained by nucseg, not MobileSAM's weights",
+        }
         parts.append(f"base: {base.get(model.base_name, model.base_name)} (SHA-256 {model.base_sha256[:8]}…)")
         parts.append(f"device: {device_name(model.mean.device)}")
+    for about in [run.about for run in runs][:1]:
+        note = f", {about['data']['note']}" if about["data"]["note"] else ""
+        bases = sorted({run.about["base"]["name"] for run in runs})
+        devices = sorted({run.about["device"] for run in runs})
+        dates = sorted({run.about["date"][:10] for run in runs})
+        commits = sorted({run.about["commit"][:7] for run in runs})
+        parts.append(f"{len(runs)} recorded runs on {kinds.get(about['data']['name'], about['data']['name'])}{note}")
+        parts.append(f"base: {', '.join(bases)}")
+        parts.append(f"device: {', '.join(devices)}")
+        parts.append(f"commit {', '.join(commits)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}")
     return "**Behind this page:** " + " · ".join(parts or ["no data and no model"])

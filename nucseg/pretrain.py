@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from safetensors.torch import save_file
+from torch import nn
 
 from nucseg.data import Dataset, ImageFolder, InMemory, Sample
 from nucseg.errors import InputError
@@ -117,7 +118,7 @@ def export(run: str | Path, scores: dict[str, float]) -> Path:
     run = Path(run)
     about = json.loads((run / "run.json").read_text(encoding="utf-8"))
     model = load_model(run / "best.safetensors")
-    parts = {"image_encoder.": model.encoder, INSTANCE_HEAD: model.head}
+    parts: dict[str, nn.Module] = {"image_encoder.": model.encoder, INSTANCE_HEAD: model.head}
     tensors = {prefix + n: t for prefix, module in parts.items() for n, t in module.state_dict().items()}
     state = {n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}
     card = {
