@@ -19,7 +19,7 @@ ROOT = BOOK.parent
 BUILD = BOOK / "_build"
 # All notebooks run again when any of these changes. A notebook that was itself changed runs again anyway:
 # that is all that jupyter-book's own cache looks at.
-INPUTS = ("nucseg/**/*", "results/**/*")
+INPUTS = ("nucseg/**/*", "results/**/*", "book/reference/**/*")
 
 
 def fingerprint(root: Path = ROOT, data: str | None = None) -> str:

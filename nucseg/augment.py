@@ -1,5 +1,7 @@
 """Random changes of a training image and its label map, drawn from one generator, so that they can be repeated."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 from scipy import ndimage
@@ -70,10 +72,16 @@ def stain(image: np.ndarray, rng: np.random.Generator, strength: float = 0.25, s
     In the optical densities of haematoxylin, eosin and DAB (Ruifrok & Johnston 2001), each is multiplied by
     1 ± ``strength`` and shifted by ± ``shift`` (Tellez et al. 2018).
     """
+    return restain(image, rng.uniform(1 - strength, 1 + strength, 3), rng.uniform(-shift, shift, 3))
+
+
+def restain(image: np.ndarray, factors: Sequence[float], shifts: Sequence[float] = (0, 0, 0)) -> np.ndarray:
+    """Change the amounts of haematoxylin, eosin and DAB of an (H, W, 3) uint8 image; returns the same shape and type.
+
+    ``factors`` multiply the three amounts (optical density of base 10), ``shifts`` are added to them after that.
+    """
     # as skimage.color.rgb2hed and hed2rgb, in float32: optical density of base 10, clipped where light is none
     density = -np.log10(np.maximum(image.astype(np.float32) / 255, 1e-6))
     amounts = density @ hed_from_rgb.astype(np.float32)
-    factors = rng.uniform(1 - strength, 1 + strength, 3).astype(np.float32)
-    shifts = rng.uniform(-shift, shift, 3).astype(np.float32)
-    changed = (amounts * factors + shifts) @ rgb_from_hed.astype(np.float32)
-    return np.clip(np.rint(255 * 10**-changed), 0, 255).astype(np.uint8)
+    changed = amounts * np.asarray(factors, np.float32) + np.asarray(shifts, np.float32)
+    return np.clip(np.rint(255 * 10 ** -(changed @ rgb_from_hed.astype(np.float32))), 0, 255).astype(np.uint8)

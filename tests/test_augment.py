@@ -79,3 +79,13 @@ def test_zoom_is_as_likely_to_enlarge_as_to_shrink():
     values = [augment.zoom(np.random.default_rng(seed), 1.5) for seed in range(500)]
     assert 1 / 1.5 <= min(values) < 0.7 and 1.4 < max(values) <= 1.5
     assert abs(np.mean(np.log(values))) < 0.03
+
+
+def test_restaining_by_one_changes_nothing_and_by_two_doubles_the_density():
+    rng = np.random.default_rng(3)
+    image = rng.integers(60, 250, (32, 32, 3)).astype(np.uint8)
+    assert np.abs(augment.restain(image, (1, 1, 1)).astype(int) - image).max() <= 1
+    doubled = augment.restain(image, (2, 2, 2)).astype(float)
+    expected = 255 * (image / 255.0) ** 2  # Beer-Lambert: twice the stain, the transmission squared
+    assert np.abs(doubled - expected).max() <= 1.5
+    assert augment.restain(image, (1.5, 1, 1)).mean() < image.mean()

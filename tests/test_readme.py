@@ -1,21 +1,30 @@
 import re
 from pathlib import Path
 
-from nucseg.tables import read_run
+import pandas as pd
+
+from nucseg.tables import read_run, summarise
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_scores_in_the_readme_are_the_recorded_ones():
-    rows = re.findall(r"^\| preset `(\w+)` .*\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)
-    assert rows
-    run = read_run(ROOT / "results" / "report" / "fold0-random-cpu")
-    means = run.scores[["dice", "aji", "pq"]].mean()
-    assert [f"{value:.3f}" for value in means] == list(rows[0][1:])
-    config = run.about["config"]
-    assert f"{config['epochs']} epochs of {config['crop']} px windows" in README
-    assert f"{len(run.scores)} test images" in README
+    rows = re.findall(r"^\| preset `(\w+)` .*?`results/([\w/-]+)`: (.*) \|((?: [\d.]+ \|){3})$", README, re.MULTILINE)
+    assert [row[0] for row in rows] == ["report", "instance"]
+    for _, folder, budget, numbers in rows:
+        place = ROOT / "results" / folder
+        runs = [read_run(place)] if (place / "run.json").exists() else [read_run(p) for p in sorted(place.iterdir())]
+        means = summarise(pd.concat([run.scores for run in runs]))["fold_mean"]
+        assert [f"{means[name]:.3f}" for name in ("dice", "aji", "pq")] == re.findall(r"[\d.]+", numbers)
+        assert {f"{run.about['config']['epochs']} epochs" in budget for run in runs} == {True}
+        assert ("five folds" in budget) == (len(runs) == 5)
+
+
+def test_the_published_score_in_the_readme_is_the_one_in_the_book():
+    published = pd.read_csv(ROOT / "book" / "reference" / "published_nuinsseg.csv").set_index("method")
+    row = published.loc["Dual decoder U-Net", ["dice", "aji", "pq"]]
+    assert "| " + " | ".join(f"{value:.3f}" for value in row) + " |" in README
 
 
 def test_every_path_in_the_readme_exists():

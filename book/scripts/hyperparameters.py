@@ -33,26 +33,25 @@ from nucseg.tables import (
 
 figures.use_style()
 FACTORS = ["rank", "alpha", "lr"]
-theirs = pd.read_csv(
-    results_folder().parent / "book" / "reference" / "report_code_param_search.csv"
-)
-columns = study_runs("report-grid")
-column, runs = next(iter(columns.items()))
-first = next(iter(runs.values()))
-Markdown(figures.provenance(runs=runs.values()))
+reference = results_folder().parent / "book" / "reference"
+theirs = pd.read_csv(reference / "report_code_param_search.csv")
+grid = next(iter(study_runs("report-grid").values()), {})  # ours, where it was run
+ablation = next(iter(study_runs("ablation").values()))
+Markdown(figures.provenance(runs=[*grid.values(), *ablation.values()]))
 
 # %% [markdown]
 # ## Overview
 #
 # The report tried 36 configurations: rank, alpha and learning rate in a grid. It concludes that rank 8 with
 # alpha 8 and a rate of 3e-4 is the best balance, and that a higher rank helps. Its result files are public, so
-# the search can be read again, and it can be run again. Both say the same: one of the three knobs does nearly
-# everything, and it is not the rank.
+# the search can be read again, and it can be run again. One of the three knobs does nearly everything, and it is
+# not the rank.
 #
 # ## What you need
 #
 # The page on LoRA for rank and alpha, the page on fine-tuning for the rest. Nothing is trained on this page.
-# It reads two tables: the report's own result file, and the recorded runs of the study `report-grid`.
+# It reads the report's own result file and recorded runs: of the study `ablation` for the rank, and of the study
+# `report-grid`, the same 36 configurations run again.
 
 # %% [markdown]
 # ## What the report prints, and what its files say
@@ -60,10 +59,9 @@ Markdown(figures.provenance(runs=runs.values()))
 # Its Table 4 lists four configurations with a validation Dice each. The result file of the search has all 36.
 
 # %% tags=["hide-input"]
-printed = pd.DataFrame(
-    [(8, 8, 3e-4, 0.7968), (16, 8, 3e-4, 0.7874), (4, 4, 1e-4, 0.7823), (2, 2, 1e-4, 0.7756)],
-    columns=[*FACTORS, "printed"],
-)  # fmt: skip
+printed = pd.read_csv(reference / "report_tables.csv")
+printed = printed[printed["table"] == 4].rename(columns={"dice": "printed"})
+printed = printed[[*FACTORS, "printed"]]
 theirs["place"] = theirs["val_dice"].rank(ascending=False).astype(int)
 table4 = printed.merge(theirs, on=FACTORS)[
     [*FACTORS, "printed", "val_dice", "test_dice", "place"]
@@ -116,22 +114,24 @@ def configurations(runs):
     return pd.DataFrame(found)
 
 
-ours = configurations(runs)
-shares = pd.DataFrame(
-    {
-        "report, validation Dice": variance_explained(theirs, FACTORS, "val_dice"),
-        "report, test Dice": variance_explained(theirs, FACTORS, "test_dice"),
+explained = {
+    "report, validation Dice": variance_explained(theirs, FACTORS, "val_dice"),
+    "report, test Dice": variance_explained(theirs, FACTORS, "test_dice"),
+}
+if grid:
+    ours = configurations(grid)
+    explained |= {
         "ours, validation Dice": variance_explained(ours, FACTORS, "val_dice"),
         "ours, test Dice": variance_explained(ours, FACTORS, "dice"),
         "ours, test PQ": variance_explained(ours, FACTORS, "pq"),
     }
-).T
+shares = pd.DataFrame(explained).T
 shares.style.format("{:.1%}").set_caption(
     "Share of the variance between the 36 configurations that each factor explains"
 )
 
 # %% mystnb={"image": {"alt": "Horizontal stacked bars, one for each score of the report and of this book: the learning rate takes most of each bar, alpha a smaller part, rank almost none."}, "figure": {"caption": "Share of variance explained by rank, alpha and learning rate, and what is left over, in the report's search and in ours.", "name": "fig-variance"}} tags=["hide-input"]
-figure, ax = plt.subplots(figsize=(figures.WIDTH, 2.8))
+figure, ax = plt.subplots(figsize=(figures.WIDTH, 0.9 + 0.38 * len(shares)))
 start = np.zeros(len(shares))
 for name, colour in zip(shares, [*figures.SERIES[:3], "0.8"], strict=True):
     bars = ax.barh(shares.index, shares[name], left=start, color=colour, label=name)
@@ -152,25 +152,33 @@ ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.4, 1), frameon=False)
 plt.show()
 
 # %% tags=["remove-input"]
-about, config = first.about, first.about["config"]
-pairs = ours.pivot_table(index=["rank", "alpha"], columns="lr", values="val_dice")
 their_pairs = theirs.pivot_table(
     index=["rank", "alpha"], columns="lr", values="val_dice"
 )
-top = ours.loc[ours["val_dice"].idxmax()]
-Markdown(
-    f"""In the report's own numbers the learning rate explains {shares.iloc[0]["lr"]:.0%} of the variance of the validation
+highest = (their_pairs.idxmax(axis=1) == their_pairs.columns.max()).sum()
+text = f"""In the report's own numbers the learning rate explains {shares.iloc[0]["lr"]:.0%} of the variance of the validation
 Dice, alpha {shares.iloc[0]["alpha"]:.0%}, the rank {shares.iloc[0]["rank"]:.1%}. The largest rate is the best one in
-{(their_pairs.idxmax(axis=1) == their_pairs.columns.max()).sum()} of {len(their_pairs)} pairs of rank and alpha there,
-and in {(pairs.idxmax(axis=1) == pairs.columns.max()).sum()} of {len(pairs)} here. Our search's best by validation is rank
+{highest} of {len(their_pairs)} pairs of rank and alpha."""
+if grid:
+    about = next(iter(grid.values())).about
+    config = about["config"]
+    pairs = ours.pivot_table(
+        index=["rank", "alpha"], columns="lr", values="val_dice"
+    )
+    top = ours.loc[ours["val_dice"].idxmax()]
+    text += f""" In ours it is in {(pairs.idxmax(axis=1) == pairs.columns.max()).sum()}; our best by validation is rank
 {top["rank"]:.0f}, alpha {top["alpha"]:g}, rate {top["lr"]:g}.
 
-**Budget of our search.** {len(runs)} runs of {config["epochs"]} epochs on {about["split"]["train"]} windows of
+**Budget of our search.** {len(grid)} runs of {config["epochs"]} epochs on {about["split"]["train"]} windows of
 {config["crop"]} px, the encoder at {config["size"]} px, {about["split"]["test"]} test images a fold, three folds, base
-`{about["base"]["name"]}`: about half a minute each on a CPU. That is far less than the report spent, and short training
-favours large rates. So the two searches answer the same question at two budgets, and neither shows what rank is
-worth in a long run."""
-)
+`{about["base"]["name"]}`, on {about["device"]}. The report spent far more on each, and short training favours large
+rates."""
+else:
+    text += """
+
+*Our own run of the grid is not recorded yet: `nucseg reproduce --studies report-grid` runs it, and this page then shows
+it beside the report's.*"""
+Markdown(text)
 
 # %% [markdown]
 # ## The grid itself
@@ -178,15 +186,15 @@ worth in a long run."""
 # Alpha over rank scales the update, so alpha acts like a second learning rate: doubling it doubles the first
 # step. That is why the two best columns of a grid like this one are where both are large.
 
-# %% mystnb={"image": {"alt": "Two heat maps of validation Dice over the 36 configurations, the report's and ours: rows are rank and alpha, columns the learning rate; colours get lighter towards the larger learning rates."}, "figure": {"caption": "Validation Dice of the 36 configurations. Left: the report's result file. Right: ours, at a smaller budget; each map has its own colour scale.", "name": "fig-grid"}} tags=["hide-input"]
-figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 4.2), sharey=True)
-for ax, grid, title in (
-    (axes[0], their_pairs, "the report's"),
-    (axes[1], pairs, "ours"),
-):
-    low, high = grid.min().min(), grid.max().max()
-    ax.imshow(grid, cmap="cividis", vmin=low, vmax=high, aspect="auto")
-    for (i, j), value in np.ndenumerate(grid.to_numpy()):
+# %% mystnb={"image": {"alt": "Heat maps of validation Dice over the 36 configurations of a search: rows are rank and alpha, columns the learning rate; colours get lighter towards the larger learning rates."}, "figure": {"caption": "Validation Dice of the 36 configurations: the report's result file and, where it was run, our search at its own budget. Each map has its own colour scale.", "name": "fig-grid"}} tags=["hide-input"]
+maps = {"the report's": their_pairs} | ({"ours": pairs} if grid else {})
+figure, axes = plt.subplots(
+    1, len(maps), figsize=(3 * len(maps), 4.2), sharey=True, squeeze=False
+)
+for ax, (title, values) in zip(axes[0], maps.items(), strict=True):
+    low, high = values.min().min(), values.max().max()
+    ax.imshow(values, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+    for (i, j), value in np.ndenumerate(values.to_numpy()):
         dark = (value - low) / (high - low) < 0.6
         ax.text(
             j,
@@ -198,39 +206,50 @@ for ax, grid, title in (
             color="white" if dark else "black",
         )
     ax.set(title=title, xlabel="learning rate", xticks=range(3))
-    ax.set_xticklabels([f"{lr:g}" for lr in grid.columns])
-    ax.set_yticks(range(len(grid)), [f"r {r:g}, α {a:g}" for r, a in grid.index])
+    ax.set_xticklabels([f"{lr:g}" for lr in values.columns])
+    ax.set_yticks(
+        range(len(values)), [f"r {r:g}, α {a:g}" for r, a in values.index]
+    )
     ax.tick_params(length=0)
     ax.grid(visible=False)
 plt.show()
 
 # %% tags=["hide-input"]
-shown = ours.sort_values("val_dice", ascending=False, ignore_index=True)
-for name in ("dice", "aji", "pq"):
-    shown[name] = [
-        f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})"
-        for _, row in shown.iterrows()
-    ]
-shown = shown[[*FACTORS, "val_dice", "dice", "aji", "pq"]]
-shown.style.format({"alpha": "{:g}", "lr": "{:g}", "val_dice": "{:.3f}"}).hide(
-    axis="index"
-).relabel_index(
-    ["rank", "alpha", "lr", "val. Dice", "test Dice", "test AJI", "test PQ"],
-    axis="columns",
-).set_caption(
-    f"Our {len(ours)} configurations, best validation Dice first; 95% bootstrap intervals over test images of three folds"
-)
+if grid:
+    shown = ours.sort_values("val_dice", ascending=False, ignore_index=True)
+    for name in ("dice", "aji", "pq"):
+        shown[name] = [
+            f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})"
+            for _, row in shown.iterrows()
+        ]
+    heads = [*FACTORS, "val. Dice", "test Dice", "test AJI", "test PQ"]
+    caption = f"Our {len(ours)} configurations, best validation Dice first; 95% bootstrap intervals over test images"
+else:
+    shown = theirs.sort_values("val_dice", ascending=False, ignore_index=True)
+    heads = [*FACTORS, "val. Dice", "test Dice"]
+    caption = "The report's 36 configurations, best validation Dice first"
+shown = shown[
+    [*FACTORS, "val_dice", *(("dice", "aji", "pq") if grid else ["test_dice"])]
+]
+shown.style.format(
+    {"alpha": "{:g}", "lr": "{:g}", "val_dice": "{:.3f}", "test_dice": "{:.3f}"}
+).hide(axis="index").relabel_index(heads, axis="columns").set_caption(caption)
 
 # %% tags=["remove-input"]
-spread = ours["val_dice"].max() - ours["val_dice"].min()
-width = (ours["dice_high"] - ours["dice_low"]).median()
-inside = int((ours["dice_high"] >= ours["dice"].max()).sum())
+if grid:
+    spread = ours["val_dice"].max() - ours["val_dice"].min()
+    width = (ours["dice_high"] - ours["dice_low"]).median()
+    inside = int((ours["dice_high"] >= ours["dice"].max()).sum())
+    text = f"""The test intervals are {width:.3f} wide at the median, while all 36 validation means lie within {spread:.3f}.
+{inside} of the {len(ours)} configurations have an interval that reaches the best test Dice. """
+else:
+    spread = theirs["test_dice"].max() - theirs["test_dice"].min()
+    text = f"""The 36 test means lie within {spread:.3f}, and the files hold no interval for them. """
 Markdown(
-    f"""The test intervals are {width:.3f} wide at the median, while all 36 validation means lie within {spread:.3f}.
-{inside} of the {len(ours)} configurations have an interval that reaches the best test Dice: the search tells good
-rates from bad ones, and says little about the winners among themselves. Picking the single best of 36 by a
-score with such an interval, and then reporting that score, would flatter the method; choose on validation and report
-on test, once."""
+    text
+    + """A search tells good rates from bad ones, and says little about the winners among themselves. Picking the
+single best of 36 by a score, and then reporting that score, flatters the method; choose on validation and report on
+test, once."""
 )
 
 # %% [markdown]
@@ -240,7 +259,6 @@ on test, once."""
 # learns) to all weights free. Alpha equals the rank, so that the scaling stays 1.
 
 # %% tags=["remove-input"]
-ablation = next(iter(study_runs("ablation").values()))
 order = [
     name
     for name in ("rank-0", "lora-4", "lora-8", "lora-16", "full")
@@ -295,4 +313,4 @@ ranks.style.format(
 # - {cite:t}`hu2021lora`, section 7, on how small a rank can be.
 
 # %% tags=["remove-input"]
-Markdown(f"*{first.provenance}*")
+Markdown(f"*The rank: {ablation[order[0]].provenance}*")
