@@ -249,3 +249,21 @@ def test_errors_names_the_right_nuclei_when_ids_are_not_in_reading_order():
     prediction = np.zeros_like(truth)
     prediction[1:5, 1:5], prediction[17:19, 7:9] = 9, 4
     assert figures.errors(truth, prediction) == ([2], [1], [4])
+
+
+def test_the_line_behind_a_page_names_what_its_runs_ran_on():
+    from nucseg.tables import read_run, results_folder
+
+    runs = [read_run(path) for path in sorted((results_folder(__file__) / "folds" / "offline-small").iterdir())]
+    line = figures.provenance(runs=runs)
+    about = runs[0].about
+    for word in (
+        "5 recorded runs",
+        "re-encoded",
+        "base: offline",
+        about["device"],
+        about["commit"][:7],
+        about["date"][:10],
+    ):
+        assert word in line
+    assert "no data" in figures.provenance()

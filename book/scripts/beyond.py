@@ -33,6 +33,9 @@ column = "mobile_sam-full" if "mobile_sam-full" in columns else next(iter(column
 runs = columns[column]
 whole = runs["lora-8"]
 fresh = runs["fresh-head"]
+costs = pd.read_csv(
+    results_folder() / "training-cost" / "costs.csv", index_col="variant"
+)
 Markdown(figures.provenance(runs=list(runs.values())))
 
 # %% [markdown]
@@ -149,8 +152,8 @@ for name in words:
                 "trained weights": run.about["parameters"]["trainable"],
                 **{k: table.loc[k, "mean"] for k in ("dice", "aji", "pq")},
                 "PQ, 95%": f"{table.loc['pq', 'low']:.3f} to {table.loc['pq', 'high']:.3f}",
-                "s an epoch": run.history["seconds"].median(),
-                "GiB": run.about["peak_memory_mib"] / 1024,
+                "images a second": costs.loc[name, "images_a_second"],
+                "GiB": costs.loc[name, "peak_memory_mib"] / 1024,
             }
         )
 table = pd.DataFrame(rows).rename(
@@ -161,7 +164,7 @@ table.style.hide(axis="index").format(
     {
         "trained weights": "{:,}",
         **dict.fromkeys(["Dice", "AJI", "PQ"], "{:.3f}"),
-        "s an epoch": "{:.0f}",
+        "images a second": "{:.1f}",
         "GiB": "{:.1f}",
     }
 ).highlight_max(
@@ -214,7 +217,11 @@ is what is left: the random base against the fresh head on the pretrained encode
 
 **LoRA.** It trains {trained:,} weights with the head, {trained / total:.1%} of the model, and reaches
 {pq["lora-8"] / pq["full"]:.0%} of the PQ of training all of them. Without LoRA, the head alone, PQ changes by
-{change("rank-0", whole)}; rank 4 by {change("lora-4", whole)}, rank 16 by {change("lora-16", whole)}."""
+{change("rank-0", whole)}; rank 4 by {change("lora-4", whole)}, rank 16 by {change("lora-16", whole)}. A step takes
+{costs.loc["full", "seconds_a_step"] / costs.loc["lora-8", "seconds_a_step"]:.1f} times as long when all weights learn, and
+{costs.loc["rank-0", "seconds_a_step"] / costs.loc["lora-8", "seconds_a_step"]:.1f} times when the head alone does. Speed
+and peak memory in the table were measured apart from the runs, with nothing else running
+(`benchmarks/training_cost.py`)."""
 )
 
 # %% [markdown]
