@@ -401,7 +401,7 @@ def fetch_bbbc038(
     dest: str | Path,
     *,
     archive: str | Path | None = None,
-    url: str = _BBBC038.url,
+    url: str = BBBC038_URL,
     known_hash: str | None = None,
     progress: bool = True,
 ) -> Path:
@@ -418,13 +418,13 @@ def fetch_bbbc038(
     Nothing happens if ``dest`` holds BBBC038 already. Otherwise ``dest`` appears at the end, whole. The
     download is kept in ``.<dest>.partial`` beside it until then, and a broken one goes on where it stopped.
 
-    archive: path of a stage1_train.zip that is here already; nothing is downloaded, and it is left in place.
-    url: the address of the archive, http(s).
-    known_hash: ``md5:...`` or ``sha256:...`` of the archive, if you have one to hold it to. None is pinned here:
-        the Broad Institute publishes none, and a hash of our own making would have nothing behind it. Instead,
-        each member's CRC is checked, and each image of the list must be there, once, with masks, all of the
-        listed size. The archive's SHA-256 is told on stderr, to compare with other copies.
-    progress: whether to draw progress bars. What is done, and how large it is, is told on stderr too.
+    - ``archive``: path of a stage1_train.zip that is here already; nothing is downloaded, and it is left in place.
+    - ``url``: the address of the archive, http(s).
+    - ``known_hash``: ``md5:...`` or ``sha256:...`` of the archive, if you have one to hold it to. None is pinned
+      here: the Broad Institute publishes none, and a hash of our own making would have nothing behind it. Instead,
+      each member's CRC is checked, and each image of the list must be there, once, with masks, all of the listed
+      size. The archive's SHA-256 is told on stderr, to compare with other copies.
+    - ``progress``: whether to draw progress bars. What is done, and how large it is, is told on stderr too.
 
     Source: Caicedo et al. 2019, doi 10.1038/s41592-019-0612-7; https://bbbc.broadinstitute.org/BBBC038.
 

@@ -202,26 +202,47 @@ def change(name, against, what="pq"):
     )
 
 
+def pays(
+    name,
+):  # whether the whole system is better than the variant, beyond chance
+    return difference(whole.scores, runs[name].scores).loc["pq", "low"] > 0
+
+
 total = whole.about["parameters"]["total"]
 trained = whole.about["parameters"]["trainable"]
-pq = {name: run.scores["pq"].mean() for name, run in runs.items()}
+share = runs["lora-8"].scores["pq"].mean() / runs["full"].scores["pq"].mean()
+against_whole = {name: change(name, whole) for name in runs}
+against_fresh = {name: change(name, fresh) for name in runs}
+linear_aji = change("linear", fresh, "aji")
+slower = costs["seconds_a_step"] / costs.loc["lora-8", "seconds_a_step"]
+on_base = (
+    "So pretraining pays at this budget."
+    if pays("random")
+    else """**So this base is not worth its half hour of pretraining here.** The deeper stages of its encoder have not
+learnt what these images need, and the head works with what the first stage and its own stem give it."""
+)
+on_lora = (
+    "So adapting the encoder pays."
+    if pays("rank-0")
+    else """**So LoRA adds nothing that can be measured on this base at this budget**; the head does the work. A base
+with better features, as MobileSAM's checkpoint should be, may say otherwise."""
+)
 Markdown(
-    f"""**The head.** With the report's linear head PQ changes by {change("linear", fresh)} against the fresh instance head and
-AJI by {change("linear", fresh, "aji")}. Of the instance head's pieces, leaving the depth map out changes PQ by
-{change("without-depth", fresh)}, the stem by {change("without-stem", fresh)}, the features of stride 4 by
-{change("without-fine", fresh)} and of stride 8 by {change("without-middle", fresh)}.
+    f"""**The head.** With the report's linear head PQ changes by {against_fresh["linear"]} against the fresh instance
+head, and AJI by {linear_aji}. Such a head has a few hundred weights and needs far longer than this budget to learn
+anything. Of the instance head's pieces, leaving the depth map out changes PQ by {against_fresh["without-depth"]}, the
+stem by {against_fresh["without-stem"]}, the features of stride 4 by {against_fresh["without-fine"]} and of stride 8 by
+{against_fresh["without-middle"]}.
 
-**The base.** Without any pretraining PQ changes by {change("random", whole)}. Part of that is the head, which comes with
-the base: starting it from random weights instead changes PQ by {change("fresh-head", whole)}, and the encoder's share
-is what is left: the random base against the fresh head on the pretrained encoder, {change("random", fresh)}.
+**The base.** Without any pretraining PQ changes by {against_whole["random"]}. The head comes with the base: starting it
+from random weights instead changes PQ by {against_whole["fresh-head"]}. What the encoder alone is worth is the random
+base against the fresh head on the pretrained encoder, {against_fresh["random"]}. {on_base}
 
-**LoRA.** It trains {trained:,} weights with the head, {trained / total:.1%} of the model, and reaches
-{pq["lora-8"] / pq["full"]:.0%} of the PQ of training all of them. Without LoRA, the head alone, PQ changes by
-{change("rank-0", whole)}; rank 4 by {change("lora-4", whole)}, rank 16 by {change("lora-16", whole)}. A step takes
-{costs.loc["full", "seconds_a_step"] / costs.loc["lora-8", "seconds_a_step"]:.1f} times as long when all weights learn, and
-{costs.loc["rank-0", "seconds_a_step"] / costs.loc["lora-8", "seconds_a_step"]:.1f} times when the head alone does. Speed
-and peak memory in the table were measured apart from the runs, with nothing else running
-(`benchmarks/training_cost.py`)."""
+**LoRA.** It trains {trained:,} weights with the head, {trained / total:.1%} of the model, and reaches {share:.0%} of the
+PQ of training all of them. Without LoRA, the head alone, PQ changes by {against_whole["rank-0"]}; with rank 4 by
+{against_whole["lora-4"]}, with rank 16 by {against_whole["lora-16"]}. {on_lora} A step takes {slower["full"]:.1f} times
+as long when all weights learn, and {slower["rank-0"]:.1f} times when the head alone does. Speed and peak memory in the
+table were measured apart from the runs, with nothing else running (`benchmarks/training_cost.py`)."""
 )
 
 # %% [markdown]

@@ -260,8 +260,8 @@ Markdown(
     f"""Ours has a PQ of {mine["pq"]:.3f}, {lead}. The best of the benchmark's own baselines, the dual decoder U-Net, has
 {floor["pq"]:.3f}, AJI {floor["aji"]:.3f} against our {mine["aji"]:.3f}."""
     + (
-        """ What would help first is a longer training, as the two runs above say,
-and a base that has seen more than half an hour of images."""
+        """ What would help is a longer training, as the two runs above say, and
+a better base: the page beyond the report shows that this one's encoder adds little."""
         if column.endswith("-small")
         else ""
     )
