@@ -75,7 +75,9 @@ def stain(image: np.ndarray, rng: np.random.Generator, strength: float = 0.25, s
     return restain(image, rng.uniform(1 - strength, 1 + strength, 3), rng.uniform(-shift, shift, 3))
 
 
-def restain(image: np.ndarray, factors: Sequence[float], shifts: Sequence[float] = (0, 0, 0)) -> np.ndarray:
+def restain(
+    image: np.ndarray, factors: Sequence[float] | np.ndarray, shifts: Sequence[float] | np.ndarray = (0, 0, 0)
+) -> np.ndarray:
     """Change the amounts of haematoxylin, eosin and DAB of an (H, W, 3) uint8 image; returns the same shape and type.
 
     ``factors`` multiply the three amounts (optical density of base 10), ``shifts`` are added to them after that.
