@@ -51,7 +51,7 @@ Markdown(figures.provenance(runs=[*grid.values(), *ablation.values()]))
 #
 # The page on LoRA for rank and alpha, the page on fine-tuning for the rest. Nothing is trained on this page.
 # It reads the report's own result file and recorded runs: of the study `ablation` for the rank, and of the study
-# `report-grid`, the same 36 configurations run again.
+# `report-grid`, the same 36 configurations run again, once it is recorded.
 
 # %% [markdown]
 # ## What the report prints, and what its files say
@@ -67,7 +67,7 @@ table4 = printed.merge(theirs, on=FACTORS)[
     [*FACTORS, "printed", "val_dice", "test_dice", "place"]
 ]
 table4.style.format(
-    {"lr": "{:g}", "printed": "{:.4f}", "val_dice": "{:.4f}", "test_dice": "{:.4f}"}
+    {"rank": "{:g}", "alpha": "{:g}", "lr": "{:g}", "printed": "{:.4f}", "val_dice": "{:.4f}", "test_dice": "{:.4f}"}
 ).hide(axis="index").relabel_index(
     ["rank", "alpha", "lr", "printed (val. Dice)", "file: val. Dice", "file: test Dice", "place of 36"],
     axis="columns",
@@ -80,9 +80,7 @@ agree = int((table4["printed"].round(4) == table4["val_dice"].round(4)).sum())
 Markdown(
     f"""Of the four printed values {agree or "none"} equal{"s" if agree == 1 else ""} the file's. The file's best is rank
 {best["rank"]:.0f}, alpha {best["alpha"]:.0f}, rate {best["lr"]:g} with a validation Dice of {best["val_dice"]:.4f}; the
-configuration that the report recommends is number {chosen["place"]:.0f} of 36. The order of the printed rows is kept by
-the file only in part, which is what happens when numbers are copied by hand. In this book a program
-copies them."""
+configuration that the report recommends is number {chosen["place"]:.0f} of 36."""
 )
 
 # %% [markdown]
@@ -130,7 +128,7 @@ shares.style.format("{:.1%}").set_caption(
     "Share of the variance between the 36 configurations that each factor explains"
 )
 
-# %% mystnb={"image": {"alt": "Horizontal stacked bars, one for each score of the report and of this book: the learning rate takes most of each bar, alpha a smaller part, rank almost none."}, "figure": {"caption": "Share of variance explained by rank, alpha and learning rate, and what is left over, in the report's search and in ours.", "name": "fig-variance"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Horizontal stacked bars, one for each score of the report and of this book: the learning rate takes most of each bar, alpha a smaller part, rank almost none."}, "figure": {"caption": "Share of variance explained by rank, alpha and learning rate, and what is left over, in the report's search and, where it was run, in ours.", "name": "fig-variance"}} tags=["hide-input"]
 figure, ax = plt.subplots(figsize=(figures.WIDTH, 0.9 + 0.38 * len(shares)))
 start = np.zeros(len(shares))
 for name, colour in zip(shares, [*figures.SERIES[:3], "0.8"], strict=True):
@@ -184,7 +182,7 @@ Markdown(text)
 # ## The grid itself
 #
 # Alpha over rank scales the update, so alpha acts like a second learning rate: doubling it doubles the first
-# step. That is why the two best columns of a grid like this one are where both are large.
+# step. That is why the scores rise towards a larger alpha as they do towards a larger rate.
 
 # %% mystnb={"image": {"alt": "Heat maps of validation Dice over the 36 configurations of a search: rows are rank and alpha, columns the learning rate; colours get lighter towards the larger learning rates."}, "figure": {"caption": "Validation Dice of the 36 configurations: the report's result file and, where it was run, our search at its own budget. Each map has its own colour scale.", "name": "fig-grid"}} tags=["hide-input"]
 maps = {"the report's": their_pairs} | ({"ours": pairs} if grid else {})
