@@ -20,6 +20,7 @@ from nucseg.weights import INSTANCE_HEAD, Base, load_base
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 HEADS = ("linear", "mask_decoder", "instance")
+LOSE = 0.25  # how often a piece is missing in pretraining with stage heads
 PIECES = ("depth", "stem", "fine", "middle")  # of the instance head: its second map, and features by stride
 # Layers that never run here: the encoder's classifier, and the decoder's branches for several masks and scores
 ENCODER_UNUSED = ("head",)
@@ -45,6 +46,7 @@ class ModelConfig:
     unused_head: bool = option(False, "adapt the encoder's classifier too; it never runs, but the report counts it")
     decoder_where: str = option("none", "LoRA placement in the mask decoder, with head mask_decoder")
     head_start: str = option("base", "instance head: base (as the base was trained with, where it has one) or fresh")
+    stages: bool = option(False, "pretraining: predict from each of the encoder's stages alone too, and lose pieces")
     without: str = option("", "leave this piece of the instance head out, to see what it brings: " + ", ".join(PIECES))
 
     def check(self) -> None:
@@ -62,6 +64,8 @@ class ModelConfig:
             raise InputError(
                 f"Option without = {self.without!r} needs the head 'instance' and one of {', '.join(PIECES)}."
             )
+        if self.stages and (self.head != "instance" or self.where != "full"):
+            raise InputError("Option stages is for pretraining: it needs the head 'instance' and where = 'full'.")
         if self.head_start not in ("base", "fresh"):
             raise InputError(f"Option head_start = {self.head_start!r} is not known: choose base or fresh.")
         if self.decoder_where != "none" and self.head != "mask_decoder":
@@ -117,9 +121,10 @@ class InstanceHead(nn.Module):
     stride 4 two nuclei that touch along a few px can no longer be told apart.
     """
 
-    def __init__(self, without: str = "", width: int = 64, stem: int = 32) -> None:
+    def __init__(self, without: str = "", lose: float = 0.0, width: int = 64, stem: int = 32) -> None:
         super().__init__()
         self.without = without
+        self.lose = lose
         self.coarse = nn.Conv2d(320, width, 1)
         self.middle = nn.Conv2d(128, width, 1)
         self.fine = nn.Conv2d(64, width, 1)
@@ -139,7 +144,31 @@ class InstanceHead(nn.Module):
         return self.out(self.join_stem(y))
 
     def _or_zero(self, piece: str, y: Tensor) -> Tensor:
+        if self.training and self.lose:  # image by image: the others have to do without it
+            y = y * (torch.rand(len(y), 1, 1, 1, device=y.device) >= self.lose)
         return torch.zeros_like(y) if piece == self.without else y
+
+
+class StageHeads(nn.Module):
+    """Deep supervision (Lee et al. 2015): the same maps from each of the encoder's features alone, without a neighbour.
+
+    A 1x1 convolution and a pixel shuffle to stride 2, so that what is not in a feature cannot be made up for. Where
+    only the whole head is trained, stem and stride 4 do all the work and the transformer learns nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels, strides = (64, 128, 320, 256), (4, 8, 16, 16)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(c, len(CHANNELS) * (s // 2) ** 2, 1) for c, s in zip(channels, strides, strict=True)
+        )
+        self.scales = [s // 2 for s in strides]
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The features of ``Encoder.features`` -> as many (B, C, H/2, W/2) logits."""
+        return [
+            F.pixel_shuffle(conv(y), scale) for conv, y, scale in zip(self.convs, features, self.scales, strict=True)
+        ]
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -169,7 +198,9 @@ class NucleiModel(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder()
-        self.head = InstanceHead(config.without) if config.head == "instance" else _HEADS[config.head]()
+        head = InstanceHead(config.without, LOSE if config.stages else 0) if config.head == "instance" else None
+        self.head = head or _HEADS[config.head]()
+        self.stage_heads = StageHeads() if config.stages else None
         self.base_name = ""
         self.base_sha256 = ""
         self.precision = "float32"  # `place` sets what the device is fast in
@@ -181,6 +212,10 @@ class NucleiModel(nn.Module):
 
         Raises ``InputError`` for another dtype: normalised floats would be normalised a second time.
         """
+        return self.with_stages(images)[0]
+
+    def with_stages(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """As ``forward``, and the logits of the stage heads at stride 2, where there are any."""
         if images.dtype != torch.uint8:
             raise InputError(
                 f"The model takes uint8 RGB images, 0..255, not {images.dtype}: it normalises them itself."
@@ -188,8 +223,10 @@ class NucleiModel(nn.Module):
         x = (images.float() - self.mean) / self.std
         # bfloat16 has float32's range, so there is no loss to scale
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits = self.head((x, *self.encoder.features(x)))
-        return F.interpolate(logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False)
+            features = self.encoder.features(x)
+            logits = self.head((x, *features))
+            stages = self.stage_heads(features) if self.stage_heads and self.training else []
+        return F.interpolate(logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False), stages
 
     def train(self, mode: bool = True) -> "NucleiModel":
         """As usual, but a frozen encoder's BatchNorm stays in eval mode, so its running statistics never drift."""

@@ -38,12 +38,14 @@ class Config(ModelConfig):
     lr: float = option(3e-4, "AdamW's learning rate; the report's")
     min_lr: float = option(1e-6, "learning rate at the end of a cosine cycle; in the report's code")
     cycles: int = option(1, "cosine cycles, each a warm restart; the report's text has restarts, its code ran one")
+    warmup: float = option(0.0, "share of the run over which the learning rate rises from 0")
     weight_decay: float = option(1e-4, "AdamW's weight decay; in the report's code")
     clip: float = option(1.0, "largest norm of the gradient; in the report's code")
     dice_weight: float = option(0.5, "share of Dice in the loss, focal has the rest; the report's")
     focal_alpha: float = option(0.25, "focal loss: weight of the foreground; in the report's code")
     focal_gamma: float = option(2.0, "focal loss: how much easy pixels are played down; in the report's code")
     depth_weight: float = option(1.0, "weight of the depth's cross entropy beside it, with head instance")
+    stage_weight: float = option(0.25, "weight of the loss of each stage's own maps, with stages")
     threshold: float = option(0.5, "foreground probability above which a pixel is a nucleus")
     scoring: str = option("benchmark", "benchmark (own size, 50 px and more) or report (encoder's size, all)")
     seed: int = option(0, "of the head's and LoRA's weights, the order of images, augmentation and dropout")
@@ -77,6 +79,7 @@ class Config(ModelConfig):
             "crop",
             "workers",
             "min_lr",
+            "stage_weight",
             "weight_decay",
             "focal_gamma",
         ):
@@ -84,7 +87,7 @@ class Config(ModelConfig):
                 raise InputError(f"Option {name} = {getattr(self, name)} must not be below 0.")
         if self.crop % 64 or self.crop > self.size:
             raise InputError(f"Option crop = {self.crop} must be a multiple of 64, up to size = {self.size}.")
-        for name in ("dice_weight", "focal_alpha", "threshold"):
+        for name in ("dice_weight", "focal_alpha", "threshold", "warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"Option {name} = {getattr(self, name)} must lie between 0 and 1.")
 
@@ -112,10 +115,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "base": "random",
         "where": "full",
         "head": "instance",
+        "stages": True,
         "size": 512,
         "crop": 256,
         "augmentation": "histology",
         "lr": 1e-3,
+        "warmup": 0.03,
         "weight_decay": 0.01,
         "batch": 8,
         "epochs": 40,

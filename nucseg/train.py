@@ -101,9 +101,13 @@ def batch_keys(config: Config, indices: tuple[int, ...], epoch: int) -> list[lis
 
 
 def learning_rate(config: Config, progress: float) -> float:
-    """Cosine annealing with warm restarts (Loshchilov & Hutter 2017): the rate at ``progress`` 0..1 of the run."""
+    """Cosine annealing with warm restarts (Loshchilov & Hutter 2017): the rate at ``progress`` 0..1 of the run.
+
+    Over the first ``warmup`` of the run it rises in a straight line to what the cosine is there.
+    """
+    rise = min(1.0, progress / config.warmup) if config.warmup else 1.0
     within = (progress * config.cycles) % 1.0
-    return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * within))
+    return rise * (config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * within)))
 
 
 # ---------------------------------------------------------------- the loop
@@ -134,8 +138,12 @@ def train_epoch(
     for step, (images, targets) in enumerate(bar):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(config, (epoch + step / len(batches)) / config.epochs)
-        logits = model(images.to(device, non_blocking=True))
-        loss = _loss(logits, targets.to(device, non_blocking=True), config)
+        logits, stages = model.with_stages(images.to(device, non_blocking=True))
+        targets = targets.to(device, non_blocking=True)
+        loss = _loss(logits, targets, config)
+        if stages:
+            small = F.avg_pool2d(targets, 2)  # the stage heads' stride
+            loss = loss + config.stage_weight * sum(_loss(stage, small, config) for stage in stages)
         if not torch.isfinite(loss):
             raise TrainingError(_diverged(f"The loss is {loss.item()}", epoch, step, config))
         optimiser.zero_grad(set_to_none=True)

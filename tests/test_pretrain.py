@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from nucseg import pretrain as pretraining
 from nucseg.data import ImageFolder, Sample
 from nucseg.errors import InputError
-from nucseg.model import ModelConfig, build_model, load_model
+from nucseg.model import InstanceHead, ModelConfig, StageHeads, build_model, load_model
 from nucseg.presets import preset
 from nucseg.pretrain import HELD_OUT, Joined, Tiles, pretrain, pretraining_data
+from nucseg.train import learning_rate
 from nucseg.weights import offline_base, random_base
 
 
@@ -101,3 +102,34 @@ def test_the_base_is_the_trained_encoder_and_head_in_half_precision(tmp_path, mo
 def test_pretraining_is_of_the_whole_encoder():
     with pytest.raises(InputError, match="whole encoder"):
         pretrain("nowhere", "out", dataclasses.replace(preset("pretrain"), where="all"))
+
+
+def test_stage_heads_see_one_stage_each_and_no_neighbour():
+    config = dataclasses.replace(preset("pretrain"), size=64, crop=0)
+    model = build_model(config).train()
+    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    logits, stages = model.with_stages(image)
+    assert logits.shape == (2, 2, 64, 64) and [s.shape for s in stages] == [(2, 2, 32, 32)] * 4
+    heads = StageHeads()
+    features = [torch.zeros(1, c, 64 // s, 64 // s) for c, s in ((64, 4), (128, 8), (320, 16), (256, 16))]
+    before = heads(features)
+    features[2][0, :, 1, 2] = 1.0  # one feature of stride 16 speaks for 16 x 16 px of the image: 8 x 8 of the maps
+    changed = [(a != b).any(dim=1)[0] for a, b in zip(heads(features), before, strict=True)]
+    assert [int(c.sum()) for c in changed] == [0, 0, 64, 0] and changed[2][8:16, 16:24].all()
+    assert model.eval().with_stages(image)[1] == []
+
+
+def test_lost_pieces_are_whole_images_in_training_only():
+    head = InstanceHead(lose=0.5).train()
+    y = torch.ones(400, 2, 3, 3)
+    kept = head._or_zero("stem", y).mean((1, 2, 3))
+    assert set(kept.tolist()) == {0.0, 1.0} and 0.35 < kept.mean() < 0.65
+    assert head.eval()._or_zero("stem", y).equal(y)
+
+
+def test_the_learning_rate_warms_up_and_then_follows_the_cosine():
+    config = dataclasses.replace(preset("pretrain"), warmup=0.1)
+    plain = dataclasses.replace(config, warmup=0.0)
+    assert learning_rate(config, 0.0) == 0
+    assert learning_rate(config, 0.05) == pytest.approx(learning_rate(plain, 0.05) / 2)
+    assert learning_rate(config, 0.5) == learning_rate(plain, 0.5)
