@@ -52,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_reproduce(commands)
     _add_pretrain(commands)
     _add_evaluate(commands)
+    _add_predict(commands)
+    _add_finetune(commands)
     return parser
 
 
@@ -375,6 +377,90 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         with write_atomic(arguments.out) as part:
             scores.to_csv(part, index=False, float_format="%.6f")
     _print_means(scores)
+    return 0
+
+
+# ---------------------------------------------------------------- predict and finetune
+
+
+def _add_predict(commands: Any) -> None:
+    from nucseg.weights import DEFAULT_ADAPTER, adapters
+
+    parser = commands.add_parser(
+        "predict",
+        help="segment the nuclei of your own images, of any size",
+        description=(
+            "Segment images (PNG, JPEG, TIFF, pyramids; folders of them) into label maps (TIFF), tables (CSV), "
+            "polygons for QuPath (GeoJSON) and ImageJ (ROI zip), and overlays. Finished images are "
+            "skipped, a stopped one goes on where it was."
+        ),
+    )
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGES", help="image files, or folders of them")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results; made if it is missing")
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        help=f"adapter's file, or one of {', '.join(adapters())} (default: {DEFAULT_ADAPTER}); repeated: an ensemble",
+    )
+    parser.add_argument("--base", default=None, help="base checkpoint, where the adapter's is a file of yours")
+    parser.add_argument("--um-per-px", type=float, help="of the images (default: what the file says, if anything)")
+    parser.add_argument("--threshold", type=float, default=0.5, help="foreground probability, 0 to 1 (default: 0.5)")
+    parser.add_argument("--min-area", type=int, default=50, help="px; smaller objects are dropped (default: 50)")
+    parser.add_argument("--flips", action="store_true", help="average over mirrored images: four times the time")
+    parser.add_argument("--outputs", default="labels,csv,geojson,overlay,rois", help="only these (default: all)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.set_defaults(run=_predict)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    import warnings
+
+    from nucseg.batch import predict_files
+    from nucseg.predict import Segmenter, load
+    from nucseg.weights import DEFAULT_ADAPTER
+
+    models = [load(name, arguments.base, arguments.device) for name in arguments.adapter or [DEFAULT_ADAPTER]]
+    how = Segmenter(models, arguments.um_per_px, arguments.threshold, arguments.min_area, arguments.flips)
+    outputs = [word.strip() for word in arguments.outputs.split(",") if word.strip()]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        summary, failures = predict_files(arguments.images, arguments.out, how, outputs)
+    for text in dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning):
+        print(f"nucseg: {text}", file=sys.stderr)
+    if len(summary):
+        print(summary.to_string(index=False))
+    for path, reason in failures.items():
+        print(f"nucseg: {path} failed: {reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _add_finetune(commands: Any) -> None:
+    parser = commands.add_parser(
+        "finetune",
+        help="fine-tune an adapter on your own images and masks",
+        description=(
+            "Go on training an adapter with 5 to 50 images of your own. FOLDER has images/x.png and masks/x.tif (label "
+            "maps, or ImageJ ROI zips), or subfolders in both. A fifth of them choose the epoch that is kept. The "
+            "defaults below are replaced by ones that fit the adapter and the images."
+        ),
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder with images and masks in it")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; made if it is missing")
+    _add_options(parser, preset=False)
+    parser.set_defaults(run=_finetune)
+
+
+def _finetune(arguments: argparse.Namespace) -> int:
+    from nucseg.finetune import finetune
+    from nucseg.tables import read_run
+    from nucseg.weights import DEFAULT_ADAPTER
+
+    given = _given(arguments)
+    start, base = given.pop("start", DEFAULT_ADAPTER), given.pop("base", "")
+    path = finetune(arguments.folder, arguments.out, start, base=base, **given)
+    print("the images that chose the epoch (a little too good; nucseg evaluate scores others):")
+    _print_means(read_run(arguments.out).scores)
+    print(f"{path}\nnow: nucseg predict IMAGES --adapter {path} --out segmented")
     return 0
 
 

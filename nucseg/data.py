@@ -16,6 +16,7 @@ import pandas as pd
 
 from nucseg.errors import InputError
 from nucseg.images import SUFFIXES, read_image, read_labels
+from nucseg.polygons import ROI_SUFFIXES, read_rois
 
 Name = tuple[str, str]  # (tissue, stem)
 
@@ -86,7 +87,10 @@ class _FileDataset:
     def __getitem__(self, index: int, /) -> Sample:
         row = self._rows[operator.index(index)]
         image = read_image(row.image)
-        labels = read_labels(row.labels, split_binary=self._split_binary)
+        if row.labels.suffix.lower() in ROI_SUFFIXES:
+            labels = read_rois(row.labels, image.shape[:2])
+        else:
+            labels = read_labels(row.labels, split_binary=self._split_binary)
         vague = None if row.vague is None else _read_vague(row.vague)
         for path, array in ((row.labels, labels), (row.vague, vague)):
             if array is not None and array.shape != image.shape[:2]:
@@ -195,7 +199,8 @@ class ImageFolder(_FileDataset):
     ``images/x.png`` belongs to ``masks/x.tif``, ``images/liver/y.jpg`` to ``masks/liver/y.png``: the types
     (`SUFFIXES`) may differ, names and subfolders may not. ``tissue`` is the subfolder's name, "" without
     one. Samples are sorted by tissue and stem. Masks are read by `read_labels`: label maps, or binary masks,
-    whose connected components then count as nuclei. Files are read when a sample is asked for.
+    whose connected components then count as nuclei; or by `read_rois`: ImageJ's ``x.zip`` (a saved ROI manager).
+    Files are read when a sample is asked for.
 
     Raises `InputError` for a missing folder, no images at all, an image without a mask or the reverse, and,
     when a sample is read, for what `read_image` and `read_labels` refuse and for sizes that differ.
@@ -206,7 +211,7 @@ class ImageFolder(_FileDataset):
         a, b = images.resolve(), masks.resolve()
         if a.is_relative_to(b) or b.is_relative_to(a):  # masks would be taken for images
             raise InputError(f"'{images}' and '{masks}' lie in each other: give images and masks a folder each.")
-        image_files, mask_files = self._list(images), self._list(masks)
+        image_files, mask_files = self._list(images, SUFFIXES), self._list(masks, SUFFIXES + ROI_SUFFIXES)
         if not image_files:
             raise InputError(f"'{images}' holds no images: it needs files that end in {', '.join(SUFFIXES)}.")
         self._check_paired(image_files, mask_files, "image", "mask", masks)
@@ -214,12 +219,12 @@ class ImageFolder(_FileDataset):
         super().__init__([_Files(*name, image_files[name], mask_files[name]) for name in sorted(image_files)])
 
     @staticmethod
-    def _list(root: Path) -> dict[Name, Path]:
+    def _list(root: Path, suffixes: tuple[str, ...]) -> dict[Name, Path]:
         files: dict[Name, Path] = {}
         for folder, subfolders, names in os.walk(root, followlinks=True):
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
             tissue = "" if Path(folder) == root else Path(folder).relative_to(root).as_posix()
-            found = _by_stem((Path(folder) / name for name in names), SUFFIXES)
+            found = _by_stem((Path(folder) / name for name in names), suffixes)
             files |= {(tissue, stem): path for stem, path in found.items()}
         return files
 
@@ -397,6 +402,23 @@ def leave_one_tissue_out(dataset: Dataset, val_fraction: float = 0.15, seed: int
     order = _order(names)
     of = np.array([names[i][0] for i in order])
     return [_split(t, names, order, of == t, val_fraction, [seed, k]) for k, t in enumerate(tissues)]
+
+
+def own_images(dataset: Dataset, val_fraction: float = 0.2, seed: int = 19) -> list[Split]:
+    """One split of one's own images: ``val_fraction`` of them, two at least, choose the checkpoint, the rest train.
+
+    There is no test part that is kept apart: ``test`` is ``val``, so its scores are a little too good. Keep images
+    back and score them with ``nucseg evaluate`` to know what the adapter is worth.
+    Raises `InputError` for fewer than 4 images.
+    """
+    _check_options(val_fraction, seed)
+    names = _names(dataset)
+    if len(names) < 4:
+        raise InputError(f"There are {len(names)} images with masks: at least 4 are needed, 10 or more are better.")
+    order = _order(names)
+    held = _hold_out([names[i][0] for i in order], max(val_fraction, 2 / len(names)), np.random.default_rng(seed))
+    val = _indices(order, np.flatnonzero(held))
+    return [Split("own images", _indices(order, np.flatnonzero(~held)), val, val)]
 
 
 def report_folds(dataset: Dataset, n: int = 5) -> list[Split]:

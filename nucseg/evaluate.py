@@ -16,15 +16,22 @@ from nucseg.model import NucleiModel, predict
 
 # benchmark: at the image's own size, predictions under 50 px dropped. report: at the size the encoder sees,
 # every component kept; its AJI is the column aji_matched_only.
-SCORINGS = {"benchmark": 50, "report": 0}
+MIN_AREA = 50  # px
+SCORINGS = {"benchmark": MIN_AREA, "report": 0}
 
 
-def segment(model: NucleiModel, image: np.ndarray, threshold: float = 0.5, min_area: int = 50) -> np.ndarray:
-    """(H, W, 3) uint8 RGB -> (H, W) int32 label map, nuclei 1..n.
+def segment_whole(
+    model: NucleiModel, image: np.ndarray, threshold: float = 0.5, min_area: int = MIN_AREA
+) -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (H, W) int32 label map, nuclei 1..n; the network sees the image in one piece.
 
     ``threshold``: foreground probability, 0..1. ``min_area``: px, smaller objects are dropped.
     """
-    maps = predict(model, image)
+    return labels_from(predict(model, image), threshold, min_area)
+
+
+def labels_from(maps: np.ndarray, threshold: float = 0.5, min_area: int = MIN_AREA) -> np.ndarray:
+    """(C, H, W) maps of a model, 0..1 -> (H, W) int32 label map: with its depth where it has one."""
     if len(maps) == len(CHANNELS):
         return decode(maps, threshold, min_area=min_area)
     return components(maps[0], threshold, min_area)
@@ -36,7 +43,7 @@ def score_sample(model: NucleiModel, sample: Sample, scoring: str = "benchmark",
         raise InputError(f"Scoring {scoring!r} is not known: choose one of {', '.join(SCORINGS)}.")
     if scoring == "report":
         sample = resize(sample, model.config.size)
-    predicted = segment(model, sample.image, threshold, SCORINGS[scoring])
+    predicted = segment_whole(model, sample.image, threshold, SCORINGS[scoring])
     return asdict(score(sample.labels, predicted))
 
 

@@ -16,7 +16,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Turn whatever goes wrong while ``path`` is read into one sentence about it."""
     try:
         yield
@@ -42,13 +42,13 @@ def _tiff_page(path: Path) -> tifffile.TiffPage:
         return page
 
 
-def _is_tiff(header: bytes) -> bool:
+def is_tiff(header: bytes) -> bool:
     return header[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _is_deep(path: Path, header: bytes) -> bool:
     """Whether a channel has more than 8 bits; Pillow would cut a 16 bit RGB PNG down without a word."""
-    if _is_tiff(header):
+    if is_tiff(header):
         page = _tiff_page(path)
         return page.dtype is None or page.dtype.itemsize > 1
     return header.startswith(b"\x89PNG") and header[24:25] == b"\x10"  # the bit depth field of IHDR
@@ -77,7 +77,7 @@ def read_image(path: str | Path) -> np.ndarray:
     a channel, or more than twice Pillow's ``MAX_IMAGE_PIXELS`` (179 million px, unless it was changed).
     """
     path = Path(path)
-    with _reading(path):
+    with reading(path):
         deep = _is_deep(path, _header(path))
         if not deep:
             with _open(path) as image:
@@ -90,7 +90,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def _read_mask(path: Path) -> np.ndarray:
     """The mask as it is stored, any shape and type."""
-    if _is_tiff(_header(path)):
+    if is_tiff(_header(path)):
         if _tiff_page(path).compression in (6, 7):  # old and new style JPEG
             raise InputError(f"The mask '{path}' is JPEG-compressed, which alters labels: export it as PNG.")
         mask = tifffile.imread(path, key=0)
@@ -112,7 +112,7 @@ def read_labels(path: str | Path, *, split_binary: bool = True) -> np.ndarray:
     channels, holds floating point numbers (whole ones too) or negative ids, or is too large (`read_image`).
     """
     path = Path(path)
-    with _reading(path):
+    with reading(path):
         mask = _read_mask(path)
     if mask.ndim != 2:
         shape = " x ".join(map(str, mask.shape))

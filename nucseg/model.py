@@ -36,6 +36,8 @@ class ModelConfig:
     )
     base_seed: int = option(0, "seed of the base 'random'; unused by the others")
     size: int = option(1024, "px, longer side that the encoder sees; 1024 is SAM's own and the report's")
+    field: int = option(0, "px of an image that are seen as `size` px; 0: its longer side, whatever that is")
+    um_per_px: float = option(0.0, "um per px of the training images, 0 where it is not known")
     head: str = option(
         "linear", "linear (the report's 1x1 convolution), mask_decoder (SAM's, without prompts) or instance"
     )
@@ -55,6 +57,8 @@ class ModelConfig:
             raise InputError(f"Head {self.head!r} is not known: choose one of {', '.join(HEADS)}.")
         if self.size % 64 or not 64 <= self.size <= 1024:
             raise InputError(f"Size {self.size} px does not fit the encoder: choose a multiple of 64 from 64 to 1024.")
+        if self.field < 0 or not self.um_per_px >= 0:
+            raise InputError(f"Options field = {self.field} and um_per_px = {self.um_per_px} must not be below 0.")
         known = (*lora.PLACEMENTS, "none", "full")
         if self.where not in known:
             raise InputError(f"Placement {self.where!r} is not known: choose one of {', '.join(known)}.")
@@ -203,6 +207,7 @@ class NucleiModel(nn.Module):
         self.stage_heads = StageHeads() if config.stages else None
         self.base_name = ""
         self.base_sha256 = ""
+        self.adapter_name = self.adapter_sha256 = self.start_sha256 = ""  # set by who loads one
         self.precision = "float32"  # `place` sets what the device is fast in
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
@@ -227,6 +232,11 @@ class NucleiModel(nn.Module):
             logits = self.head((x, *features))
             stages = self.stage_heads(features) if self.stage_heads and self.training else []
         return F.interpolate(logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False), stages
+
+    @property
+    def n_maps(self) -> int:
+        """How many maps the model predicts: `instances.CHANNELS`, or the foreground alone."""
+        return len(CHANNELS) if self.config.head == "instance" and self.config.without != "depth" else 1
 
     def train(self, mode: bool = True) -> "NucleiModel":
         """As usual, but a frozen encoder's BatchNorm stays in eval mode, so its running statistics never drift."""
@@ -364,14 +374,15 @@ def _computes_in_bfloat16(device: torch.device) -> bool:
 
 
 @torch.no_grad()
-def predict(model: NucleiModel, image: np.ndarray) -> np.ndarray:
+def predict(model: NucleiModel, image: np.ndarray, scale: float | None = None) -> np.ndarray:
     """(H, W, 3) uint8 RGB of any size -> (C, H, W) float32 sigmoid of the model's logits, at the same size.
 
-    The longer side is scaled to ``config.size``, the rest up to a multiple of 64 is filled by reflection and
+    The image is scaled by ``scale``, by default so that ``config.field`` px, or its longer side where that is 0,
+    become ``config.size`` px. The rest up to a multiple of 64 is filled by reflection and
     cut away again. The model is used in the mode and on the device it is in: call ``model.eval()`` first.
     """
     height, width = image.shape[:2]
-    scale = model.config.size / max(height, width)
+    scale = scale or model.config.size / (model.config.field or max(height, width))
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
     scaled = np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR))
     padded = np.pad(scaled, ((0, -rows % 64), (0, -columns % 64), (0, 0)), mode="symmetric")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nucseg.config import apply, option
-from nucseg.data import Dataset, Split, folds, leave_one_tissue_out, report_folds
+from nucseg.data import Dataset, Split, folds, leave_one_tissue_out, own_images, report_folds
 from nucseg.errors import InputError
 from nucseg.evaluate import SCORINGS
 from nucseg.model import PRECISIONS, ModelConfig
@@ -14,6 +14,7 @@ PROTOCOLS: dict[str, Callable[[Dataset], list[Split]]] = {
     "benchmark": folds,
     "report": report_folds,
     "leave-one-tissue-out": leave_one_tissue_out,
+    "own": own_images,
 }
 
 
@@ -21,10 +22,11 @@ PROTOCOLS: dict[str, Callable[[Dataset], list[Split]]] = {
 class Config(ModelConfig):
     """A run, whole: model, data, optimisation, scoring. Presets list only what differs from these defaults."""
 
-    data: str = option("synthetic", "synthetic (made as it is needed) or nuinsseg (--root says where it lies)")
+    start: str = option("", "adapter to go on from, a name or a file, with the same model; empty: from the base")
+    data: str = option("synthetic", "synthetic (made as it is needed), nuinsseg (in --root) or own (see finetune)")
     data_note: str = option("", "what is special about this copy of the data, kept with the results")
     synthetic_per_tissue: int = option(2, "synthetic images a tissue")
-    protocol: str = option("benchmark", "folds: benchmark, report (its test set overlaps), leave-one-tissue-out")
+    protocol: str = option("benchmark", "folds: benchmark, report (its test set overlaps), leave-one-tissue-out, own")
     fold: int = option(0, "which fold is the test part, from 0")
     train_images: int = option(0, "train on that many of the fold's training images, 0 for all: a budget")
     val_images: int = option(0, "validate on that many, 0 for all: a budget")
@@ -57,7 +59,7 @@ class Config(ModelConfig):
         """Raise ``InputError`` for a value that no run can use."""
         super().check()
         for name, known in {
-            "data": ("synthetic", "nuinsseg"),
+            "data": ("synthetic", "nuinsseg", "own"),
             "protocol": tuple(PROTOCOLS),
             "augmentation": ("flip_and_rotate", "histology", "none"),
             "monitor": ("dice", "iou", "aji", "pq"),
@@ -127,6 +129,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "patience": 40,
         "monitor": "pq",
         "val_images": 40,
+    },
+    # An adapter that goes on learning from a few images of one's own; see finetune.py.
+    "finetune": {
+        "data": "own",
+        "protocol": "own",
+        "head": "instance",
+        "augmentation": "histology",
+        "dropout": 0.0,
+        "lr": 5e-4,
+        "batch": 4,
+        "patience": 20,
+        "monitor": "pq",
     },
     # A minute on two CPU cores with 20 images of 256 px: the live chapter of the book. The head starts fresh, so
     # that there is something to see.

@@ -26,7 +26,7 @@ def describe(
 
     No path of the machine is kept: of a base that is a file, only the name and the hash.
     """
-    stored = asdict(config) | {"base": model.base_name}
+    stored = asdict(config) | {"base": model.base_name, "start": Path(config.start).stem}
     return {
         "config": stored,
         "command": command or command_line(config, folder),
@@ -38,6 +38,7 @@ def describe(
             "sha256": split.file_list_hash(dataset),
         },
         "base": {"name": model.base_name, "sha256": model.base_sha256},
+        "start_sha256": model.start_sha256,
         "parameters": parameter_ledger(model),
         "adapter_sha256": sha256(folder / "best.safetensors"),
         "data": {"name": getattr(dataset, "name", config.data), "images": len(dataset), "note": config.data_note},
@@ -65,7 +66,7 @@ def command_line(config: Config, folder: Path, command: str = "train") -> str:
         if value != default:
             flag = name.replace("_", "-")
             words += [f"--{flag if value is not False else 'no-' + flag}"]
-            words += [] if isinstance(value, bool) else [Path(value).name if name == "base" else str(value)]
+            words += [] if isinstance(value, bool) else [Path(value).name if name in ("base", "start") else str(value)]
     return shlex.join(words)
 
 

@@ -24,19 +24,22 @@ from nucseg.data import Dataset, InMemory, NuInsSeg, Split
 from nucseg.errors import InputError, TrainingError
 from nucseg.evaluate import evaluate
 from nucseg.files import only_one, sha256, write_atomic, write_json
+from nucseg.lora import check_base, read_adapter
 from nucseg.losses import dice_focal_loss
 from nucseg.model import NucleiModel, build_model, load_model, pick_device, place, save_model
 from nucseg.presets import PROTOCOLS, Config
 from nucseg.provenance import commit, describe
 from nucseg.synth import Synthetic
 from nucseg.tables import read_run
-from nucseg.weights import resolve_base
+from nucseg.weights import adapter_path, resolve_base
 
 
 def open_dataset(config: Config, root: str | Path | None = None) -> Dataset:
     """The dataset that a config names. ``root``: the folder of NuInsSeg. ``InputError`` if it is missing."""
     if config.data == "synthetic":
         return Synthetic(n_per_tissue=config.synthetic_per_tissue, seed=config.seed)
+    if config.data == "own":
+        raise InputError("Data 'own' is for nucseg finetune FOLDER, which opens the folder itself.")
     if root is None:
         raise InputError("Data 'nuinsseg' needs its folder: give --root, or set NUCSEG_DATA to it.")
     dataset = NuInsSeg(root)
@@ -71,13 +74,13 @@ class _TrainingImages(torch.utils.data.Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """(3, S, S) uint8 image and (C, S, S) target maps; S is ``crop``, or ``size`` where there is none.
 
-        A crop is seen at the scale at which the whole image would be: ``size / longer side``.
+        A crop is seen at the scale at which the whole image would be: ``size / field``, or ``/ longer side``.
         """
         _, index = key
         config, rng = self.config, np.random.default_rng([self.config.seed, *key])
         sample = self.dataset[index]
         if config.crop:
-            scale = config.size / max(sample.labels.shape)
+            scale = config.size / (config.field or max(sample.labels.shape))
             scale *= augment.zoom(rng) if config.augmentation == "histology" else 1
             sample = augment.crop(sample, max(1, round(config.crop / scale)), rng)
         sample = augment.resize(sample, config.crop or config.size)
@@ -201,12 +204,17 @@ def train(
         torch.cuda.reset_peak_memory_stats(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the head's and LoRA's initial weights
-        model = place(build_model(config), device, config.precision)
+        model = build_model(config)
+    if config.start:
+        start_from(model, config.start)
+    model = place(model, device, config.precision)
     with only_one(folder):
         if finished(config, folder):  # by another process, since it was first asked
             return read_run(folder).scores
         seconds = _epochs(model, config, dataset, split, folder, began, progress)
+        start = model.start_sha256
         model = place(load_model(folder / "best.safetensors", config.base), device, config.precision)
+        model.start_sha256 = start
         scores = evaluate(
             model,
             dataset,
@@ -223,12 +231,21 @@ def train(
     return scores
 
 
+def start_from(model: NucleiModel, adapter: str | Path) -> None:
+    """Put an adapter's weights into a model of the same make. ``InputError`` where base, names or shapes differ."""
+    path = adapter_path(adapter)
+    tensors, _, base_sha256 = read_adapter(path)
+    check_base(path, base_sha256, model.base_sha256, model.base_name)
+    model.load_adapter_state(tensors, str(path))
+    model.start_sha256 = sha256(path)
+
+
 def _epochs(
     model: NucleiModel, config: Config, dataset: Dataset, split: Split, folder: Path, began: float, progress: bool
 ) -> float:
     """All epochs that are still to be trained; returns the seconds that earlier sittings took."""
     optimiser = torch.optim.AdamW(_trainable(model), lr=config.lr, weight_decay=config.weight_decay)
-    identity = {"base": model.base_sha256, "split": split.file_list_hash(dataset)}
+    identity = {"base": model.base_sha256, "split": split.file_list_hash(dataset), "start": model.start_sha256}
     history, spent = _resume(folder / "last.pt", config, identity, model, optimiser)
     best = max((row[f"val_{config.monitor}"] for row in history), default=-math.inf)
     while len(history) < config.epochs and _epochs_since_best(history, config.monitor) < config.patience:
@@ -291,7 +308,7 @@ def _resume(
         ) from error
     _same_config(state["config"], config, path.parent)
     for what, mine in identity.items():
-        if state.get("identity", identity)[what] != mine:
+        if state.get("identity", identity).get(what, mine) != mine:
             raise InputError(f"{path.parent}: holds a run with another {what}; choose another folder.")
     model.load_adapter_state(state["model"], str(path))
     optimiser.load_state_dict(state["optimiser"])
@@ -322,7 +339,7 @@ def _same_config(stored: dict[str, Any], config: Config, folder: Path) -> None:
     mine = asdict(config)
     for name, field in options(Config).items():
         then = stored.get(name, field.default)
-        if name not in _FREE | {"base"} and then != mine[name]:
+        if name not in _FREE | {"base", "start"} and then != mine[name]:
             raise InputError(
                 f"{folder}: holds a run with {name} = {then!r}, not {mine[name]!r}; choose another folder."
             )

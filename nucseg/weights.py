@@ -26,6 +26,8 @@ MOBILE_SAM_BYTES = 40_728_226
 
 INSTANCE_HEAD = "instance_head."  # before the names of a head that comes with the base; no part of MobileSAM
 OFFLINE = Path(__file__).parent / "assets" / "offline.safetensors"
+ADAPTERS = OFFLINE.parent / "adapters"
+DEFAULT_ADAPTER = "nuinsseg-1"
 
 CHOICES = (
     "'auto' (mobile_sam where it was downloaded, else offline), 'mobile_sam' (the official checkpoint, downloaded "
@@ -126,6 +128,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if wrong:
         raise InputError(f"{path}: not a MobileSAM checkpoint ({len(wrong)} entries differ, {wrong[0]} first).")
     return state
+
+
+def adapters() -> list[str]:
+    """The names of the adapters that ship with nucseg; each has a card beside it."""
+    return sorted(path.stem for path in ADAPTERS.glob("*.safetensors"))
+
+
+def adapter_path(adapter: str | Path) -> Path:
+    """The file of an adapter, given that, or the name of one that ships. ``InputError`` for an unknown name."""
+    path = Path(adapter)
+    if path.suffix or path.exists():
+        return path
+    if str(adapter) not in adapters():
+        raise InputError(f"Adapter {str(adapter)!r} is neither a file nor one that ships: {', '.join(adapters())}.")
+    return ADAPTERS / f"{adapter}.safetensors"
 
 
 def offline_base(path: str | Path = OFFLINE) -> Base:

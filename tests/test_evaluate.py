@@ -8,7 +8,7 @@ from torch import nn
 from nucseg import evaluate as evaluation
 from nucseg.data import Sample
 from nucseg.errors import InputError
-from nucseg.evaluate import evaluate, score_sample, segment
+from nucseg.evaluate import evaluate, score_sample, segment_whole
 
 
 class Model(nn.Module):
@@ -44,8 +44,8 @@ def test_the_benchmark_drops_specks_and_the_report_keeps_them(sample):
 
 
 def test_the_threshold_is_a_probability(sample):
-    assert segment(Model(), sample.image, threshold=0.95, min_area=0).max() == 1
-    assert segment(Model(), sample.image, threshold=0.5, min_area=0).max() == 2
+    assert segment_whole(Model(), sample.image, threshold=0.95, min_area=0).max() == 1
+    assert segment_whole(Model(), sample.image, threshold=0.5, min_area=0).max() == 2
 
 
 def test_rows_are_images_and_the_model_is_left_in_its_mode(sample):

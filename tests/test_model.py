@@ -356,13 +356,13 @@ def test_a_piece_that_is_left_out_learns_nothing(base, piece):
 
 
 def test_without_depth_there_is_one_map_and_components_are_the_nuclei(base):
-    from nucseg.evaluate import segment
+    from nucseg.evaluate import segment_whole
     from nucseg.instances import components
 
     model = make(base, head="instance", without="depth")
     image = images(1, 128)[0].permute(1, 2, 0).numpy()
     maps = predict(model, image)
     assert maps.shape == (1, 128, 128)
-    np.testing.assert_array_equal(segment(model, image, 0.5, 20), components(maps[0], 0.5, 20))
+    np.testing.assert_array_equal(segment_whole(model, image, 0.5, 20), components(maps[0], 0.5, 20))
     with pytest.raises(InputError, match="without"):
         make(base, without="depth")

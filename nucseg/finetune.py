@@ -1,0 +1,81 @@
+"""An adapter for one's own images: a few of them with masks, and an adapter that knows nuclei already."""
+
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from nucseg import train
+from nucseg.data import Dataset, ImageFolder, InMemory, own_images
+from nucseg.errors import InputError
+from nucseg.lora import read_adapter
+from nucseg.model import ModelConfig
+from nucseg.predict import FIELD
+from nucseg.presets import Config, preset
+from nucseg.weights import DEFAULT_ADAPTER, adapter_path
+
+NUCLEUS_PX = 32.0  # median diameter of NuInsSeg's nuclei (assets/nuinsseg_tissue_stats.csv), in images of FIELD px
+WINDOWS = 800  # training windows altogether: about five minutes on two cores
+
+
+def open_own(folder: str | Path) -> InMemory:
+    """A folder with ``images`` and ``masks`` in it, as `ImageFolder` takes them, kept in memory once read."""
+    folder = Path(folder)
+    for part in ("images", "masks"):
+        if not (folder / part).is_dir():
+            raise InputError(f"The folder '{folder}' has no subfolder '{part}': put images and masks into one each.")
+    return InMemory(ImageFolder(folder / "images", folder / "masks"))
+
+
+def median_diameter(dataset: Dataset) -> float:
+    """The median diameter in px of the nuclei of a dataset, each taken for a disc of its area.
+
+    Raises ``InputError`` where there is no nucleus at all.
+    """
+    areas = np.concatenate([np.bincount(dataset[i].labels.ravel())[1:] for i in range(len(dataset))])
+    areas = areas[areas > 0]
+    if not len(areas):
+        raise InputError("The masks hold no nucleus: there is nothing to learn from.")
+    return float(2 * np.sqrt(np.median(areas) / np.pi))
+
+
+def finetune_config(dataset: Dataset, start: str | Path = DEFAULT_ADAPTER, base: str = "", **changes) -> Config:
+    """What to train one's own images with: the adapter's own model, and a budget that fits their number.
+
+    The images are seen at a scale at which their nuclei are as large as those that the adapter knows (``field``).
+    ``base``: only where the adapter's base is a file of yours. ``changes``: options of `Config` that win.
+    """
+    _, stored, _ = read_adapter(adapter_path(start))
+    known = {field.name for field in fields(ModelConfig)}
+    model = {k: v for k, v in stored.items() if k in known} | {"um_per_px": 0.0}  # that of the adapter's own images
+    config = replace(preset("finetune"), **model, start=str(start))
+    if base:
+        config = replace(config, base=base)
+    field = round(median_diameter(dataset) / NUCLEUS_PX * FIELD)
+    split = own_images(dataset)[0]
+    smallest = min(min(dataset[i].labels.shape) for i in split.train)
+    crop = min(256, config.size, 64 * max(1, math.floor(smallest * config.size / field / 64)))
+    epochs = int(np.clip(round(WINDOWS / len(split.train)), 10, 100))
+    return replace(config, **({"field": field, "crop": crop, "epochs": epochs} | changes))
+
+
+def finetune(
+    folder: str | Path | Dataset,
+    out: str | Path,
+    start: str | Path = DEFAULT_ADAPTER,
+    *,
+    base: str = "",
+    progress: bool = True,
+    **changes,
+) -> Path:
+    """Fine-tune an adapter on one's own images and masks; returns the new adapter's path, ``out/best.safetensors``.
+
+    ``folder``: with ``images`` and ``masks`` in it (`ImageFolder`); 5 to 50 images are a good number. A fifth of
+    them, two at least, are not trained on and choose the epoch that is kept; their scores are in ``out/scores.csv``.
+    ``start``, ``base`` and ``changes`` as for `finetune_config`. Stopped, it goes on where it was.
+    """
+    dataset = open_own(folder) if isinstance(folder, str | Path) else folder
+    config = finetune_config(dataset, start, base, **changes)
+    train.train(config, dataset, out, progress=progress, command=f"nucseg finetune FOLDER --out {Path(out).name}")
+    return Path(out) / "best.safetensors"

@@ -1,0 +1,166 @@
+"""Fields, blocks and seams, with a network that reads the maps off the image: what is cut differently must agree."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import nucseg.predict as predicting
+from nucseg.errors import InputError
+from nucseg.evaluate import segment_whole
+from nucseg.instances import encode
+from nucseg.metrics import score
+from nucseg.model import ModelConfig, build_model
+from nucseg.predict import Segmenter, label_blocks, predict_rows, segment, spans
+from nucseg.slides import open_slide
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(ModelConfig(base="random", head="instance", size=128, rank=1))
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The network's place is taken by one that finds both maps in the image's first two channels."""
+    monkeypatch.setattr(
+        predicting, "predict", lambda model, image, scale: image[..., :2].transpose(2, 0, 1).astype(np.float32) / 255
+    )
+
+
+def painted(labels):
+    """The image in which the true maps of ``labels`` can be read."""
+    maps = np.rint(encode(labels) * 255).astype(np.uint8)
+    return np.stack([maps[0], maps[1], np.zeros_like(maps[0])], axis=-1)
+
+
+def discs(height, width, count, seed=0, radius=14):
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((height, width), np.int32)
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+    disc = y**2 + x**2 < radius**2
+    for number in range(1, count + 1):
+        top, left = rng.integers(0, height - 2 * radius), rng.integers(0, width - 2 * radius)
+        window = labels[top : top + 2 * radius + 1, left : left + 2 * radius + 1]
+        free = disc[: window.shape[0], : window.shape[1]] & (window == 0)
+        window[free] = number
+    return labels
+
+
+@given(st.integers(1, 5000), st.integers(64, 700))
+def test_cores_cover_a_side_once(length, side):
+    margin = round(side * predicting.MARGIN)
+    fields = spans(length, side, margin)
+    assert fields[0][1] == 0 and fields[-1][2] == length
+    assert all(a[2] == b[1] for a, b in itertools.pairwise(fields))
+    for start, low, high in fields:
+        assert 0 <= start <= low < high <= start + min(side, length) <= length
+        assert low == 0 or low - start >= margin
+        assert high == length or start + side - high >= margin
+
+
+def test_blocks_give_the_same_nuclei_as_the_whole(model, seen):
+    how, truth = Segmenter([model]), discs(700, 900, 250)
+    image = painted(truth)
+    with open_slide(image) as slide:
+        maps = np.zeros((2, *slide.shape), np.uint8)
+        assert list(predict_rows(slide, how, maps, progress=False)) == [1, 2]
+        np.testing.assert_array_equal(maps, image[..., :2].transpose(2, 0, 1))
+    whole, parts = np.zeros((700, 900), np.int32), np.zeros((700, 900), np.int32)
+    [one] = label_blocks(how, maps, whole, block=2000)
+    blocks = list(label_blocks(how, maps, parts, block=200, halo=64))
+    assert len(blocks) == 20 and sum(b.count for b in blocks) == parts.max() == one.count
+    agreement = score(whole, parts)
+    assert agreement.aji > 0.99 and agreement.pq > 0.99 and agreement.dice > 0.999
+    for block in blocks:  # each knows its own nuclei, and only them
+        window = parts[block.top : block.top + block.labels.shape[0], block.left : block.left + block.labels.shape[1]]
+        assert (window[block.labels > 0] == block.labels[block.labels > 0]).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10**6), st.integers(60, 300), st.integers(30, 90))
+def test_lone_nuclei_do_not_depend_on_the_blocks(seed, block, halo):
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((320, 320), np.int32)
+    for number, (y, x) in enumerate(np.ndindex(8, 8), 1):
+        top, left = np.array([y, x]) * 40 + rng.integers(2, 12, 2)
+        labels[top : top + rng.integers(8, 26), left : left + rng.integers(8, 26)] = number
+    maps = np.rint(encode(labels) * 255).astype(np.uint8)
+    out = np.zeros_like(labels)
+    how = Segmenter([build_tiny()])
+    count = sum(b.count for b in label_blocks(how, maps, out, block, halo))
+    assert count == 64 == out.max()
+    pairs = np.unique(np.stack([labels.ravel(), out.ravel()]), axis=1)
+    assert pairs.shape[1] == 65  # background and one each: the same nuclei under other numbers
+
+
+def build_tiny():
+    class Tiny:
+        config = ModelConfig(head="instance")
+        n_maps = 2
+
+    return Tiny()
+
+
+def test_one_field_is_what_evaluation_sees(model):
+    image = np.random.default_rng(1).integers(0, 220, (512, 512, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(segment(image, model) > 0, segment_whole(model, image) > 0)
+
+
+def test_scale_follows_the_micrometres(model, monkeypatch):
+    asked = []
+
+    def fake(model, image, scale):
+        asked.append((image.shape[:2], round(scale, 4)))
+        return np.zeros((2, *image.shape[:2]), np.float32)
+
+    monkeypatch.setattr(predicting, "predict", fake)
+    known = build_model(dataclasses.replace(model.config, um_per_px=0.25))
+    image = np.zeros((300, 600, 3), np.uint8)
+    segment(image, known)
+    assert asked == [((300, 512), 0.25)] * 2  # 512 px are seen as 128
+    asked.clear()
+    segment(image, known, um_per_px=0.5)  # each px is two of the training images'
+    assert set(asked) == {((256, 256), 0.5)}
+    assert Segmenter([known], um_per_px=0.5).smallest() == 12
+    asked.clear()
+    segment(image, model, um_per_px=0.5)  # the training resolution is not known: as they are
+    assert set(asked) == {((300, 512), 0.25)}
+
+
+def test_flips_average_four_views_in_place(model, monkeypatch):
+    monkeypatch.setattr(
+        predicting, "predict", lambda model, image, scale: np.stack([np.cumsum(np.ones(image.shape[:2]), axis=1)] * 2)
+    )
+    maps = Segmenter([model], flips=True).maps(np.zeros((4, 9, 3), np.uint8), model)
+    np.testing.assert_allclose(maps, 5.0)  # 1..9 from the left and from the right
+
+
+def test_an_ensemble_averages_and_blank_fields_are_skipped(model, monkeypatch):
+    values = iter([0.2, 1.0])
+    monkeypatch.setattr(predicting, "predict", lambda model, image, scale: np.full((2, 8, 8), next(values)))
+    maps = np.zeros((2, 8, 8), np.uint8)
+    with open_slide(np.zeros((8, 8, 3), np.uint8)) as slide:
+        list(predict_rows(slide, Segmenter([model, model]), maps, progress=False))
+    assert (maps == 153).all()
+    assert segment(np.full((40, 40, 3), 240, np.uint8), model).max() == 0  # or the iterator would be empty
+
+
+def test_bad_values_are_refused(model):
+    image = np.zeros((8, 8, 3), np.uint8)
+    for change, word in (
+        ({"um_per_px": -1.0}, "um_per_px"),
+        ({"threshold": 2.0}, "threshold"),
+        ({"min_area": -1}, "min_area"),
+    ):
+        with pytest.raises(InputError, match=word):
+            segment(image, model, **change)
+    with pytest.raises(InputError, match="uint8"):
+        segment(image.astype(float), model)
+    with pytest.raises(InputError, match="nor one that ships"):
+        segment(image, "nothing-of-that-name")
+    with pytest.raises(InputError, match="one kind"):
+        Segmenter([model, build_model(ModelConfig(base="random", size=64, rank=1))]).check()
