@@ -88,7 +88,7 @@ def _tiff_slide(path: Path, tiff: tifffile.TiffFile) -> Slide:
         raise InputError(f"The image '{path}' has axes {axes} of {level.shape}: save it as a single flat RGB image.")
     if page.photometric in (tifffile.PHOTOMETRIC.PALETTE, tifffile.PHOTOMETRIC.SEPARATED):
         raise InputError(
-            f"The image '{path}' is {tifffile.PHOTOMETRIC(page.photometric).name} colour: convert it to 8 bit RGB first."
+            f"The image '{path}' is {tifffile.PHOTOMETRIC(page.photometric).name} colour: convert it to RGB first."
         )
     keyframe = level.keyframe
     if math.prod(keyframe.chunks) > LARGEST_CHUNK:

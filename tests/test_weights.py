@@ -191,7 +191,7 @@ def test_the_shipped_base_is_what_its_run_made_and_loads_fast():
     assert base.name == "offline"
     with safe_open(weights.OFFLINE, "pt") as handle:
         card = handle.metadata()
-    run = read_run(results_folder(__file__) / "pretrain" / "cpu2")
+    run = read_run(results_folder(__file__) / "pretrain" / "deep")
     assert (card["commit"], card["date"]) == (run.about["commit"], run.about["date"])
     untrained = random_base(0).state
     moved = [n for n in base.state if n.startswith("image_encoder.layers") and not n.endswith("num_batches_tracked")]

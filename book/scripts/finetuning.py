@@ -31,7 +31,7 @@ from nucseg import figures
 from nucseg.config import apply, options
 from nucseg.data import NuInsSeg
 from nucseg.errors import InputError
-from nucseg.evaluate import evaluate, segment
+from nucseg.evaluate import evaluate, segment_whole
 from nucseg.losses import dice_loss, focal_loss
 from nucseg.metrics import contingency, score
 from nucseg.model import build_model, load_model, parameter_ledger
@@ -208,7 +208,9 @@ by_pq = scores.sort_values("pq", ignore_index=True)
 middle = by_pq.iloc[len(by_pq) // 2]
 index = int(dataset.table.index[dataset.table["stem"] == middle["stem"]][0])
 sample = dataset[index]
-before, after = (segment(model, sample.image) for model in (untrained, trained))
+before, after = (
+    segment_whole(model, sample.image) for model in (untrained, trained)
+)
 figure, axes = plt.subplots(2, 2, figsize=(figures.WIDTH, figures.WIDTH))
 figures.overlay(sample.image, sample.labels, axes[0, 0])
 axes[0, 0].set_title(f"Truth: {sample.labels.max()} nuclei")

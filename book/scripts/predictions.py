@@ -27,31 +27,29 @@ from IPython.display import Markdown
 
 from nucseg import augment, figures
 from nucseg.data import NuInsSeg, folds
-from nucseg.evaluate import evaluate, segment
+from nucseg.evaluate import evaluate, segment_whole
 from nucseg.metrics import score
-from nucseg.model import build_model, load_model, place, predict
+from nucseg.model import build_model, place, predict
+from nucseg.predict import load
 from nucseg.presets import preset
 from nucseg.pretrain import HELD_OUT
 from nucseg.synth import Synthetic
-from nucseg.tables import results_folder
 from nucseg.widgets import PredictionBrowser
 
 figures.use_style()
 real = os.environ.get("NUCSEG_DATA")  # the folder of NuInsSeg, where you have it
-adapters = sorted(results_folder().glob("folds/*/fold_0/best.safetensors"))
 if real:  # the first fold's test images
     dataset = NuInsSeg(real)
     chosen = folds(dataset)[0].test[::8]
 else:
     dataset = Synthetic(n_per_tissue=4, size=320, seed=5, tissues=HELD_OUT)
     chosen = range(len(dataset))
-if real and adapters:  # of your own run of `nucseg reproduce`
-    model = load_model(adapters[0])
+if real:  # the adapter that ships, trained on that fold's training images
+    model = load("nuinsseg-1")
 else:
-    size = 512 if real else 320
     model = build_model(
         dataclasses.replace(
-            preset("instance"), base="offline", where="none", size=size
+            preset("instance"), base="offline", where="none", size=320
         )
     )
 place(model, torch.device("cpu"))
@@ -87,7 +85,7 @@ picked = {
 figure, axes = plt.subplots(3, 3, figsize=(figures.WIDTH, figures.WIDTH * 1.08))
 for row, (word, one) in zip(axes, picked.items(), strict=True):
     sample = dataset[int(one["index"])]
-    labels = segment(model, sample.image)
+    labels = segment_whole(model, sample.image)
     figures.overlay(sample.image, sample.labels, row[0])
     figures.scale_bar(row[0])
     figures.overlay(sample.image, labels, row[1])
@@ -126,7 +124,7 @@ def faults(truth, prediction):
 rows = []
 for one in scores.itertuples():
     sample = dataset[int(one.index)]
-    merged, split = faults(sample.labels, segment(model, sample.image))
+    merged, split = faults(sample.labels, segment_whole(model, sample.image))
     rows.append((sample.labels.max(), merged, split, one.dice, one.aji, one.pq))
 counted = pd.DataFrame(
     rows, columns=["nuclei", "in mergers", "split", "Dice", "AJI", "PQ"]
@@ -164,7 +162,7 @@ for stain in ("haematoxylin", "eosin"):
         for index in some:
             sample = dataset[int(index)]
             changed = augment.restain(sample.image, amounts)
-            result = score(sample.labels, segment(model, changed))
+            result = score(sample.labels, segment_whole(model, changed))
             measured.append((stain, factor, result.dice, result.pq))
 measured = pd.DataFrame(measured, columns=["stain", "factor", "Dice", "PQ"])
 means = measured.groupby(["stain", "factor"])[["Dice", "PQ"]].mean()

@@ -1,0 +1,131 @@
+"""A 20,000 x 20,000 px image: time and memory; and on 2,048 px, what the cuts between fields and blocks change.
+
+    python benchmarks/large_image.py [--side 20000]
+
+The image is a mosaic of synthetic tissue, written tile by tile. Written to results/large-image: run.json.
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import tifffile
+import torch
+
+from nucseg.evaluate import labels_from
+from nucseg.files import write_json
+from nucseg.metrics import score
+from nucseg.model import predict
+from nucseg.predict import FIELD, Segmenter, label_blocks, load, predict_rows
+from nucseg.provenance import commit, device_name
+from nucseg.slides import open_slide
+from nucseg.synth import TISSUES, generate
+from nucseg.weights import DEFAULT_ADAPTER
+
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "results" / "large-image"
+
+
+def mosaic(side: int, patches: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """The image's tiles of 512 px, turned and mirrored by where they lie; the last ones padded."""
+    n = -(-side // 512)
+    for row, column in np.ndindex(n, n):
+        patch = np.rot90(patches[(row * 7 + column * 3) % len(patches)], (row + column) % 4)
+        yield np.ascontiguousarray(patch)
+
+
+def write_mosaic(path: Path, side: int) -> None:
+    """Write it as a tiled, compressed BigTIFF."""
+    patches = [generate(tissue, 0, size=512).image for tissue in TISSUES]
+    tifffile.imwrite(
+        path,
+        mosaic(side, patches),
+        shape=(side, side, 3),
+        dtype=np.uint8,
+        tile=(512, 512),
+        photometric="rgb",
+        compression="zlib",
+        bigtiff=True,
+        resolution=(40000, 40000),
+        resolutionunit="CENTIMETER",
+    )
+
+
+def seams(side: int = 2048) -> dict:
+    """Label maps of one image, cut in different ways, against each other: Dice, AJI and PQ of each pair."""
+    tissues = list(TISSUES)[:: max(1, len(TISSUES) // 16)][:16]
+    big = [generate(tissue, 1, size=512).image for tissue in tissues]
+    n = side // 512
+    image = np.concatenate([np.concatenate(big[r * n : r * n + n], axis=1) for r in range(n)])
+    model = load()
+    how = Segmenter([model])
+    maps = np.zeros((2, side, side), np.uint8)
+    with open_slide(image) as slide:
+        list(predict_rows(slide, how, maps))
+    whole, blocks, shifted = (np.zeros((side, side), np.int32) for _ in range(3))
+    list(label_blocks(how, maps, whole, block=side))
+    list(label_blocks(how, maps, blocks, block=512))
+    moved = np.zeros((2, side, side), np.uint8)  # the same image, its fields elsewhere
+    with open_slide(np.pad(image, ((160, 0), (160, 0), (0, 0)), mode="symmetric")) as slide:
+        wide = np.zeros((2, side + 160, side + 160), np.uint8)
+        list(predict_rows(slide, how, wide))
+        moved[:] = wide[:, 160:, 160:]
+    list(label_blocks(how, moved, shifted, block=side))
+    at_once = labels_from(predict(model, image, model.config.size / (model.config.field or FIELD)))
+    pairs = {
+        "blocks of 512 px against one block, same maps": (whole, blocks),
+        "fields moved by 160 px": (whole, shifted),
+        "fields against the network seeing all 2,048 px at once": (at_once, whole),
+    }
+    scores = {name: asdict(score(*pair)) for name, pair in pairs.items()}
+    return {name: {k: round(one[k], 4) for k in ("dice", "aji", "pq")} for name, one in scores.items()}
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--side", type=int, default=20_000)
+    arguments = parser.parse_args()
+    agreement = seams()
+    print(json.dumps(agreement, indent=2), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path, out = Path(folder) / "large.tif", Path(folder) / "out"
+        write_mosaic(path, arguments.side)
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-m", "nucseg.cli", "predict", str(path), "--out", str(out)], check=True)
+        seconds = time.monotonic() - began
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        about = json.loads((out / "large.json").read_text())
+        sizes = {p.name: round(p.stat().st_size / 2**20, 1) for p in sorted(out.iterdir()) if p.is_file()}
+        shutil.rmtree(out)
+    result = {
+        "command": f"python benchmarks/large_image.py --side {arguments.side}",
+        "side_px": arguments.side,
+        "adapter": DEFAULT_ADAPTER,
+        "nuclei": about["nuclei"],
+        "seconds": round(seconds, 1),
+        "megapixels_a_second": round(arguments.side**2 / 1e6 / seconds, 2),
+        "peak_memory_gib": round(peak, 2),
+        "files_mib": sizes,
+        "seams": agreement,
+        "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "versions": {"torch": torch.__version__},
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(OUT / "run.json", result)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

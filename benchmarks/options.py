@@ -1,0 +1,76 @@
+"""What mirrored views and ensembles bring and cost, on the first fold's test images of NuInsSeg.
+
+    python benchmarks/options.py --root data/nuinsseg --runs results/ablation/offline-small
+
+Needs the adapters of ``nucseg reproduce --studies ablation``: the ensemble is of its ranks 4, 8 and 16, all trained
+on the same fold. Nothing is chosen here. Written to results/options: scores.csv (a row a way and image), run.json.
+"""
+
+import argparse
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from nucseg.data import NuInsSeg, folds
+from nucseg.evaluate import labels_from
+from nucseg.files import write_atomic, write_json
+from nucseg.metrics import score
+from nucseg.predict import Segmenter, load
+from nucseg.provenance import commit, device_name
+
+OUT = Path(__file__).parents[1] / "results" / "options"
+MEMBERS = ("lora-8", "lora-4", "lora-16")
+
+
+def main() -> None:
+    """Score each way of segmenting, one image after the other, and time it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--limit", type=int, default=0, help="images, 0 for all: for a trial")
+    parser.add_argument("--data-note", default="")
+    arguments = parser.parse_args()
+    models = [load(arguments.runs / name / "best.safetensors") for name in MEMBERS]
+    ways = {
+        "one adapter": Segmenter(models[:1]),
+        "mirrored views": Segmenter(models[:1], flips=True),
+        "ensemble of three": Segmenter(models),
+    }
+    dataset = NuInsSeg(arguments.root)
+    test = folds(dataset)[0].test[: arguments.limit or None]
+    rows, seconds = [], dict.fromkeys(ways, 0.0)
+    for index in tqdm(test, desc="images"):
+        sample = dataset[index]
+        for name, how in ways.items():
+            began = time.perf_counter()
+            maps = sum(how.maps(sample.image, model) for model in how.models) / len(how.models)
+            labels = labels_from(maps)
+            seconds[name] += time.perf_counter() - began
+            rows.append(
+                {"way": name, "tissue": sample.tissue, "stem": sample.stem} | asdict(score(sample.labels, labels))
+            )
+    table = pd.DataFrame(rows)
+    print(table.groupby("way", sort=False)[["dice", "aji", "pq"]].mean().round(4))
+    with write_atomic(OUT / "scores.csv") as part:
+        table.to_csv(part, index=False, float_format="%.6f")
+    about = {
+        "command": "python benchmarks/options.py --root NUINSSEG --runs results/ablation/offline-small",
+        "members": list(MEMBERS),
+        "seconds_an_image": {name: round(value / len(test), 3) for name, value in seconds.items()},
+        "data": {"name": "nuinsseg", "images": len(test), "note": arguments.data_note},
+        "base": {"name": models[0].base_name, "sha256": models[0].base_sha256},
+        "device": device_name(models[0].mean.device),
+        "versions": {"torch": torch.__version__},
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(OUT / "run.json", about)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""nucseg.segment beside stock MobileSAM's automatic mask generator: same images, base, machine, one run.
+
+    python benchmarks/throughput.py [--images 3]
+
+Written to results/throughput: run.json. With the base 'offline' the generator's mask decoder was never trained, so
+only its time means something; after ``nucseg fetch mobile_sam`` both are what their authors made.
+"""
+
+import argparse
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from mobile_sam import SamAutomaticMaskGenerator
+from tqdm.auto import tqdm
+
+from nucseg.files import write_json
+from nucseg.predict import load, segment
+from nucseg.provenance import commit, device_name
+from nucseg.sam import build_sam
+from nucseg.synth import generate
+from nucseg.weights import DEFAULT_ADAPTER, load_base
+
+OUT = Path(__file__).parents[1] / "results" / "throughput"
+TISSUES = ("human liver", "human kidney", "human placenta", "mouse kidney", "human pancreas")
+
+
+def main() -> None:
+    """Time both on the same images and write the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=3)
+    arguments = parser.parse_args()
+    model = load()
+    device = model.mean.device
+    samples = [generate(tissue, 0, size=512) for tissue in TISSUES[: arguments.images]]
+    sam = build_sam()
+    base = load_base(model.base_name)
+    sam.load_state_dict({n: t for n, t in base.state.items() if not n.startswith("instance_head.")})
+    generator = SamAutomaticMaskGenerator(sam.to(device).eval())
+    segment(samples[0].image, model)  # the first call warms up
+    rows = []
+    for sample in tqdm(samples, desc="images"):
+        row = {"tissue": sample.tissue, "nuclei_true": int(len(np.unique(sample.labels)) - 1)}
+        began = time.perf_counter()
+        row["nuclei_nucseg"] = int(segment(sample.image, model).max())
+        middle = time.perf_counter()
+        with torch.inference_mode():
+            row["masks_generator"] = len(generator.generate(sample.image))
+        row |= {"seconds_nucseg": middle - began, "seconds_generator": time.perf_counter() - middle}
+        rows.append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
+        print(rows[-1], flush=True)
+    ours, theirs = (sum(row[f"seconds_{who}"] for row in rows) / len(rows) for who in ("nucseg", "generator"))
+    about = {
+        "command": f"python benchmarks/throughput.py --images {arguments.images}",
+        "adapter": DEFAULT_ADAPTER,
+        "base": {"name": base.name, "sha256": base.sha256},
+        "rows": rows,
+        "images_a_second_nucseg": round(1 / ours, 3),
+        "images_a_second_generator": round(1 / theirs, 4),
+        "ratio": round(theirs / ours, 1),
+        "precision": model.precision,
+        "device": device_name(device),
+        "versions": {"torch": torch.__version__},
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(OUT / "run.json", about)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+# %% tags=["remove-cell"]
+import os
+import subprocess
+import sys
+
+if (
+    "google.colab" in sys.modules
+):  # Colab starts without the package and the recorded runs
+    url = "https://github.com/nucseg/nucseg"
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", url], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "./nucseg"], check=True
+    )
+    os.chdir("nucseg/book/chapters")
+
+# %% [markdown]
+# # Your own images
+
+# %% tags=["hide-input"]
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import tifffile
+from IPython.display import Markdown
+from PIL import Image
+
+import nucseg
+from nucseg import figures
+from nucseg.batch import predict_files
+from nucseg.data import ImageFolder
+from nucseg.evaluate import evaluate
+from nucseg.finetune import finetune, median_diameter, open_own
+from nucseg.metrics import score
+from nucseg.predict import Segmenter, load
+from nucseg.synth import Synthetic
+from nucseg.tables import bootstrap_mean, difference, results_folder
+
+started = time.monotonic()
+figures.use_style()
+tissues = ("human kidney", "mouse kidney")
+stand_in = Synthetic(n_per_tissue=8, size=320, seed=11, tissues=tissues)
+model = load()
+Markdown(figures.provenance(stand_in, model))
+
+# %% [markdown]
+# ## Overview
+#
+# This page is for the day after the report: you have images of your own and want their nuclei. First with the adapter
+# that comes with nucseg, then with one that has learnt from ten of your images, and last in QuPath, ImageJ or a
+# spreadsheet. Every step is run here, on synthetic tissue that stands in for yours.
+#
+# ## What you need
+#
+# Images of H&E sections, 8 bit RGB: PNG, JPEG or TIFF, pyramids included, of any size. For the second part, masks of
+# five to fifty of them: label maps, or ROIs drawn in ImageJ. No GPU.
+#
+# ## Three lines
+#
+# The adapter `nuinsseg-1` was trained on the training images of NuInsSeg's first fold, from the base `offline`.
+# `nucseg.segment` takes an image of any size and returns its label map.
+
+# %%
+sample = stand_in[0]
+labels = nucseg.segment(sample.image)
+labels.shape, labels.dtype, int(labels.max())
+
+# %% mystnb={"image": {"alt": "Two panels of one synthetic image: its true outlines, and the outlines that the adapter that comes with nucseg finds without having seen such an image."}, "figure": {"caption": "An image of the stand-in with its true outlines, and what the adapter finds that comes with nucseg. The scale bar assumes 0.25 µm a pixel.", "name": "fig-own-first"}} tags=["hide-input"]
+figure, (left, right) = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.6))
+figures.overlay(sample.image, sample.labels, left)
+left.set_title(f"Truth: {sample.labels.max()} nuclei")
+figures.scale_bar(left)
+figures.overlay(sample.image, labels, right)
+right.set_title(f"Found: {labels.max()}, PQ {score(sample.labels, labels).pq:.2f}")
+plt.show()
+
+# %% [markdown]
+# If that is good enough, skip the next two sections.
+#
+# ## Bring ten images
+#
+# A folder with `images` and `masks` in it, files paired by their names. In ImageJ or Fiji: draw each nucleus,
+# press `t` to add it to the ROI manager, and save all of them (*More » Save*) as a zip under the image's name. In
+# QuPath: annotate, then *File » Export*. Label maps from any other program work as they are.
+
+# %%
+folder = Path(tempfile.mkdtemp())
+for part in ("own/images", "own/masks", "kept/images", "kept/masks"):
+    (folder / part).mkdir(parents=True)
+for i in range(len(stand_in)):
+    part = "own" if i % 8 < 5 else "kept"  # ten to learn from, six to check with
+    one = stand_in[i]
+    Image.fromarray(one.image).save(folder / part / f"images/{i:02d}.png")
+    tifffile.imwrite(folder / part / f"masks/{i:02d}.tif", one.labels.astype(np.uint16))
+own = open_own(folder / "own")
+len(own), f"median diameter {median_diameter(own):.1f} px"
+
+# %% [markdown]
+# ## Get an adapter
+#
+# One command, `nucseg finetune FOLDER --out run`, or one call. It measures how large your nuclei are and shows the
+# images to the network at a scale at which they are as large as those that it knows. Two of the ten images are not
+# trained on: they choose the epoch that is kept.
+
+# %%
+clock = time.monotonic()
+adapter = finetune(folder / "own", folder / "run", epochs=12, progress=False)
+seconds = time.monotonic() - clock
+history = pd.read_csv(folder / "run" / "history.csv").set_index("epoch")
+history[["train_loss", "val_dice", "val_aji", "val_pq"]].iloc[[0, -1]].round(3)
+
+# %% [markdown]
+# ## Check it
+#
+# On images that neither trained nor chose anything. `nucseg evaluate` does the same from the command line.
+
+# %%
+kept = ImageFolder(folder / "kept/images", folder / "kept/masks")
+tuned = load(adapter)
+before, after = (
+    evaluate(one, kept, range(len(kept)), progress=False) for one in (model, tuned)
+)
+pd.DataFrame({"before": before.mean(numeric_only=True), "after": after.mean(numeric_only=True)}).loc[
+    ["dice", "aji", "pq"]
+].round(3)
+
+# %% tags=["remove-input"]
+size = adapter.stat().st_size / 1e6
+gain = after["pq"].mean() - before["pq"].mean()
+Markdown(
+    f"""{seconds:.0f} s of training on {len(own)} images changed PQ on the {len(kept)} kept images by {gain:+.2f}. The
+adapter is a file of {size:.1f} MB. With the default budget it would have learnt for longer; here the page should not
+take too long to build."""
+)
+
+# %% [markdown]
+# ## Use it
+#
+# `nucseg predict IMAGES --adapter run/best.safetensors --out segmented` takes files and folders, goes on where it was
+# stopped, and needs no more memory for a whole slide than for a small one. Say `--um-per-px` where the file does not,
+# if the adapter knows the resolution it was trained at.
+
+# %%
+summary, failures = predict_files(
+    [folder / "kept/images"], folder / "segmented", Segmenter([tuned]), progress=False
+)
+summary[["image", "height_px", "width_px", "nuclei", "area_px_mean"]]
+
+# %% tags=["hide-input"]
+first = kept.table["stem"][0]
+files = sorted((folder / "segmented").glob(f"{first}.*"))
+what = {
+    ".geojson": "polygons; QuPath: File » Import objects from file",
+    ".json": "how it was made: adapter, settings, hashes",
+    ".labels.tif": "label map; ImageJ, napari, scikit-image",
+    ".nuclei.csv": "a row a nucleus: place, size, shape, haematoxylin",
+    ".overlay.png": "the image with its nuclei outlined",
+    ".rois.zip": "ImageJ: File » Open, or drag it onto the ROI manager",
+}
+table = pd.DataFrame(
+    [(f.name, f"{f.stat().st_size / 1024:.0f} KiB", what[f.name.removeprefix(first)]) for f in files],
+    columns=["file", "size", "what it is for"],
+)
+table.style.hide(axis="index").set_caption("What is written for one image")
+
+# %%
+pd.read_csv(folder / "segmented" / f"{first}.nuclei.csv").head(4).round(2)
+
+# %% mystnb={"image": {"alt": "The overlay that was written for one image: the nuclei found by the fine-tuned adapter are outlined in green."}, "figure": {"caption": "The overlay written for the first of the kept images. The scale bar assumes 0.25 µm a pixel.", "name": "fig-own-overlay"}} tags=["hide-input"]
+overlay = np.asarray(Image.open(folder / "segmented" / f"{first}.overlay.png"))
+figure, ax = plt.subplots(figsize=(figures.WIDTH / 1.6, figures.WIDTH / 1.6))
+ax.imshow(overlay)
+ax.set_axis_off()
+figures.scale_bar(ax)
+plt.show()
+
+# %% [markdown]
+# ## What it brings on real images
+#
+# The stand-in is synthetic. Measured on real ones: the 107 histology images of BBBC038 {cite}`caicedo2019bbbc038`,
+# of other laboratories and another magnification than NuInsSeg. The base `offline` was trained on those very images,
+# so it would have an unfair start; the numbers below are of an adapter trained on NuInsSeg from the base `random`,
+# which never saw them.
+
+# %% tags=["remove-input"]
+recorded = results_folder() / "own-images"
+if (recorded / "run.json").exists():
+    about = json.loads((recorded / "run.json").read_text())
+    scores = pd.read_csv(recorded / "scores.csv", dtype={"images": str})
+    rows = []
+    for name, group in scores.groupby("images", sort=False):
+        low, high = bootstrap_mean(group["pq"].to_numpy())
+        label = {"0": "none: the adapter as it is", "scale only": "none, but told the size of the nuclei"}
+        rows.append(
+            {
+                "images learnt from": label.get(name, name),
+                "Dice": f"{group['dice'].mean():.3f}",
+                "AJI": f"{group['aji'].mean():.3f}",
+                "PQ": f"{group['pq'].mean():.3f}",
+                "95% interval of PQ": f"{low:.3f} to {high:.3f}",
+                "minutes": f"{about['seconds'][name] / 60:.1f}" if name in about["seconds"] else "",
+            }
+        )
+    shown = (
+        pd.DataFrame(rows)
+        .style.hide(axis="index")
+        .set_caption(f"BBBC038's histology images, scored on the {about['test_images']} that nothing was learnt from")
+    )
+else:
+    shown = Markdown("*`benchmarks/own_images.py` has not been run here.*")
+shown
+
+# %% tags=["remove-input"]
+if (recorded / "run.json").exists():
+    mean = scores.groupby("images")["pq"].mean()
+    line = f"""**Behind this table:** {about["data"]["name"]}, {about["data"]["note"]} · start: {about["start"]["name"]} ·
+device: {about["device"]} · commit {about["commit"][:7]}, {about["date"][:10]} · `{about["command"]}`
+
+Ten images change PQ from {mean["0"]:.3f} to {mean["10"]:.3f}; telling the size of the nuclei alone brings it to
+{mean["scale only"]:.3f}. Five images reach {mean["5"]:.3f}, twenty {mean["20"]:.3f}."""
+else:
+    line = ""
+Markdown(line)
+
+# %% [markdown]
+# ## Mirrored views and ensembles
+#
+# `--flips` segments four mirrored views of everything and averages; several `--adapter` options average several
+# adapters. Both cost time. What they bring was measured on the first fold of NuInsSeg:
+
+# %% tags=["remove-input"]
+recorded = results_folder() / "options"
+if (recorded / "run.json").exists():
+    about = json.loads((recorded / "run.json").read_text())
+    ways = {name: group for name, group in pd.read_csv(recorded / "scores.csv").groupby("way", sort=False)}
+    one = ways["one adapter"]
+    rows = []
+    for name, group in ways.items():
+        row = {"way": name, "AJI": f"{group['aji'].mean():.3f}", "PQ": f"{group['pq'].mean():.3f}"}
+        if name != "one adapter":
+            pq = difference(group, one).loc["pq"]
+            row["change of PQ (95% interval)"] = f"{pq['difference']:+.3f} ({pq['low']:+.3f} to {pq['high']:+.3f})"
+        rows.append(row | {"seconds an image": f"{about['seconds_an_image'][name]:.2f}"})
+    shown = (
+        pd.DataFrame(rows)
+        .fillna("")
+        .style.hide(axis="index")
+        .set_caption(f"Averaging, {about['data']['images']} test images of NuInsSeg, {about['device']}, {about['date'][:10]}")
+    )
+else:
+    shown = Markdown("*`benchmarks/options.py` has not been run here.*")
+shown
+
+# %% [markdown]
+# ## Whole slides
+#
+# The image is cut into overlapping fields of the size that the network was trained on; only their cores are kept.
+
+# %% tags=["remove-input"]
+recorded = results_folder() / "large-image" / "run.json"
+if recorded.exists():
+    large = json.loads(recorded.read_text())
+    seams = "\n".join(
+        f"| {name} | {row['dice']:.4f} | {row['aji']:.4f} | {row['pq']:.4f} |" for name, row in large["seams"].items()
+    )
+    text = f"""A synthetic image of {large["side_px"]:,} x {large["side_px"]:,} px took {large["seconds"] / 60:.0f} minutes and
+{large["peak_memory_gib"]:.1f} GiB of memory ({large["device"]}, {large["date"][:10]}, commit {large["commit"][:7]}); {large["nuclei"]:,} nuclei
+were written as a label map, polygons, ROIs and a table. What the cuts change, on an image of 2,048 px:
+
+| label maps that are compared | Dice | AJI | PQ |
+|---|---|---|---|
+{seams}
+
+The first row is the cutting itself. The other two are the network, which normalises over what it sees and so says
+slightly different things about a nucleus in other surroundings."""
+else:
+    text = "*`benchmarks/large_image.py` has not been run here.*"
+Markdown(text)
+
+# %% tags=["remove-input"]
+recorded = results_folder() / "throughput" / "run.json"
+if recorded.exists():
+    fast = json.loads(recorded.read_text())
+    rows = fast["rows"]
+    text = f"""Beside MobileSAM's own automatic mask generator, which asks its mask decoder about a grid of points, one after
+another: {fast["images_a_second_nucseg"]:.2f} images of 512 px a second against {fast["images_a_second_generator"]:.3f}, {fast["ratio"]:.0f} times as
+many, on the same images, base and machine ({fast["device"]}, {fast["date"][:10]}). nucseg found
+{sum(r["nuclei_nucseg"] for r in rows)} of {sum(r["nuclei_true"] for r in rows)} nuclei by number, the generator
+{sum(r["masks_generator"] for r in rows)} masks; with the base `{fast["base"]["name"]}` its decoder was never trained, so its count
+means nothing and only its time does."""
+else:
+    text = "*`benchmarks/throughput.py` has not been run here.*"
+Markdown(text)
+
+# %% [markdown]
+# ## Summary
+#
+# - `nucseg.segment(image)` for one image, `nucseg predict` for folders and slides.
+# - Ten masks of your own are worth more than any option: fine-tune, and keep a few images back to check.
+# - Everything that is written names the adapter, its hash and the settings it was made with.
+#
+# ## Further reading
+#
+# - {cite:t}`caicedo2019bbbc038` for the second dataset.
+# - The page on {doc}`fine-tuning <finetuning>` for what happens inside, and the {doc}`commands <../cli>` for all options.
+
+# %% tags=["remove-input"]
+Markdown(f"*This page ran in {time.monotonic() - started:.0f} s.*")
