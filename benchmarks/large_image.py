@@ -117,6 +117,7 @@ def main() -> None:
         "megapixels_a_second": round(arguments.side**2 / 1e6 / seconds, 2),
         "peak_memory_gib": round(peak, 2),
         "files_mib": sizes,
+        "seams_side_px": 2048,
         "seams": agreement,
         "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "versions": {"torch": torch.__version__},

@@ -114,6 +114,8 @@ def read_labels(path: str | Path, *, split_binary: bool = True) -> np.ndarray:
     path = Path(path)
     with reading(path):
         mask = _read_mask(path)
+    if not mask.size:
+        raise InputError(f"The mask '{path}' has no pixels: export it again.")
     if mask.ndim != 2:
         shape = " x ".join(map(str, mask.shape))
         raise InputError(f"The mask '{path}' has shape {shape}: save it with one channel, one id a nucleus.")

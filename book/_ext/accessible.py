@@ -13,7 +13,10 @@ _REPAIRS = (
         '<summary aria-label="Show or hide the pages below">',
     ),
     # a list role on a box whose children are no list items
-    (re.compile(r'<div role="list" class="citation-list">'), '<div class="citation-list">'),
+    (
+        re.compile(r'<div role="list" class="citation-list">'),
+        '<div class="citation-list">',
+    ),
 )
 _SIGNATURE = re.compile(r'<dt class="sig.*?</dt>', re.DOTALL)
 
@@ -21,7 +24,12 @@ _SIGNATURE = re.compile(r'<dt class="sig.*?</dt>', re.DOTALL)
 def _lines(signature: re.Match) -> str:
     """The parameters of a long signature stand in a ``dl`` without terms: plain boxes mean the same."""
     text = signature[0]
-    for old, new in (("<dl>", '<div class="sig-lines">'), ("</dl>", "</div>"), ("<dd>", "<div>"), ("</dd>", "</div>")):
+    for old, new in (
+        ("<dl>", '<div class="sig-lines">'),
+        ("</dl>", "</div>"),
+        ("<dd>", "<div>"),
+        ("</dd>", "</div>"),
+    ):
         text = text.replace(old, new)
     return text
 

@@ -95,7 +95,9 @@ for i in range(len(stand_in)):
     part = "own" if i % 8 < 5 else "kept"  # ten to learn from, six to check with
     one = stand_in[i]
     Image.fromarray(one.image).save(folder / part / f"images/{i:02d}.png")
-    tifffile.imwrite(folder / part / f"masks/{i:02d}.tif", one.labels.astype(np.uint16))
+    tifffile.imwrite(
+        folder / part / f"masks/{i:02d}.tif", one.labels.astype(np.uint16)
+    )
 own = open_own(folder / "own")
 len(own), f"median diameter {median_diameter(own):.1f} px"
 
@@ -124,9 +126,12 @@ tuned = load(adapter)
 before, after = (
     evaluate(one, kept, range(len(kept)), progress=False) for one in (model, tuned)
 )
-pd.DataFrame({"before": before.mean(numeric_only=True), "after": after.mean(numeric_only=True)}).loc[
-    ["dice", "aji", "pq"]
-].round(3)
+pd.DataFrame(
+    {
+        "before": before.mean(numeric_only=True),
+        "after": after.mean(numeric_only=True),
+    }
+).loc[["dice", "aji", "pq"]].round(3)
 
 # %% tags=["remove-input"]
 size = adapter.stat().st_size / 1e6
@@ -146,7 +151,10 @@ take too long to build."""
 
 # %%
 summary, failures = predict_files(
-    [folder / "kept/images"], folder / "segmented", Segmenter([tuned]), progress=False
+    [folder / "kept/images"],
+    folder / "segmented",
+    Segmenter([tuned]),
+    progress=False,
 )
 summary[["image", "height_px", "width_px", "nuclei", "area_px_mean"]]
 
@@ -162,7 +170,14 @@ what = {
     ".rois.zip": "ImageJ: File » Open, or drag it onto the ROI manager",
 }
 table = pd.DataFrame(
-    [(f.name, f"{f.stat().st_size / 1024:.0f} KiB", what[f.name.removeprefix(first)]) for f in files],
+    [
+        (
+            f.name,
+            f"{f.stat().st_size / 1024:.0f} KiB",
+            what[f.name.removeprefix(first)],
+        )
+        for f in files
+    ],
     columns=["file", "size", "what it is for"],
 )
 table.style.hide(axis="index").set_caption("What is written for one image")
@@ -194,7 +209,10 @@ if (recorded / "run.json").exists():
     rows = []
     for name, group in scores.groupby("images", sort=False):
         low, high = bootstrap_mean(group["pq"].to_numpy())
-        label = {"0": "none: the adapter as it is", "scale only": "none, but told the size of the nuclei"}
+        label = {
+            "0": "none: the adapter as it is",
+            "scale only": "none, but told the size of the nuclei",
+        }
         rows.append(
             {
                 "images learnt from": label.get(name, name),
@@ -202,13 +220,17 @@ if (recorded / "run.json").exists():
                 "AJI": f"{group['aji'].mean():.3f}",
                 "PQ": f"{group['pq'].mean():.3f}",
                 "95% interval of PQ": f"{low:.3f} to {high:.3f}",
-                "minutes": f"{about['seconds'][name] / 60:.1f}" if name in about["seconds"] else "",
+                "minutes": f"{about['seconds'][name] / 60:.1f}"
+                if name in about["seconds"]
+                else "",
             }
         )
     shown = (
         pd.DataFrame(rows)
         .style.hide(axis="index")
-        .set_caption(f"BBBC038's histology images, scored on the {about['test_images']} that nothing was learnt from")
+        .set_caption(
+            f"BBBC038's histology images, scored on the {about['test_images']} that nothing was learnt from"
+        )
     )
 else:
     shown = Markdown("*`benchmarks/own_images.py` has not been run here.*")
@@ -236,20 +258,31 @@ Markdown(line)
 recorded = results_folder() / "options"
 if (recorded / "run.json").exists():
     about = json.loads((recorded / "run.json").read_text())
-    ways = {name: group for name, group in pd.read_csv(recorded / "scores.csv").groupby("way", sort=False)}
+    table = pd.read_csv(recorded / "scores.csv")
+    ways = dict(list(table.groupby("way", sort=False)))
     one = ways["one adapter"]
     rows = []
     for name, group in ways.items():
-        row = {"way": name, "AJI": f"{group['aji'].mean():.3f}", "PQ": f"{group['pq'].mean():.3f}"}
+        row = {
+            "way": name,
+            "AJI": f"{group['aji'].mean():.3f}",
+            "PQ": f"{group['pq'].mean():.3f}",
+        }
         if name != "one adapter":
             pq = difference(group, one).loc["pq"]
-            row["change of PQ (95% interval)"] = f"{pq['difference']:+.3f} ({pq['low']:+.3f} to {pq['high']:+.3f})"
-        rows.append(row | {"seconds an image": f"{about['seconds_an_image'][name]:.2f}"})
+            row["change of PQ (95% interval)"] = (
+                f"{pq['difference']:+.3f} ({pq['low']:+.3f} to {pq['high']:+.3f})"
+            )
+        rows.append(
+            row | {"seconds an image": f"{about['seconds_an_image'][name]:.2f}"}
+        )
     shown = (
         pd.DataFrame(rows)
         .fillna("")
         .style.hide(axis="index")
-        .set_caption(f"Averaging, {about['data']['images']} test images of NuInsSeg, {about['device']}, {about['date'][:10]}")
+        .set_caption(
+            f"Averaging, {about['data']['images']} test images of NuInsSeg, {about['device']}, {about['date'][:10]}"
+        )
     )
 else:
     shown = Markdown("*`benchmarks/options.py` has not been run here.*")
@@ -265,11 +298,13 @@ recorded = results_folder() / "large-image" / "run.json"
 if recorded.exists():
     large = json.loads(recorded.read_text())
     seams = "\n".join(
-        f"| {name} | {row['dice']:.4f} | {row['aji']:.4f} | {row['pq']:.4f} |" for name, row in large["seams"].items()
+        f"| {name} | {row['dice']:.4f} | {row['aji']:.4f} | {row['pq']:.4f} |"
+        for name, row in large["seams"].items()
     )
     text = f"""A synthetic image of {large["side_px"]:,} x {large["side_px"]:,} px took {large["seconds"] / 60:.0f} minutes and
 {large["peak_memory_gib"]:.1f} GiB of memory ({large["device"]}, {large["date"][:10]}, commit {large["commit"][:7]}); {large["nuclei"]:,} nuclei
-were written as a label map, polygons, ROIs and a table. What the cuts change, on an image of 2,048 px:
+were written as a label map, polygons, ROIs and a table. What the cuts change, on an image of
+{large["seams_side_px"]:,} px:
 
 | label maps that are compared | Dice | AJI | PQ |
 |---|---|---|---|

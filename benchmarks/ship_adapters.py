@@ -1,0 +1,90 @@
+"""Make the adapters that ship with nucseg from the five folds' runs: float16, each with a card.
+
+    python benchmarks/ship_adapters.py --runs results/folds/offline-small --root data/nuinsseg
+
+Written to nucseg/assets/adapters: nuinsseg-1 to nuinsseg-3, of the first three folds (by number, not by score), each
+a safetensors file and a card. The card's scores are those of the file itself, in half precision, on its test fold.
+"""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+from nucseg.data import NuInsSeg, folds
+from nucseg.evaluate import evaluate
+from nucseg.figures import MICROMETRES_PER_PIXEL
+from nucseg.files import sha256, write_atomic
+from nucseg.lora import read_adapter, save_adapter
+from nucseg.model import ModelConfig
+from nucseg.predict import FIELD, load
+from nucseg.tables import read_run, summarise
+from nucseg.weights import ADAPTERS
+
+COUNT = 3
+
+CARD = """# The adapter `{name}`
+
+LoRA of rank {rank} and the instance head, float16, for {base_name} (SHA-256 {base}…): finds and parts nuclei in H&E
+images.
+
+- Data: NuInsSeg (Mahbod et al. 2024, CC BY 4.0; {note}), the {train} training images of {fold} of the benchmark's five;
+  {val} more chose the epoch. Its {test} test images were not touched.
+- Scores of this file on those {test} images, scored as the benchmark does (mean, 95% interval with images drawn):
+  Dice {dice}, AJI {aji}, PQ {pq}.
+- Budget: {epochs} epochs of one {crop} px window an image, images seen at {size} px; {minutes:.0f} minutes on {device}.
+- Resolution: images of {field} px that are taken to have {um} µm a pixel (a usual 40x scan; an assumption).
+- Made by `{command}`, commit {commit}, {date}; in half precision by `benchmarks/ship_adapters.py`.
+  SHA-256 of the file: {sha}.
+- Not for: anything clinical. Other stains, other scanners and tissues that NuInsSeg does not have will do worse: check
+  on images of your own, and fine-tune (`nucseg finetune`).
+- Licence: Apache-2.0, as nucseg's code; please cite NuInsSeg.
+"""
+
+
+def main() -> None:
+    """Write the files, score them, write the cards."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--root", type=Path, required=True)
+    arguments = parser.parse_args()
+    dataset = NuInsSeg(arguments.root)
+    for k in range(COUNT):
+        run = arguments.runs / f"fold_{k}"
+        tensors, config, base = read_adapter(run / "best.safetensors")
+        known = {field.name for field in fields(ModelConfig)}
+        config = {n: v for n, v in config.items() if n in known} | {"field": FIELD, "um_per_px": MICROMETRES_PER_PIXEL}
+        path = ADAPTERS / f"nuinsseg-{k + 1}.safetensors"
+        save_adapter(path, {n: t.half() for n, t in tensors.items()}, config, base)
+        scores = evaluate(load(path), dataset, folds(dataset)[k].test, fold=f"fold {k + 1}")
+        recorded = read_run(run)
+        change = scores["pq"].mean() - recorded.scores["pq"].mean()
+        print(
+            f"{path.name}: {path.stat().st_size / 1e6:.2f} MB, PQ {scores['pq'].mean():.4f}, {change:+.4f} by float16"
+        )
+        about, made = recorded.about, summarise(scores)
+        words = {
+            "name": path.stem,
+            "rank": config["rank"],
+            "base_name": f"the base `{about['base']['name']}`",
+            "base": base[:12],
+            "note": about["data"]["note"] or "as published",
+            "fold": f"fold {k + 1}",
+            "field": FIELD,
+            "um": MICROMETRES_PER_PIXEL,
+            "minutes": about["seconds"] / 60,
+            "commit": about["commit"][:7],
+            "date": about["date"][:10],
+            "sha": sha256(path),
+        }
+        words |= {n: about["split"][n] for n in ("train", "val", "test")}
+        words |= {n: about["config"][n] for n in ("epochs", "crop", "size")}
+        words |= {n: about[n] for n in ("device", "command")}
+        for name in ("dice", "aji", "pq"):
+            row = made.loc[name]
+            words[name] = f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+        with write_atomic(ADAPTERS / f"{path.stem}.md") as part:
+            part.write_text(CARD.format(**words), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
