@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: book test lint sync links clean help
+.PHONY: book test pages lint sync links clean help
 
 help:           ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -19,7 +19,10 @@ book: $(READY)  ## build the book into book/_build/html, warnings and broken lin
 	$(BIN)/python book/build.py
 
 test: $(READY)  ## run the tests on all cores
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto --ignore=tests/test_pages.py
+
+pages: $(READY) ## check the built pages in a browser without a network: requests, sliders, accessibility
+	$(BIN)/python -m pytest -q tests/test_pages.py
 
 lint: $(READY)  ## ruff, its formatter, mypy, and that notebooks and their twins agree
 	$(BIN)/ruff check .

@@ -74,9 +74,10 @@ def device_name(device: torch.device) -> str:
     """A device in words: the card's name, or the CPU's threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return (
-        "Apple GPU (MPS)" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
-    )
+    threads = torch.get_num_threads()
+    if device.type == "mps":
+        return "Apple GPU (MPS)"
+    return f"CPU, {threads} thread{'s' * (threads > 1)}, {platform.machine()}"
 
 
 def peak_memory_mib(device: torch.device) -> int:

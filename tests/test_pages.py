@@ -18,7 +18,6 @@ PAGES = [page for page in PAGES if page != "index.html"]  # which only leads to 
 pytestmark = [
     pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium"),
     pytest.mark.skipif(not PAGES, reason="the book is not built: make book"),
-    pytest.mark.xdist_group("pages"),
 ]
 
 

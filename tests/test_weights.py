@@ -1,5 +1,6 @@
 import hashlib
 import pickle
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from safetensors import safe_open
 
 from nucseg import weights
 from nucseg.errors import InputError
+from nucseg.files import sha256
+from nucseg.model import load_model
 from nucseg.sam import Encoder, build_sam, part
 from nucseg.tables import read_run, results_folder
 from nucseg.weights import fetch_mobile_sam, load_base, random_base, read_checkpoint
@@ -205,3 +208,21 @@ def test_auto_is_the_official_checkpoint_where_it_is_and_never_a_download(cache)
     (cache / "mobile_sam.pt").write_bytes(b"")
     assert weights.resolve_base("auto") == "mobile_sam"
     assert weights.resolve_base("random") == "random"
+
+
+def test_the_adapters_that_ship_are_what_their_cards_say():
+    results = results_folder(__file__) / "folds" / "offline-small"
+    names = weights.adapters()
+    assert names == ["nuinsseg-1", "nuinsseg-2", "nuinsseg-3"] and weights.DEFAULT_ADAPTER in names
+    assert sum(weights.adapter_path(name).stat().st_size for name in names) < 3e6
+    for k, name in enumerate(names):
+        path = weights.adapter_path(name)
+        card = path.with_suffix(".md").read_text(encoding="utf-8")
+        assert f"`{name}`" in card and sha256(path) in card and "Licence" in card
+        run = read_run(results / f"fold_{k}")
+        for title, key in (("Dice", "dice"), ("AJI", "aji"), ("PQ", "pq")):  # half precision changes little
+            said = float(re.search(rf"{title} (0\.\d+)", card)[1])
+            assert said == pytest.approx(run.scores[key].mean(), abs=0.003)
+        model = load_model(path)
+        assert model.base_name == "offline" and model.base_sha256 == run.about["base"]["sha256"]
+        assert (model.config.field, model.config.um_per_px) == (512, 0.25)

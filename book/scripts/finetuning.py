@@ -74,7 +74,7 @@ Markdown(figures.provenance(dataset, untrained))
 #
 # The page on LoRA. No download and no GPU: the images are made by code (or cut from NuInsSeg, where
 # `NUCSEG_DATA` names its folder; the first line says which), and the base is `offline`, which comes with
-# nucseg. It is MobileSAM's encoder, trained from random weights for half an hour on synthetic tissue and on
+# nucseg. It is MobileSAM's encoder, trained from random weights for 42 minutes on synthetic tissue and on
 # BBBC038 {cite}`caicedo2019bbbc038`; it is not MobileSAM's checkpoint. The six kinds of tissue on this page were
 # kept out of its training.
 

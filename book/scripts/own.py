@@ -110,7 +110,7 @@ len(own), f"median diameter {median_diameter(own):.1f} px"
 
 # %%
 clock = time.monotonic()
-adapter = finetune(folder / "own", folder / "run", epochs=12, progress=False)
+adapter = finetune(folder / "own", folder / "run", epochs=8, progress=False)
 seconds = time.monotonic() - clock
 history = pd.read_csv(folder / "run" / "history.csv").set_index("epoch")
 history[["train_loss", "val_dice", "val_aji", "val_pq"]].iloc[[0, -1]].round(3)
@@ -335,7 +335,7 @@ Markdown(text)
 # ## Summary
 #
 # - `nucseg.segment(image)` for one image, `nucseg predict` for folders and slides.
-# - Ten masks of your own are worth more than any option: fine-tune, and keep a few images back to check.
+# - Where that is not enough, outline a few images of your own, fine-tune, and keep some back to check.
 # - Everything that is written names the adapter, its hash and the settings it was made with.
 #
 # ## Further reading
