@@ -216,6 +216,22 @@ share = runs["lora-8"].scores["pq"].mean() / runs["full"].scores["pq"].mean()
 against_whole = {name: change(name, whole) for name in runs}
 against_fresh = {name: change(name, fresh) for name in runs}
 linear_aji = change("linear", fresh, "aji")
+pieces = {
+    "depth": "the depth map",
+    "stem": "the stem",
+    "fine": "stride 4",
+    "middle": "stride 8",
+}
+left_out = [
+    f"{words_} by {against_fresh[f'without-{key}']}"
+    for key, words_ in pieces.items()
+    if f"without-{key}" in runs
+]
+on_pieces = (
+    f" Of its pieces, leaving one out changes PQ: {', '.join(left_out)}."
+    if left_out
+    else ""
+)
 slower = costs["seconds_a_step"] / costs.loc["lora-8", "seconds_a_step"]
 on_base = (
     "So pretraining pays at this budget."
@@ -230,9 +246,7 @@ with better features, as MobileSAM's checkpoint should be, may say otherwise."""
 )
 Markdown(
     f"""**The head.** With the report's linear head PQ changes by {against_fresh["linear"]} against the fresh instance
-head, and AJI by {linear_aji}. Of the instance head's pieces, leaving the depth map out changes PQ by {against_fresh["without-depth"]}, the
-stem by {against_fresh["without-stem"]}, the features of stride 4 by {against_fresh["without-fine"]} and of stride 8 by
-{against_fresh["without-middle"]}.
+head, and AJI by {linear_aji}.{on_pieces}
 
 **The base.** Without any pretraining PQ changes by {against_whole["random"]}. The head comes with the base: starting it
 from random weights instead changes PQ by {against_whole["fresh-head"]}. What the encoder alone is worth is the random

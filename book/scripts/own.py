@@ -65,7 +65,7 @@ Markdown(figures.provenance(stand_in, model))
 # `nucseg.segment` takes an image of any size and returns its label map.
 
 # %%
-sample = stand_in[0]
+sample = stand_in[9]
 labels = nucseg.segment(sample.image)
 labels.shape, labels.dtype, int(labels.max())
 
@@ -185,7 +185,7 @@ table.style.hide(axis="index").set_caption("What is written for one image")
 # %%
 pd.read_csv(folder / "segmented" / f"{first}.nuclei.csv").head(4).round(2)
 
-# %% mystnb={"image": {"alt": "The overlay that was written for one image: the nuclei found by the fine-tuned adapter are outlined in green."}, "figure": {"caption": "The overlay written for the first of the kept images. The scale bar assumes 0.25 µm a pixel.", "name": "fig-own-overlay"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "The overlay that was written for one image: the nuclei found by the fine-tuned adapter are outlined in yellow."}, "figure": {"caption": "The overlay written for the first of the kept images. The scale bar assumes 0.25 µm a pixel.", "name": "fig-own-overlay"}} tags=["hide-input"]
 overlay = np.asarray(Image.open(folder / "segmented" / f"{first}.overlay.png"))
 figure, ax = plt.subplots(figsize=(figures.WIDTH / 1.6, figures.WIDTH / 1.6))
 ax.imshow(overlay)
