@@ -1,4 +1,4 @@
-"""A 20,000 x 20,000 px image: time and memory; and on 2,048 px, what the cuts between fields and blocks change.
+"""A 20,000 x 20,000 px image: time and memory.
 
     python benchmarks/large_image.py [--side 20000]
 
@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,13 +21,8 @@ import numpy as np
 import tifffile
 import torch
 
-from nucseg.evaluate import labels_from
 from nucseg.files import write_json
-from nucseg.metrics import score
-from nucseg.model import predict
-from nucseg.predict import FIELD, Segmenter, label_blocks, load, predict_rows
 from nucseg.provenance import commit, device_name
-from nucseg.slides import open_slide
 from nucseg.synth import TISSUES, generate
 from nucseg.weights import DEFAULT_ADAPTER
 
@@ -61,43 +55,11 @@ def write_mosaic(path: Path, side: int) -> None:
     )
 
 
-def seams(side: int = 2048) -> dict:
-    """Label maps of one image, cut in different ways, against each other: Dice, AJI and PQ of each pair."""
-    tissues = list(TISSUES)[:: max(1, len(TISSUES) // 16)][:16]
-    big = [generate(tissue, 1, size=512).image for tissue in tissues]
-    n = side // 512
-    image = np.concatenate([np.concatenate(big[r * n : r * n + n], axis=1) for r in range(n)])
-    model = load()
-    how = Segmenter([model])
-    maps = np.zeros((2, side, side), np.uint8)
-    with open_slide(image) as slide:
-        list(predict_rows(slide, how, maps))
-    whole, blocks, shifted = (np.zeros((side, side), np.int32) for _ in range(3))
-    list(label_blocks(how, maps, whole, block=side))
-    list(label_blocks(how, maps, blocks, block=512))
-    moved = np.zeros((2, side, side), np.uint8)  # the same image, its fields elsewhere
-    with open_slide(np.pad(image, ((160, 0), (160, 0), (0, 0)), mode="symmetric")) as slide:
-        wide = np.zeros((2, side + 160, side + 160), np.uint8)
-        list(predict_rows(slide, how, wide))
-        moved[:] = wide[:, 160:, 160:]
-    list(label_blocks(how, moved, shifted, block=side))
-    at_once = labels_from(predict(model, image, model.config.size / (model.config.field or FIELD)))
-    pairs = {
-        "blocks of 512 px against one block, same maps": (whole, blocks),
-        "fields moved by 160 px": (whole, shifted),
-        "fields against the network seeing all 2,048 px at once": (at_once, whole),
-    }
-    scores = {name: asdict(score(*pair)) for name, pair in pairs.items()}
-    return {name: {k: round(one[k], 4) for k in ("dice", "aji", "pq")} for name, one in scores.items()}
-
-
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=20_000)
     arguments = parser.parse_args()
-    agreement = seams()
-    print(json.dumps(agreement, indent=2), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / "large.tif", Path(folder) / "out"
         write_mosaic(path, arguments.side)
@@ -117,8 +79,6 @@ def main() -> None:
         "megapixels_a_second": round(arguments.side**2 / 1e6 / seconds, 2),
         "peak_memory_gib": round(peak, 2),
         "files_mib": sizes,
-        "seams_side_px": 2048,
-        "seams": agreement,
         "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "versions": {"torch": torch.__version__},
         "commit": commit(),

@@ -297,24 +297,46 @@ shown
 recorded = results_folder() / "large-image" / "run.json"
 if recorded.exists():
     large = json.loads(recorded.read_text())
-    seams = "\n".join(
-        f"| {name} | {row['dice']:.4f} | {row['aji']:.4f} | {row['pq']:.4f} |"
-        for name, row in large["seams"].items()
-    )
     text = f"""A synthetic image of {large["side_px"]:,} x {large["side_px"]:,} px took {large["seconds"] / 60:.0f} minutes and
-{large["peak_memory_gib"]:.1f} GiB of memory ({large["device"]}, {large["date"][:10]}, commit {large["commit"][:7]}); {large["nuclei"]:,} nuclei
-were written as a label map, polygons, ROIs and a table. What the cuts change, on an image of
-{large["seams_side_px"]:,} px:
-
-| label maps that are compared | Dice | AJI | PQ |
-|---|---|---|---|
-{seams}
-
-The first row is the cutting itself. The other two are the network, which normalises over what it sees and so says
-slightly different things about a nucleus in other surroundings."""
+{large["peak_memory_gib"]:.1f} GiB of memory ({large["device"]}, {large["date"][:10]}, commit {large["commit"][:7]}; other
+programs ran beside it). {large["nuclei"]:,} nuclei were written as a label map, polygons, ROIs and a table."""
 else:
     text = "*`benchmarks/large_image.py` has not been run here.*"
 Markdown(text)
+
+# %% [markdown]
+# The label map is cut from the fields' maps block by block, and that changes nothing. What the network says about a
+# nucleus does depend on what else is in the field: it normalises over all of it. So the same image with its fields laid
+# elsewhere, or seen at once, gives a slightly different label map; where one field holds quite different tissues, a very
+# different one. Masks of cut-outs from one slide are best compared under one choice of fields.
+
+# %% tags=["remove-input"]
+recorded = results_folder() / "seams" / "run.json"
+shown = Markdown("*`benchmarks/seams.py` has not been run here.*")
+if recorded.exists():
+    cuts = json.loads(recorded.read_text())
+    table = pd.DataFrame(
+        [
+            {
+                "image": image,
+                "compared": pair,
+                "Dice": row["dice"],
+                "AJI": row["aji"],
+                "PQ": row["pq"],
+            }
+            for image, pairs in cuts["agreement"].items()
+            for pair, row in pairs.items()
+        ]
+    )
+    shown = (
+        table.style.hide(axis="index")
+        .format(dict.fromkeys(["Dice", "AJI", "PQ"], "{:.3f}"))
+        .set_caption(
+            f"Two label maps of one synthetic image of {cuts['side_px']:,} px against each other "
+            f"({cuts['device']}, {cuts['date'][:10]}, commit {cuts['commit'][:7]})"
+        )
+    )
+shown
 
 # %% tags=["remove-input"]
 recorded = results_folder() / "throughput" / "run.json"

@@ -1,0 +1,87 @@
+"""What the cuts between fields and blocks change in the label map of an image of 2,048 px.
+
+    python benchmarks/seams.py
+
+Two images: one tissue throughout, and a mosaic of sixteen, the worst case. Written to results/seams: run.json.
+"""
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nucseg.evaluate import labels_from
+from nucseg.files import write_json
+from nucseg.metrics import score
+from nucseg.model import predict
+from nucseg.predict import FIELD, Segmenter, label_blocks, load, predict_rows
+from nucseg.provenance import commit, device_name
+from nucseg.slides import open_slide
+from nucseg.synth import TISSUES, generate
+from nucseg.weights import DEFAULT_ADAPTER
+
+OUT = Path(__file__).parents[1] / "results" / "seams"
+SIDE = 2048
+SHIFT = 160  # px, by which the fields are moved
+
+
+def images() -> dict[str, np.ndarray]:
+    """(SIDE, SIDE, 3) each."""
+    n = SIDE // 512
+    tissues = list(TISSUES)[:: len(TISSUES) // n**2][: n**2]
+    patches = [generate(tissue, 1, size=512).image for tissue in tissues]
+    mosaic = np.concatenate([np.concatenate(patches[r * n : r * n + n], axis=1) for r in range(n)])
+    return {"one tissue": generate("human liver", 1, size=SIDE).image, "sixteen tissues": mosaic}
+
+
+def label_map(how: Segmenter, maps: np.ndarray, block: int) -> np.ndarray:
+    """The label map of all blocks."""
+    labels = np.zeros(maps.shape[1:], np.int32)
+    list(label_blocks(how, maps, labels, block=block))
+    return labels
+
+
+def field_maps(how: Segmenter, image: np.ndarray) -> np.ndarray:
+    """(2, H, W) uint8 maps, field by field."""
+    maps = np.zeros((2, *image.shape[:2]), np.uint8)
+    with open_slide(image) as slide:
+        list(predict_rows(slide, how, maps))
+    return maps
+
+
+def main() -> None:
+    """Compare label maps that are cut in different ways, and write the scores of each pair."""
+    model = load()
+    how, agreement = Segmenter([model]), {}
+    for name, image in images().items():
+        maps = field_maps(how, image)
+        whole = label_map(how, maps, SIDE)
+        padded = np.pad(image, ((SHIFT, 0), (SHIFT, 0), (0, 0)), mode="symmetric")
+        moved = field_maps(how, padded)[:, SHIFT:, SHIFT:]
+        at_once = predict(model, image, model.config.size / (model.config.field or FIELD))
+        pairs = {
+            "decoded in blocks of 512 px, and at once": label_map(how, maps, 512),
+            f"fields moved by {SHIFT} px": label_map(how, moved, SIDE),
+            "fields, and the network seeing all of it at once": labels_from(at_once),
+        }
+        scores = {pair: asdict(score(whole, other)) for pair, other in pairs.items()}
+        agreement[name] = {pair: {k: round(one[k], 4) for k in ("dice", "aji", "pq")} for pair, one in scores.items()}
+    print(json.dumps(agreement, indent=2))
+    about = {
+        "command": "python benchmarks/seams.py",
+        "side_px": SIDE,
+        "adapter": DEFAULT_ADAPTER,
+        "agreement": agreement,
+        "device": device_name(model.mean.device),
+        "versions": {"torch": torch.__version__},
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(OUT / "run.json", about)
+
+
+if __name__ == "__main__":
+    main()
