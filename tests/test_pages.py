@@ -32,6 +32,7 @@ def chromium(tmp_path_factory):
 
 def violations(chromium):
     """axe-core's serious and critical ones, as readable lines."""
+    chromium.eval("new Promise(done => setTimeout(done, 400))")  # the theme fades its colours in
     chromium.eval((Path(AXE.origin).parent / "axe.min.js").read_text(encoding="utf-8") + "; 0")
     found = chromium.eval("axe.run(document, {resultTypes: ['violations']}).then(r => r.violations)")
     return [
@@ -76,21 +77,17 @@ class TestSliders:
         return chromium
 
     def picture(self, page):
-        """What the browser's stage looks like, px for px."""
-        box = page.eval(
-            "(b => [b.left + scrollX, b.top + scrollY, b.width, b.height])"
-            "(document.querySelector('.nucseg-browser .stage').getBoundingClientRect())"
+        """What is drawn over the image: the lines, and how opaque they are."""
+        return page.eval(
+            """(root => [[...root.querySelectorAll('.stage path')].map(path => path.getAttribute('d')).join(),
+            getComputedStyle(root.querySelector('.stage svg')).opacity])(document.querySelector('.nucseg-browser'))"""
         )
-        clip = dict(zip(("x", "y", "width", "height"), box, strict=True)) | {"scale": 1}
-        page.eval("new Promise(done => setTimeout(done, 200))")  # the focus ring fades in
-        return page.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"]
 
     @pytest.mark.parametrize("part", ["threshold", "area", "opacity"])
     @pytest.mark.parametrize("how", ["keyboard", "mouse"])
     def test_each_moves_and_the_picture_changes(self, page, part, how):
         slider = f".nucseg-browser [data-part={part}]"
         value, before = page.eval(f"document.querySelector('{slider}').value"), self.picture(page)
-        assert self.picture(page) == before  # or the comparison below would mean nothing
         if how == "keyboard":
             page.eval(f"document.querySelector('{slider}').focus()")
             page.press("Home" if part == "opacity" else "End")

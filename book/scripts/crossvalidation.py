@@ -257,7 +257,7 @@ if protocol:
     overlap = len(trained) / len(again)
     kumar = own_aji.mean().mean()
     text = f"""{overlap:.0%} of what the report's protocol scores are images that the model had trained on or been chosen
-with. Its AJI sums over matched nuclei only; Kumar's AJI of the very same predictions is {kumar:.3f} instead of
+with (of the report's own models, which trained on more images, about half). Its AJI sums over matched nuclei only; Kumar's AJI of the very same predictions is {kumar:.3f} instead of
 {per_image["aji"].mean():.3f}. PQ is scored at the size that the encoder sees, and small objects count."""
 Markdown(text)
 
