@@ -155,8 +155,8 @@ def _paint(labels: np.ndarray, polygons: list[list[Ring]], number: int) -> None:
     if not np.isfinite(points).all():
         raise ValueError("coordinates that are no numbers")
     size = np.array(labels.shape)[::-1]
-    low = np.clip(np.floor(points.min(0)).astype(int), 0, size)
-    high = np.clip(np.ceil(points.max(0)).astype(int), 0, size)
+    low = np.clip(np.floor(points.min(0)), 0, size).astype(int)
+    high = np.clip(np.ceil(points.max(0)), 0, size).astype(int)
     window = np.s_[low[1] : high[1], low[0] : high[0]]
     if labels[window].size:
         labels[window][filled(polygons, labels[window].shape, int(low[1]), int(low[0]))] = number

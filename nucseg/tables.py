@@ -53,7 +53,7 @@ def read_run(folder: str | Path) -> Run:
     try:
         about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         history = folder / "history.csv"  # absent where a run was only scored again
-        about["device"] = about["device"].replace(", 1 threads", ", 1 thread")  # as older runs have it
+        about |= {k: v.replace(", 1 threads", ", 1 thread") for k, v in about.items() if k == "device"}  # in older runs
         rows = pd.read_csv(history) if history.exists() else pd.DataFrame()
         return Run(about, rows, pd.read_csv(folder / "scores.csv"))
     except (OSError, ValueError, KeyError, TypeError) as error:

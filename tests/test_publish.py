@@ -153,7 +153,7 @@ class TestReference:
             assert f'id="nucseg-{command}"' in html
         for option in options(Config):
             assert f"--{option.replace('_', '-')}" in html
-        evaluate = html[html.index('id="nucseg-evaluate"') : html.index('id="the-options-of-a-run"')]
+        evaluate = html[html.index('id="nucseg-evaluate"') : html.index('id="nucseg-predict"')]
         assert "--threshold THRESHOLD" in re.sub("<[^>]+>", "", evaluate)  # it has some of the names, not the options
         assert "[OPTION" not in evaluate
 
