@@ -176,7 +176,7 @@ table.style.hide(axis="index").format(
 )
 
 
-# %% mystnb={"image": {"alt": "Forest plot of paired PQ differences with 95 percent intervals: each variant of the system against the whole system, and each piece of the head against the fresh head."}, "figure": {"caption": "What changes in test PQ when one thing is changed, with the 95% interval over images. Blue: against LoRA of rank 8 with the base's head. Orange: against the fresh head.", "name": "fig-ablation"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Forest plot of paired PQ differences with 95 percent intervals: each variant of the system against the whole system, and each piece of the head against the fresh head."}, "figure": {"caption": "What changes in test PQ when one thing is changed, with the 95% interval over images. Blue: against LoRA of rank 8 with the base's head. Orange, where recorded: a piece of the head left out, against the fresh head.", "name": "fig-ablation"}} tags=["hide-input"]
 figure, ax = plt.subplots(figsize=(figures.WIDTH, 3.8))
 shown = []
 for name in words:

@@ -207,7 +207,9 @@ if (recorded / "run.json").exists():
     about = json.loads((recorded / "run.json").read_text())
     scores = pd.read_csv(recorded / "scores.csv", dtype={"images": str})
     rows = []
-    for name, group in scores.groupby("images", sort=False):
+    groups = dict(list(scores.groupby("images")))
+    for name in ("0", "scale only", "5", "10", "20"):
+        group = groups[name]
         low, high = bootstrap_mean(group["pq"].to_numpy())
         label = {
             "0": "none: the adapter as it is",
