@@ -259,7 +259,7 @@ if protocol:
     text = f"""{overlap:.0%} of what the report's protocol scores are images that the model had trained on or been chosen
 with (of the report's own models, which trained on more images, about half). Its AJI sums over matched nuclei only; Kumar's AJI of the very same predictions is {kumar:.3f} instead of
 {per_image["aji"].mean():.3f}. PQ is scored at the size that the encoder sees, and small objects count."""
-Markdown(text)
+Markdown(text) if text else None
 
 # %% [markdown]
 # ## How sure is that?

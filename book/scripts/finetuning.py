@@ -236,7 +236,7 @@ plt.show()
 # %% tags=["hide-input"]
 names = {
     "dice": "Dice", "iou": "IoU", "aji": "AJI", "aji_plus": "AJI+",
-    "pq": "PQ", "sq": "SQ", "rq": "RQ",
+    "pq": "PQ", "sq": "SQ", "rq": "RQ", "aji_matched_only": "AJI, matched only",
 }  # fmt: skip
 
 

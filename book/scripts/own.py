@@ -248,7 +248,7 @@ Ten images change PQ from {mean["0"]:.3f} to {mean["10"]:.3f}; telling the size 
 {mean["scale only"]:.3f}. Five images reach {mean["5"]:.3f}, twenty {mean["20"]:.3f}."""
 else:
     line = ""
-Markdown(line)
+Markdown(line) if line else None
 
 # %% [markdown]
 # ## Mirrored views and ensembles

@@ -64,9 +64,9 @@ Markdown(figures.provenance(dataset, model))
 #
 # ## What you need
 #
-# The page on fine-tuning. On the published page the images are synthetic tissue of six kinds, and the model is the
-# base `offline` with the head that it was trained with: neither has seen these kinds, and nothing was fine-tuned.
-# With `NUCSEG_DATA`, and the adapters of your own `nucseg reproduce`, it shows the real test images.
+# The page on fine-tuning. On the published page the images are synthetic tissue of six kinds, and the model is the base
+# `offline` with the head that it was trained with: neither has seen these kinds, and nothing was fine-tuned. With
+# `NUCSEG_DATA` it shows real test images of the first fold, segmented by the adapter that comes with nucseg.
 
 # %% [markdown]
 # ## Best, middle, worst
