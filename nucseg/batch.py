@@ -86,7 +86,7 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
         elif path.is_file():
             files = [path]
         else:
-            raise InputError(f"The file '{path}' does not exist: check the path.")
+            raise InputError(f"There is no file or folder '{path}': check the path.")
         for file in files:
             if file.stem in found and found[file.stem].resolve() != file.resolve():
                 raise InputError(
@@ -126,7 +126,8 @@ def predict_files(
             continue
         except (InputError, OSError) as error:
             failures[image] = str(error)
-    rows = [_read(out / f"{image.stem}.json") for image in images if (out / f"{image.stem}.json").exists()]
+    done = [out / f"{image.stem}.json" for image in images if image not in failures]  # or not, where Busy
+    rows = [_read(path) for path in done if path.exists()]
     keys = ("image", "height_px", "width_px", "um_per_px", "nuclei", "area_px_mean", "nuclei_per_mm2", "seconds")
     summary = pd.DataFrame([{key: row[key] for key in keys} for row in rows], columns=list(keys))
     with write_atomic(out / "summary.csv") as part:
@@ -149,7 +150,8 @@ def predict_file(
         slide = replace(slide, um_per_px=how.um_per_px)
         if slide.um_per_px is None and any(model.config.um_per_px for model in how.models):
             warnings.warn(
-                f"{path.name}: its µm per px are not known, so it is segmented as if they were the training images'.",
+                f"{path.name}: its µm per px are not known, so they are taken to be the training images'; "
+                "--um-per-px says otherwise.",
                 stacklevel=2,
             )
         settings = _settings(path, how, outputs)

@@ -407,7 +407,9 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("--threshold", type=float, default=0.5, help="foreground probability, 0 to 1 (default: 0.5)")
     parser.add_argument("--min-area", type=int, default=50, help="px; smaller objects are dropped (default: 50)")
     parser.add_argument("--flips", action="store_true", help="average over mirrored images: four times the time")
-    parser.add_argument("--outputs", default="labels,csv,geojson,overlay,rois", help="only these (default: all)")
+    parser.add_argument(
+        "--outputs", default="labels,csv,geojson,overlay,rois", help="only these (default: %(default)s)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.set_defaults(run=_predict)
 
@@ -451,16 +453,22 @@ def _add_finetune(commands: Any) -> None:
 
 
 def _finetune(arguments: argparse.Namespace) -> int:
-    from nucseg.finetune import finetune
+    from nucseg.finetune import finetune, finetune_config, open_own, scores_before
     from nucseg.tables import read_run
     from nucseg.weights import DEFAULT_ADAPTER
 
     given = _given(arguments)
     start, base = given.pop("start", DEFAULT_ADAPTER), given.pop("base", "")
-    path = finetune(arguments.folder, arguments.out, start, base=base, **given)
+    dataset = open_own(arguments.folder)
+    path = finetune(dataset, arguments.out, start, base=base, **given)
+    before = scores_before(dataset, finetune_config(dataset, start, base, **given), base)
+    after = read_run(arguments.out).scores
     print("the images that chose the epoch (a little too good; nucseg evaluate scores others):")
-    _print_means(read_run(arguments.out).scores)
-    print(f"{path}\nnow: nucseg predict IMAGES --adapter {path} --out segmented")
+    _print_means(after)
+    print(f"PQ before {before['pq'].mean():.4f}, after {after['pq'].mean():.4f}")
+    if after["pq"].mean() <= before["pq"].mean():
+        print("so fine-tuning did not help on these: keep the adapter that you had, or outline more images")
+    print(f"{path}\nnow: nucseg predict IMAGES --adapter {path} --out segmented-{arguments.out.name}")
     return 0
 
 

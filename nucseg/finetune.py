@@ -5,13 +5,15 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from nucseg import train
 from nucseg.data import Dataset, ImageFolder, InMemory, own_images
 from nucseg.errors import InputError
+from nucseg.evaluate import evaluate
 from nucseg.lora import read_adapter
 from nucseg.model import ModelConfig
-from nucseg.predict import FIELD
+from nucseg.predict import FIELD, load
 from nucseg.presets import Config, preset
 from nucseg.weights import DEFAULT_ADAPTER, adapter_path
 
@@ -77,5 +79,18 @@ def finetune(
     """
     dataset = open_own(folder) if isinstance(folder, str | Path) else folder
     config = finetune_config(dataset, start, base, **changes)
-    train.train(config, dataset, out, progress=progress, command=f"nucseg finetune FOLDER --out {Path(out).name}")
+    given = {"start": Path(start).stem, **changes}
+    options = [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
+    command = " ".join([f"nucseg finetune FOLDER --out {Path(out).name}", *options])
+    train.train(config, dataset, out, progress=progress, command=command)
     return Path(out) / "best.safetensors"
+
+
+def scores_before(
+    folder: str | Path | Dataset, config: Config, base: str = "", *, progress: bool = True
+) -> pd.DataFrame:
+    """What the adapter that ``config`` starts from scores on the images that choose the epoch, at the same scale."""
+    dataset = open_own(folder) if isinstance(folder, str | Path) else folder
+    model = load(config.start, base or None, config.device)
+    model.config = replace(model.config, field=config.field)
+    return evaluate(model, dataset, own_images(dataset)[0].val, fold="own images", progress=progress)

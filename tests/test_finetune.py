@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -66,13 +67,15 @@ def test_images_that_train_do_not_choose():
 def test_it_learns_and_the_adapter_is_small(folder, adapter, tmp_path, capsys):
     words = ["finetune", str(folder), "--out", str(tmp_path / "run"), "--start", str(adapter), "--device", "cpu"]
     assert main([*words, "--epochs", "12", "--lr", "0.003", "--batch", "2", "--field", "128", "--crop", "64"]) == 0
-    assert "nucseg predict IMAGES --adapter" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nucseg predict IMAGES --adapter" in said and re.search(r"PQ before 0\.\d+, after 0\.\d+", said)
     path = tmp_path / "run" / "best.safetensors"
     assert path.stat().st_size < 3e6
     others = Blobs(8, 96)
     before, after = (evaluate(load_model(p), others, range(8), progress=False)["dice"].mean() for p in (adapter, path))
     assert after > before + 0.2
     about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "--start start" in about["command"] and "--epochs 12" in about["command"]
     assert about["config"]["start"] == "start" and len(about["start_sha256"]) == 64
     assert str(tmp_path) not in json.dumps(about)
     scores = pd.read_csv(tmp_path / "run" / "scores.csv")
