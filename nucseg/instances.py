@@ -43,7 +43,7 @@ def components(probability: np.ndarray, threshold: float = 0.5, min_area: int = 
     if not 0 <= threshold <= 1:
         raise InputError(f"The probability threshold {threshold!r} must lie between 0 and 1.")
     labels, _ = ndimage.label(probability > threshold, structure=EIGHT)
-    return _renumber(labels, min_area)
+    return renumber(labels, min_area)
 
 
 def encode(labels: np.ndarray, depth_px: float = DEPTH_PX) -> np.ndarray:
@@ -102,7 +102,7 @@ def decode(
         raise InputError(f"threshold is {threshold!r} and ridge {ridge!r}: both must lie between 0 and 1.")
     if min_area < 0:
         raise InputError(f"min_area is {min_area!r}: it must not be negative.")
-    return _renumber(split(maps[1], maps[0] > threshold, ridge), min_area)
+    return renumber(split(maps[1], maps[0] > threshold, ridge), min_area)
 
 
 def split(height: np.ndarray, mask: np.ndarray, ridge: float) -> np.ndarray:
@@ -188,8 +188,8 @@ def _ridges(basins: np.ndarray, levels: np.ndarray) -> list[list[int]]:
     return rows[np.sort(first)].tolist()
 
 
-def _renumber(labels: np.ndarray, min_area: int) -> np.ndarray:
-    """(H, W) int32: drop labels of fewer than ``min_area`` px, number the rest 1..n in the order of their ids."""
+def renumber(labels: np.ndarray, min_area: int, first: int = 1) -> np.ndarray:
+    """(H, W) int32: drop labels of fewer than ``min_area`` px, number the rest from ``first`` on by their order."""
     keep = np.bincount(labels.ravel(), minlength=1) >= max(min_area, 1)
     keep[0] = False
-    return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[labels]
+    return np.where(keep, np.cumsum(keep) + first - 1, 0).astype(np.int32)[labels]

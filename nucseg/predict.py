@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from nucseg.errors import InputError
 from nucseg.evaluate import MIN_AREA, labels_from
 from nucseg.files import sha256
+from nucseg.instances import renumber
 from nucseg.model import NucleiModel, load_model, pick_device, place, predict
 from nucseg.slides import Slide, open_slide
 from nucseg.weights import DEFAULT_ADAPTER, Base, adapter_path
@@ -200,7 +201,7 @@ def label_blocks(how: Segmenter, maps: Any, labels: Any, block: int = BLOCK, hal
             own = _owned(found, core)
             taken = np.asarray(labels[window])
             own[taken > 0] = 0  # two windows saw a clump differently: what the first one said stays
-            own = _numbered(own, count + 1, max(smallest, 1))
+            own = renumber(own, smallest, count + 1)
             new = len(np.unique(own)) - bool((own == 0).any())
             if new:
                 labels[window] = np.where(own > 0, own, taken)
@@ -218,10 +219,3 @@ def _owned(found: np.ndarray, core: tuple[int, int, int, int]) -> np.ndarray:
     inside = (y >= core[0]) & (y < core[1]) & (x >= core[2]) & (x < core[3])
     inside[0] = False
     return np.where(inside[found], found, 0)
-
-
-def _numbered(labels: np.ndarray, first: int, smallest: int) -> np.ndarray:
-    """(h, w) int32: what has fewer than ``smallest`` px dropped, the rest numbered from ``first`` on."""
-    keep = np.bincount(labels.ravel(), minlength=1) >= smallest
-    keep[0] = False
-    return np.where(keep, np.cumsum(keep) + first - 1, 0).astype(np.int32)[labels]
