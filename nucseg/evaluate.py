@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from nucseg.augment import resize
 from nucseg.data import Dataset, Sample
 from nucseg.errors import InputError
-from nucseg.instances import CHANNELS, components, decode
+from nucseg.instances import CHANNELS, SMOOTH_PX, components, decode
 from nucseg.metrics import score
 from nucseg.model import NucleiModel, predict
 
@@ -30,10 +30,12 @@ def segment_whole(
     return labels_from(predict(model, image), threshold, min_area)
 
 
-def labels_from(maps: np.ndarray, threshold: float = 0.5, min_area: int = MIN_AREA) -> np.ndarray:
-    """(C, H, W) maps of a model, 0..1 -> (H, W) int32 label map: with its depth where it has one."""
+def labels_from(
+    maps: np.ndarray, threshold: float = 0.5, min_area: int = MIN_AREA, smooth: float = SMOOTH_PX
+) -> np.ndarray:
+    """(C, H, W) maps of a model, 0..1 -> (H, W) int32 label map: with its depth, smoothed, where it has one."""
     if len(maps) == len(CHANNELS):
-        return decode(maps, threshold, min_area=min_area)
+        return decode(maps, threshold, min_area=min_area, smooth=smooth)
     return components(maps[0], threshold, min_area)
 
 

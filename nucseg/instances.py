@@ -23,6 +23,7 @@ from nucseg.errors import InputError
 
 EIGHT = np.ones((3, 3), dtype=bool)  # touching by a corner counts as touching
 CHANNELS = ("foreground", "depth")  # of the target maps that `encode` makes and `decode` takes
+SMOOTH_PX = 2.0  # sigma; 3 is as good on networks' maps, but loses 0.01 AJI on perfect ones. results/decoding
 DEPTH_PX = 6.0  # where the depth saturates; the median nucleus has a radius of 16 px. Best of 4, 6, 8, 12 and none
 
 
@@ -82,16 +83,17 @@ def encode(labels: np.ndarray, depth_px: float = DEPTH_PX) -> np.ndarray:
 def decode(
     maps: np.ndarray,
     threshold: float = 0.5,  # of a probability: keeps areas unbiased
-    ridge: float = 0.7,  # best or within 0.005 of it under every noise tried; lower cuts less, higher cuts more
+    ridge: float = 0.9,  # a network's valleys are shallower than true ones: best on validation, results/decoding
     min_area: int = 50,  # px: the benchmark's value; of NuInsSeg's nuclei 1 in 1000 is smaller
+    smooth: float = SMOOTH_PX,  # px
 ) -> np.ndarray:
     """(2, H, W) target maps, or a network's sigmoids of them, 0..1 -> (H, W) int32 label map, nuclei 1..n.
 
-    Every pixel whose foreground is above ``threshold`` goes to the peak of the depth that it drains to. Two
-    peaks are parts of one nucleus where the ridge between them is higher than ``ridge`` times the lower of the
-    two; only ratios count, so a network that never dares to say 1 is not cut any differently. Then what has
-    fewer than ``min_area`` px is dropped: with 0 the nuclei cover the foreground exactly. Touching is by sides,
-    not by corners. There is no smoothing: what noise raises is no peak of its own unless a valley parts it.
+    The depth is smoothed by a Gaussian of ``smooth`` px (sigma). Every pixel whose foreground is above ``threshold``
+    goes to the peak of the depth that it drains to. Two peaks are parts of one nucleus where the ridge between them
+    is higher than ``ridge`` times the lower of the two: lower cuts less, higher cuts more. Only ratios count, so a
+    network that never dares to say 1 is not cut any differently. Last, what has fewer than ``min_area`` px is
+    dropped: with 0 the nuclei cover the foreground exactly. Touching is by sides, not by corners.
     Raises ``InputError`` for another shape, values that are not finite, or an argument out of range.
     """
     if maps.ndim != 3 or len(maps) != len(CHANNELS):
@@ -102,7 +104,10 @@ def decode(
         raise InputError(f"threshold is {threshold!r} and ridge {ridge!r}: both must lie between 0 and 1.")
     if min_area < 0:
         raise InputError(f"min_area is {min_area!r}: it must not be negative.")
-    return renumber(split(maps[1], maps[0] > threshold, ridge), min_area)
+    if not 0 <= smooth <= 100:
+        raise InputError(f"smooth is {smooth!r}: give the px to smooth the depth over, from 0 to 100.")
+    depth = ndimage.gaussian_filter(maps[1], smooth, truncate=3) if smooth else maps[1]
+    return renumber(split(depth, maps[0] > threshold, ridge), min_area)
 
 
 def split(height: np.ndarray, mask: np.ndarray, ridge: float) -> np.ndarray:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from nucseg.errors import InputError
 from nucseg.evaluate import MIN_AREA, labels_from
 from nucseg.files import sha256
-from nucseg.instances import renumber
+from nucseg.instances import SMOOTH_PX, renumber
 from nucseg.model import NucleiModel, load_model, pick_device, place, predict
 from nucseg.slides import Slide, open_slide
 from nucseg.weights import DEFAULT_ADAPTER, Base, adapter_path
@@ -80,6 +80,10 @@ class Segmenter:
     def smallest(self) -> int:
         """``min_area`` in px of these images."""
         return round(self.min_area / self.zoom(self.models[0]) ** 2)
+
+    def smooth(self) -> float:
+        """What `instances.decode` smooths over, in px of these images."""
+        return min(SMOOTH_PX / self.zoom(self.models[0]), 100)
 
     def maps(self, image: np.ndarray, model: NucleiModel) -> np.ndarray:
         """(H, W, 3) uint8 field -> (C, H, W) float32 maps of one model, 0..1."""
@@ -186,7 +190,7 @@ def label_blocks(how: Segmenter, maps: Any, labels: Any, block: int = BLOCK, hal
     Nuclei are numbered 1..n in the order of the blocks. A nucleus that is larger than ``halo`` may be cut.
     """
     height, width = labels.shape
-    smallest, count = how.smallest(), 0
+    smallest, smooth, count = how.smallest(), how.smooth(), 0
     if min(height, width) < 1:
         return
     for top in range(0, height, block):
@@ -196,7 +200,7 @@ def label_blocks(how: Segmenter, maps: Any, labels: Any, block: int = BLOCK, hal
             part = np.asarray(maps[(slice(None), *window)])
             if not (part[0] > 255 * how.threshold).any():
                 continue
-            found = labels_from(part.astype(np.float32) / 255, how.threshold, smallest)
+            found = labels_from(part.astype(np.float32) / 255, how.threshold, smallest, smooth)
             core = (top - y, min(top + block, height) - y, left - x, min(left + block, width) - x)
             own = _owned(found, core)
             taken = np.asarray(labels[window])

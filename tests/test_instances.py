@@ -146,10 +146,13 @@ def test_only_ratios_of_the_depth_count(confidence):
 
 
 def test_one_nucleus_of_two_lobes_is_not_parted():
-    labels = (two_discs() > 0).astype(np.int32)
+    labels = (two_discs(gap=-2) > 0).astype(np.int32)  # a waist of 15 px between lobes of 25 px
     assert decode(encode(labels)).max() == 1
-    assert decode(encode(labels), ridge=1).max() == 1  # its depth is saturated, so there is not even a shallow valley
-    assert decode(encode(labels, depth_px=12), ridge=0.95).max() == 2
+    labels = (two_discs() > 0).astype(np.int32)  # a waist of 13 px
+    assert decode(encode(labels), smooth=0).max() == 1
+    # Its depth is saturated, so there is not even a shallow valley.
+    assert decode(encode(labels), ridge=1, smooth=0).max() == 1
+    assert decode(encode(labels, depth_px=12), ridge=0.95, smooth=0).max() == 2
 
 
 def test_decode_by_hand():
@@ -157,13 +160,24 @@ def test_decode_by_hand():
     maps = np.stack([np.ones_like(depth), depth])
 
     def cut(ridge):
-        return decode(maps, ridge=ridge, min_area=0).tolist()[0]
+        return decode(maps, ridge=ridge, min_area=0, smooth=0).tolist()[0]
 
     assert cut(0.1) == [1, 1, 1, 1, 1, 1]  # 0.2 is above 0.1 of 0.8
     assert cut(0.3) == [1, 1, 1, 1, 2, 2] or cut(0.3) == [1, 1, 1, 1, 1, 2]  # 0.5 is above 0.3 of 0.8, 0.2 is not
     assert max(cut(0.7)) == 3  # 0.5 is 0.63 of 0.8
     assert decode(maps, threshold=1).max() == 0
-    assert decode(maps, ridge=0.3, min_area=3).max() == 1
+    assert decode(maps, ridge=0.3, min_area=3, smooth=0).max() == 1
+
+
+def test_smoothing_removes_a_valley_narrower_than_itself():
+    depth = np.ones((20, 60), np.float32)
+    depth[:, 20], depth[:, 40:46] = 0.6, 0.6  # 1 px wide: a scratch; 6 px wide: a valley
+    maps = np.stack([np.ones_like(depth), depth])
+    assert decode(maps, smooth=0).max() == 3
+    # By hand: a Gaussian of sigma 2 has 0.2 of its weight on 1 px, so the scratch is 0.92 deep, and 0.87 on 6 px: 0.65.
+    assert decode(maps, smooth=2).max() == 2
+    assert decode(maps, smooth=2, ridge=0.6).max() == 1
+    assert len(set(decode(maps, smooth=2)[:, :38].ravel())) == 1
 
 
 def test_noise_makes_no_nuclei():
@@ -279,6 +293,8 @@ def test_decode_takes_any_probabilities(maps, ridge, area):
         (lambda: decode(np.zeros((2, 4, 4)), threshold=2), "threshold"),
         (lambda: decode(np.zeros((2, 4, 4)), ridge=-1), "ridge"),
         (lambda: decode(np.zeros((2, 4, 4)), min_area=-1), "min_area"),
+        (lambda: decode(np.zeros((2, 4, 4)), smooth=-1), "smooth"),
+        (lambda: decode(np.zeros((2, 4, 4)), smooth=np.inf), "smooth"),
     ],
 )
 def test_bad_maps(call, words):
