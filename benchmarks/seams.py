@@ -1,4 +1,4 @@
-"""What the cuts between fields and blocks change in the label map of an image of 2,048 px.
+"""What the cuts between fields and blocks change in the label map of an image of 2,048 px, and whether for the worse.
 
     python benchmarks/seams.py
 
@@ -28,13 +28,18 @@ SIDE = 2048
 SHIFT = 160  # px, by which the fields are moved
 
 
-def images() -> dict[str, np.ndarray]:
-    """(SIDE, SIDE, 3) each."""
+def images() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(SIDE, SIDE, 3) RGB and (SIDE, SIDE) label map of each."""
     n = SIDE // 512
     tissues = list(TISSUES)[:: len(TISSUES) // n**2][: n**2]
-    patches = [generate(tissue, 1, size=512).image for tissue in tissues]
-    mosaic = np.concatenate([np.concatenate(patches[r * n : r * n + n], axis=1) for r in range(n)])
-    return {"one tissue": generate("human liver", 1, size=SIDE).image, "sixteen tissues": mosaic}
+    image, labels = np.zeros((SIDE, SIDE, 3), np.uint8), np.zeros((SIDE, SIDE), np.int32)
+    for at, tissue in enumerate(tissues):
+        patch = generate(tissue, 1, size=512)
+        here = np.s_[at // n * 512 :, at % n * 512 :]
+        image[here][:512, :512] = patch.image
+        labels[here][:512, :512] = np.where(patch.labels > 0, patch.labels + labels.max(), 0)
+    one = generate("human liver", 1, size=SIDE)
+    return {"one tissue": (one.image, one.labels), "sixteen tissues": (image, labels)}
 
 
 def label_map(how: Segmenter, maps: np.ndarray, block: int) -> np.ndarray:
@@ -52,29 +57,41 @@ def field_maps(how: Segmenter, image: np.ndarray) -> np.ndarray:
     return maps
 
 
+def rounded(truth: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Dice, AJI and PQ of two label maps."""
+    scores = asdict(score(truth, labels))
+    return {name: round(scores[name], 4) for name in ("dice", "aji", "pq")}
+
+
 def main() -> None:
     """Compare label maps that are cut in different ways, and write the scores of each pair."""
     model = load()
-    how, agreement = Segmenter([model]), {}
-    for name, image in images().items():
+    how, agreement, truth_scores = Segmenter([model]), {}, {}
+    for name, (image, truth) in images().items():
         maps = field_maps(how, image)
         whole = label_map(how, maps, SIDE)
         padded = np.pad(image, ((SHIFT, 0), (SHIFT, 0), (0, 0)), mode="symmetric")
-        moved = field_maps(how, padded)[:, SHIFT:, SHIFT:]
-        at_once = predict(model, image, model.config.size / (model.config.field or FIELD))
-        pairs = {
+        moved = label_map(how, field_maps(how, padded)[:, SHIFT:, SHIFT:], SIDE)
+        at_once = labels_from(predict(model, image, model.config.size / (model.config.field or FIELD)))
+        others = {
             "decoded in blocks of 512 px, and at once": label_map(how, maps, 512),
-            f"fields moved by {SHIFT} px": label_map(how, moved, SIDE),
-            "fields, and the network seeing all of it at once": labels_from(at_once),
+            f"fields moved by {SHIFT} px": moved,
+            "fields, and the network seeing all of it at once": at_once,
         }
-        scores = {pair: asdict(score(whole, other)) for pair, other in pairs.items()}
-        agreement[name] = {pair: {k: round(one[k], 4) for k in ("dice", "aji", "pq")} for pair, one in scores.items()}
-    print(json.dumps(agreement, indent=2))
+        agreement[name] = {pair: rounded(whole, other) for pair, other in others.items()}
+        against_truth = {
+            f"fields of {FIELD} px": whole,
+            f"fields moved by {SHIFT} px": moved,
+            "the network seeing all of it at once": at_once,
+        }
+        truth_scores[name] = {way: rounded(truth, labels) for way, labels in against_truth.items()}
+    print(json.dumps([agreement, truth_scores], indent=2))
     about = {
         "command": "python benchmarks/seams.py",
         "side_px": SIDE,
         "adapter": DEFAULT_ADAPTER,
         "agreement": agreement,
+        "against_truth": truth_scores,
         "device": device_name(model.mean.device),
         "versions": {"torch": torch.__version__},
         "commit": commit(),

@@ -176,6 +176,7 @@ def _settings(path: Path, how: Segmenter, outputs: Sequence[str]) -> dict[str, A
         "um_per_px": how.um_per_px,
         "threshold": how.threshold,
         "min_area": how.min_area,
+        "ridge": how.ridge,
         "flips": how.flips,
         "outputs": sorted(outputs),
         "nucseg": nucseg.__version__,

@@ -406,6 +406,7 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("--um-per-px", type=float, help="of the images (default: what the file says, if anything)")
     parser.add_argument("--threshold", type=float, default=0.5, help="foreground probability, 0 to 1 (default: 0.5)")
     parser.add_argument("--min-area", type=int, default=50, help="px; smaller objects are dropped (default: 50)")
+    parser.add_argument("--ridge", type=float, default=0.9, help="0 to 1; lower cuts fewer apart (default: 0.9)")
     parser.add_argument("--flips", action="store_true", help="average over mirrored images: four times the time")
     parser.add_argument(
         "--outputs", default="labels,csv,geojson,overlay,rois", help="only these (default: %(default)s)"
@@ -422,7 +423,14 @@ def _predict(arguments: argparse.Namespace) -> int:
     from nucseg.weights import DEFAULT_ADAPTER
 
     models = [load(name, arguments.base, arguments.device) for name in arguments.adapter or [DEFAULT_ADAPTER]]
-    how = Segmenter(models, arguments.um_per_px, arguments.threshold, arguments.min_area, arguments.flips)
+    how = Segmenter(
+        models,
+        arguments.um_per_px,
+        arguments.threshold,
+        arguments.min_area,
+        ridge=arguments.ridge,
+        flips=arguments.flips,
+    )
     outputs = [word.strip() for word in arguments.outputs.split(",") if word.strip()]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from nucseg.augment import resize
 from nucseg.data import Dataset, Sample
 from nucseg.errors import InputError
-from nucseg.instances import CHANNELS, SMOOTH_PX, components, decode
+from nucseg.instances import CHANNELS, RIDGE, SMOOTH_PX, components, decode
 from nucseg.metrics import score
 from nucseg.model import NucleiModel, predict
 
@@ -31,11 +31,15 @@ def segment_whole(
 
 
 def labels_from(
-    maps: np.ndarray, threshold: float = 0.5, min_area: int = MIN_AREA, smooth: float = SMOOTH_PX
+    maps: np.ndarray,
+    threshold: float = 0.5,
+    min_area: int = MIN_AREA,
+    ridge: float = RIDGE,
+    smooth: float = SMOOTH_PX,
 ) -> np.ndarray:
-    """(C, H, W) maps of a model, 0..1 -> (H, W) int32 label map: with its depth, smoothed, where it has one."""
+    """(C, H, W) maps of a model, 0..1 -> (H, W) int32 label map; `decode` where there is a depth, else `components`."""
     if len(maps) == len(CHANNELS):
-        return decode(maps, threshold, min_area=min_area, smooth=smooth)
+        return decode(maps, threshold, ridge, min_area, smooth)
     return components(maps[0], threshold, min_area)
 
 

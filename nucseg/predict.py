@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from nucseg.errors import InputError
 from nucseg.evaluate import MIN_AREA, labels_from
 from nucseg.files import sha256
-from nucseg.instances import SMOOTH_PX, renumber
+from nucseg.instances import RIDGE, SMOOTH_PX, renumber
 from nucseg.model import NucleiModel, load_model, pick_device, place, predict
 from nucseg.slides import Slide, open_slide
 from nucseg.weights import DEFAULT_ADAPTER, Base, adapter_path
@@ -52,6 +52,7 @@ class Segmenter:
     - ``um_per_px``: of the images; None where it is not known: they are then taken to be like the training images.
     - ``threshold``: foreground probability, 0..1, above which a pixel is a nucleus.
     - ``min_area``: px at the training images' resolution; smaller objects are dropped.
+    - ``ridge``: 0..1, how deep a valley parts two nuclei (`instances.decode`): lower cuts fewer apart.
     - ``flips``: average over the four ways to mirror a field, at four times the cost.
     """
 
@@ -59,6 +60,7 @@ class Segmenter:
     um_per_px: float | None = None
     threshold: float = 0.5
     min_area: int = MIN_AREA
+    ridge: float = RIDGE
     flips: bool = False
 
     def check(self) -> None:
@@ -69,8 +71,10 @@ class Segmenter:
             raise InputError("The adapters predict different maps: an ensemble needs heads of one kind.")
         if self.um_per_px is not None and not 0.01 <= self.um_per_px <= 100:
             raise InputError(f"um_per_px is {self.um_per_px!r}: give the µm per px of your images, as 0.25 at 40x.")
-        if not (0 <= self.threshold <= 1 and self.min_area >= 0):
-            raise InputError(f"threshold {self.threshold!r} must lie in 0..1 and min_area {self.min_area!r} be >= 0.")
+        if not (0 <= self.threshold <= 1 and 0 <= self.ridge <= 1):
+            raise InputError(f"threshold {self.threshold!r} and ridge {self.ridge!r} must both lie in 0..1.")
+        if self.min_area < 0:
+            raise InputError(f"min_area is {self.min_area!r}: it must not be negative.")
 
     def zoom(self, model: NucleiModel) -> float:
         """Px of the model's training images for each px of these images; 1 where either resolution is unknown."""
@@ -102,6 +106,7 @@ def segment(
     um_per_px: float | None = None,
     threshold: float = 0.5,
     min_area: int = MIN_AREA,
+    ridge: float = RIDGE,
     flips: bool = False,
     progress: bool = False,
 ) -> np.ndarray:
@@ -111,7 +116,7 @@ def segment(
     arguments are those of `Segmenter`. Raises ``InputError`` for another dtype or shape, or a value out of range.
     """
     loaded = model if isinstance(model, NucleiModel) else load(model)
-    how = Segmenter([loaded], um_per_px, threshold, min_area, flips)
+    how = Segmenter([loaded], um_per_px, threshold, min_area, ridge, flips)
     how.check()
     with open_slide(image) as slide:
         maps = np.zeros((channels(how), *slide.shape), np.uint8)
@@ -200,7 +205,7 @@ def label_blocks(how: Segmenter, maps: Any, labels: Any, block: int = BLOCK, hal
             part = np.asarray(maps[(slice(None), *window)])
             if not (part[0] > 255 * how.threshold).any():
                 continue
-            found = labels_from(part.astype(np.float32) / 255, how.threshold, smallest, smooth)
+            found = labels_from(part.astype(np.float32) / 255, how.threshold, smallest, how.ridge, smooth)
             core = (top - y, min(top + block, height) - y, left - x, min(left + block, width) - x)
             own = _owned(found, core)
             taken = np.asarray(labels[window])

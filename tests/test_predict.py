@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nucseg.predict as predicting
+from nucseg.cli import _parser
 from nucseg.errors import InputError
 from nucseg.evaluate import segment_whole
 from nucseg.instances import encode
@@ -113,6 +114,18 @@ def test_one_field_is_what_evaluation_sees(model):
     np.testing.assert_array_equal(whole, fields)
 
 
+def test_a_lower_ridge_cuts_fewer_apart():
+    labels = np.repeat([[1, 2]], 40, axis=0).repeat(40, axis=1)
+    maps = np.rint(encode(labels) * 255)
+    maps[1] = 255 - (255 - maps[1]) * 0.4  # a valley of 0.6 or a little more, of peaks of 1
+
+    def nuclei(ridge):
+        out = np.zeros_like(labels)
+        return sum(b.count for b in label_blocks(Segmenter([build_tiny()], ridge=ridge), maps.astype(np.uint8), out))
+
+    assert [nuclei(ridge) for ridge in (0.5, 0.9)] == [1, 2]
+
+
 def test_scale_follows_the_micrometres(model, monkeypatch):
     asked = []
 
@@ -159,6 +172,7 @@ def test_bad_values_are_refused(model):
         ({"um_per_px": -1.0}, "um_per_px"),
         ({"threshold": 2.0}, "threshold"),
         ({"min_area": -1}, "min_area"),
+        ({"ridge": 1.1}, "ridge"),
     ):
         with pytest.raises(InputError, match=word):
             segment(image, model, **change)
@@ -168,3 +182,10 @@ def test_bad_values_are_refused(model):
         segment(image, "nothing-of-that-name")
     with pytest.raises(InputError, match="one kind"):
         Segmenter([model, build_model(ModelConfig(base="random", size=64, rank=1))]).check()
+
+
+def test_the_command_line_has_the_same_defaults():
+    options = vars(_parser().parse_args(["predict", "a.png", "--out", "out"]))
+    for field in dataclasses.fields(Segmenter):
+        if field.name != "models":
+            assert options[field.name] == field.default, field.name

@@ -308,35 +308,51 @@ Markdown(text)
 
 # %% [markdown]
 # The label map is cut from the fields' maps block by block, and that changes nothing. What the network says about a
-# nucleus does depend on what else is in the field: it normalises over all of it. So the same image with its fields laid
-# elsewhere, or seen at once, gives a slightly different label map; where one field holds quite different tissues, a very
-# different one. Masks of cut-outs from one slide are best compared under one choice of fields.
+# nucleus does depend on what else is in the field: it normalises over all of it, and its attention looks through windows
+# that begin at the field's corner. So the same image with its fields laid elsewhere, or seen at once, gives a slightly
+# different label map; where one field holds quite different tissues, a very different one.
 
 # %% tags=["remove-input"]
 recorded = results_folder() / "seams" / "run.json"
-shown = Markdown("*`benchmarks/seams.py` has not been run here.*")
-if recorded.exists():
-    cuts = json.loads(recorded.read_text())
-    table = pd.DataFrame(
-        [
-            {
-                "image": image,
-                "compared": pair,
-                "Dice": row["dice"],
-                "AJI": row["aji"],
-                "PQ": row["pq"],
-            }
-            for image, pairs in cuts["agreement"].items()
-            for pair, row in pairs.items()
-        ]
-    )
-    shown = (
-        table.style.hide(axis="index")
+
+
+def shown_seams(about: dict, key: str, first: str, caption: str):
+    rows = [
+        {"image": image, first: name}
+        | {word: row[word.lower()] for word in ("Dice", "AJI", "PQ")}
+        for image, pairs in about[key].items()
+        for name, row in pairs.items()
+    ]
+    return (
+        pd.DataFrame(rows)
+        .style.hide(axis="index")
         .format(dict.fromkeys(["Dice", "AJI", "PQ"], "{:.3f}"))
         .set_caption(
-            f"Two label maps of one synthetic image of {cuts['side_px']:,} px against each other "
-            f"({cuts['device']}, {cuts['date'][:10]}, commit {cuts['commit'][:7]})"
+            f"{caption}: one synthetic image of {about['side_px']:,} px each ({about['device']}, "
+            f"{about['date'][:10]}, commit {about['commit'][:7]})"
         )
+    )
+
+
+cuts = json.loads(recorded.read_text()) if recorded.exists() else {}
+shown = Markdown("*`benchmarks/seams.py` has not been run here.*")
+if cuts:
+    shown = shown_seams(
+        cuts, "agreement", "compared", "Two label maps against each other"
+    )
+shown
+
+# %% [markdown]
+# Which of them is right? The next table holds each against the truth. On one tissue they are level: the differences are
+# nuclei that could be drawn either way. On the mosaic the fields win, because each tissue is normalised by itself; to
+# agree with what the network says of the whole image would be to agree with the worse answer. Still, cut-outs of one
+# slide are best compared under one choice of fields.
+
+# %% tags=["remove-input"]
+shown = Markdown("")
+if "against_truth" in cuts:
+    shown = shown_seams(
+        cuts, "against_truth", "segmented in", "Label maps against the truth"
     )
 shown
 
