@@ -127,13 +127,16 @@ plt.show()
 short = (
     study_runs("ablation").get(column, {}).get("lora-8")
 )  # the same run, fewer epochs
-epochs = f"{config['epochs']} epochs"
 text = "The last epochs add little, because the learning rate falls to zero: a curve that is flat here is not the end."
 if short:
     means = [run.scores[["dice", "aji", "pq"]].mean() for run in (short, runs[0])]
-    text += f""" What a longer run brings shows in two runs on the first fold that differ in nothing else:
-{short.about["config"]["epochs"]} epochs end at a test PQ of {means[0]["pq"]:.3f} and an AJI of {means[0]["aji"]:.3f},
-{epochs} at {means[1]["pq"]:.3f} and {means[1]["aji"]:.3f}."""
+    views = [
+        run.about["split"]["train"] * run.about["config"]["epochs"]
+        for run in (short, runs[0])
+    ]
+    text += f""" What more training brings shows in two runs on the first fold that differ in their budget only:
+{views[0]:,} windows end at a test PQ of {means[0]["pq"]:.3f} and an AJI of {means[0]["aji"]:.3f}, {views[1]:,} at
+{means[1]["pq"]:.3f} and {means[1]["aji"]:.3f}."""
 Markdown(text)
 
 # %% [markdown]
