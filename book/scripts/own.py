@@ -16,6 +16,9 @@ if (
 # %% [markdown]
 # # Your own images
 
+# %%
+mine = ""  # your folder, with images/ and masks/ in it, to run this page on; "" is synthetic tissue
+
 # %% tags=["hide-input"]
 import json
 import tempfile
@@ -44,15 +47,17 @@ started = time.monotonic()
 figures.use_style()
 tissues = ("human kidney", "mouse kidney")
 stand_in = Synthetic(n_per_tissue=8, size=320, seed=11, tissues=tissues)
+source = open_own(mine) if mine else stand_in
 model = load()
-Markdown(figures.provenance(stand_in, model))
+Markdown(figures.provenance(source, model))
 
 # %% [markdown]
 # ## Overview
 #
 # This page is for the day after the report: you have images of your own and want their nuclei. First with the adapter
 # that comes with nucseg, then with one that has learnt from ten of your images, and last in QuPath, ImageJ or a
-# spreadsheet. Every step is run here, on synthetic tissue that stands in for yours.
+# spreadsheet. Every step is run here, on synthetic tissue that stands in for yours. To see it on yours, open this page
+# as a notebook, name your folder in the first cell, and run all cells; the captions will still speak of the stand-in.
 #
 # ## What you need
 #
@@ -65,7 +70,7 @@ Markdown(figures.provenance(stand_in, model))
 # `nucseg.segment` takes an image of any size and returns its label map.
 
 # %%
-sample = stand_in[9]
+sample = source[min(9, len(source) - 1)]
 labels = nucseg.segment(sample.image)
 labels.shape, labels.dtype, int(labels.max())
 
@@ -88,12 +93,12 @@ plt.show()
 # QuPath: annotate, then *File » Export*. Label maps from any other program work as they are.
 
 # %%
-folder = Path(tempfile.mkdtemp())
+folder = Path(mine, "nucseg") if mine else Path(tempfile.mkdtemp())
 for part in ("own/images", "own/masks", "kept/images", "kept/masks"):
-    (folder / part).mkdir(parents=True)
-for i in range(len(stand_in)):
+    (folder / part).mkdir(parents=True, exist_ok=True)
+for i in range(len(source)):
     part = "own" if i % 8 < 5 else "kept"  # ten to learn from, six to check with
-    one = stand_in[i]
+    one = source[i]
     Image.fromarray(one.image).save(folder / part / f"images/{i:02d}.png")
     tifffile.imwrite(
         folder / part / f"masks/{i:02d}.tif", one.labels.astype(np.uint16)
@@ -110,7 +115,10 @@ len(own), f"median diameter {median_diameter(own):.1f} px"
 
 # %%
 clock = time.monotonic()
-adapter = finetune(folder / "own", folder / "run", epochs=8, progress=False)
+budget = (
+    {} if mine else {"epochs": 8}
+)  # {} is finetune's own choice; here the page should not take long to build
+adapter = finetune(folder / "own", folder / "run", progress=bool(mine), **budget)
 seconds = time.monotonic() - clock
 history = pd.read_csv(folder / "run" / "history.csv").set_index("epoch")
 history[["train_loss", "val_dice", "val_aji", "val_pq"]].iloc[[0, -1]].round(3)
@@ -138,8 +146,13 @@ size = adapter.stat().st_size / 1e6
 gain = after["pq"].mean() - before["pq"].mean()
 Markdown(
     f"""{seconds:.0f} s of training on {len(own)} images changed PQ on the {len(kept)} kept images by {gain:+.2f}. The
-adapter is a file of {size:.1f} MB. With the default budget it would have learnt for longer; here the page should not
-take too long to build."""
+adapter is a file of {size:.1f} MB."""
+    + (
+        ""
+        if mine
+        else """ With the default budget it would have learnt for longer; here the page should not take
+too long to build."""
+    )
 )
 
 # %% [markdown]
