@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: book test pages lint sync links clean help
+.PHONY: install book test pages lint sync links clean help
 
 help:           ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -12,8 +12,12 @@ help:           ## this list
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nucseg needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[book,test]'
+	@echo "Installing into $(VENV), PyTorch among it: some minutes."
+	@# compat: a plain path, so that 'import nucseg' finds the package and not a clone's folder of that name
+	$(BIN)/python -m pip install --quiet --config-settings editable_mode=compat --editable '.[book,test]'
 	touch $@
+
+install: $(READY) ## make .venv with all that the book, the tests and the commands need
 
 book: $(READY)  ## build the book into book/_build/html, warnings and broken links as errors
 	$(BIN)/python book/build.py

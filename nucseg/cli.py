@@ -348,12 +348,14 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 
 
 def _add_evaluate(commands: Any) -> None:
+    from nucseg.weights import adapters
+
     evaluate = commands.add_parser(
         "evaluate",
         help="score an adapter on your own images and masks",
         description="Score an adapter on a folder of images and one of label masks, paired by file name.",
     )
-    evaluate.add_argument("adapter", type=Path, help="best.safetensors of a run")
+    evaluate.add_argument("adapter", help=f"best.safetensors of a run, or one of {', '.join(adapters())}")
     evaluate.add_argument("--images", type=Path, required=True, help="folder of images")
     evaluate.add_argument("--masks", type=Path, required=True, help="folder of label masks, 0 = background")
     evaluate.add_argument("--base", default=None, help="base checkpoint, where it is a file of yours")
@@ -368,10 +370,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from nucseg.data import ImageFolder
     from nucseg.evaluate import evaluate
     from nucseg.files import write_atomic
-    from nucseg.model import load_model, pick_device, place
+    from nucseg.predict import load
 
     dataset = ImageFolder(arguments.images, arguments.masks)
-    model = place(load_model(arguments.adapter, arguments.base), pick_device(arguments.device))
+    model = load(arguments.adapter, arguments.base, arguments.device)
     scores = evaluate(model, dataset, range(len(dataset)), scoring=arguments.scoring, threshold=arguments.threshold)
     if arguments.out:
         with write_atomic(arguments.out) as part:
@@ -461,7 +463,7 @@ def _add_finetune(commands: Any) -> None:
 
 
 def _finetune(arguments: argparse.Namespace) -> int:
-    from nucseg.finetune import finetune, finetune_config, open_own, scores_before
+    from nucseg.finetune import finetune, finetune_config, open_own, scores_before, um_per_px_for
     from nucseg.tables import read_run
     from nucseg.weights import DEFAULT_ADAPTER
 
@@ -469,14 +471,23 @@ def _finetune(arguments: argparse.Namespace) -> int:
     start, base = given.pop("start", DEFAULT_ADAPTER), given.pop("base", "")
     dataset = open_own(arguments.folder)
     path = finetune(dataset, arguments.out, start, base=base, **given)
-    before = scores_before(dataset, finetune_config(dataset, start, base, **given), base)
-    after = read_run(arguments.out).scores
-    print("the images that chose the epoch (a little too good; nucseg evaluate scores others):")
-    _print_means(after)
-    print(f"PQ before {before['pq'].mean():.4f}, after {after['pq'].mean():.4f}")
-    if after["pq"].mean() <= before["pq"].mean():
-        print("so fine-tuning did not help on these: keep the adapter that you had, or outline more images")
-    print(f"{path}\nnow: nucseg predict IMAGES --adapter {path} --out segmented-{arguments.out.name}")
+    config = finetune_config(dataset, start, base, **given)
+    scores = scores_before(dataset, config, base) | {"fine-tuned": read_run(arguments.out).scores}
+    um = um_per_px_for(config)
+    ways = {
+        "as it is": f"--adapter {start}",
+        "told the size": f"--adapter {start}" + (f" --um-per-px {um:.3g}" if um else ""),
+        "fine-tuned": f"--adapter {path}",
+    }
+    mean = {way: table["pq"].mean() for way, table in scores.items()}
+    count = len(scores["fine-tuned"])
+    print(f"{path}")
+    print(f"PQ on the {count} images that chose the epoch, so a little too good for 'fine-tuned':")
+    for way, words in ways.items():
+        print(f"  {way:14s} {mean[way]:.3f}   nucseg predict IMAGES --out segmented {words}")
+    if max(mean, key=mean.get) != "fine-tuned":
+        print(f"Fine-tuning is not the best of these. {count} images decide little: score all of them on others that")
+        print("you kept back (nucseg evaluate), or outline more images.")
     return 0
 
 
@@ -484,12 +495,12 @@ def _print_means(scores: "pd.DataFrame") -> None:
     from nucseg.tables import summarise
 
     folds = scores["fold"].nunique()
-    print(f"{len(scores)} images in {folds} fold{'s' if folds > 1 else ''}; 95% intervals: images, then tissues drawn")
+    several = scores["tissue"].nunique() > 1
+    drawn = "images, then tissues drawn" if several else "images drawn"
+    print(f"{len(scores)} images in {folds} fold{'s' if folds > 1 else ''}; 95% intervals: {drawn}")
     for name, row in summarise(scores).iterrows():
-        print(
-            f"  {name:9s} {row['fold_mean']:.4f}   {row['low']:.4f} to {row['high']:.4f}"
-            f"   {row['tissue_low']:.4f} to {row['tissue_high']:.4f}"
-        )
+        tissues = f"   {row['tissue_low']:.4f} to {row['tissue_high']:.4f}" if several else ""
+        print(f"  {name:9s} {row['fold_mean']:.4f}   {row['low']:.4f} to {row['high']:.4f}{tissues}")
 
 
 if __name__ == "__main__":

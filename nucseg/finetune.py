@@ -88,9 +88,27 @@ def finetune(
 
 def scores_before(
     folder: str | Path | Dataset, config: Config, base: str = "", *, progress: bool = True
-) -> pd.DataFrame:
-    """What the adapter that ``config`` starts from scores on the images that choose the epoch, at the same scale."""
+) -> dict[str, pd.DataFrame]:
+    """What the adapter that ``config`` starts from scores on the images that choose the epoch.
+
+    Under ``as it is``: at its own scale, as `nucseg.segment` would use it. Under ``told the size``: at the scale of
+    ``config``, at which the nuclei are as large as those that it knows; see `um_per_px_for`.
+    """
     dataset = open_own(folder) if isinstance(folder, str | Path) else folder
     model = load(config.start, base or None, config.device)
-    model.config = replace(model.config, field=config.field)
-    return evaluate(model, dataset, own_images(dataset)[0].val, fold="own images", progress=progress)
+    images, scores = own_images(dataset)[0].val, {}
+    for name, field in (("as it is", model.config.field), ("told the size", config.field)):
+        model.config = replace(model.config, field=field)
+        scores[name] = evaluate(model, dataset, images, fold="own images", progress=progress)
+    return scores
+
+
+def um_per_px_for(config: Config) -> float | None:
+    """The µm per px to tell the adapter that ``config`` starts from, so that it sees the images at ``config``'s scale.
+
+    That is not their true resolution but the one at which their nuclei have the size it knows. None where the
+    adapter does not know the resolution of its own images.
+    """
+    _, stored, _ = read_adapter(adapter_path(config.start))
+    own = stored.get("um_per_px", 0.0)
+    return own * (stored.get("field") or FIELD) / config.field if own else None

@@ -15,9 +15,10 @@ from nucseg.cli import main
 from nucseg.data import own_images
 from nucseg.errors import InputError
 from nucseg.evaluate import evaluate
-from nucseg.finetune import finetune, finetune_config, median_diameter, open_own
+from nucseg.finetune import finetune, finetune_config, median_diameter, open_own, scores_before, um_per_px_for
 from nucseg.model import ModelConfig, build_model, load_model, save_model
 from nucseg.polygons import nuclei_rings, roi
+from nucseg.predict import load
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,21 @@ def test_it_learns_and_the_adapter_is_small(folder, adapter, tmp_path, capsys):
     words = ["finetune", str(folder), "--out", str(tmp_path / "run"), "--start", str(adapter), "--device", "cpu"]
     assert main([*words, "--epochs", "12", "--lr", "0.003", "--batch", "2", "--field", "128", "--crop", "64"]) == 0
     said = capsys.readouterr().out
-    assert "nucseg predict IMAGES --adapter" in said and re.search(r"PQ before 0\.\d+, after 0\.\d+", said)
+    shown = dict(re.findall(r"^  (as it is|told the size|fine-tuned) +(0\.\d+)   nucseg predict", said, re.MULTILINE))
+    assert len(shown) == 3 and f"--adapter {tmp_path / 'run' / 'best.safetensors'}" in said
+    assert "--um-per-px" not in said  # the adapter does not know its own
+    config = finetune_config(open_own(folder), adapter, field=128)
+    assert um_per_px_for(config) is None
+    scores = scores_before(
+        folder, dataclasses.replace(config, device="cpu"), progress=False
+    )  # each by hand: the model's own field, and the config's
+    model = load(adapter, device="cpu")
+    own = open_own(folder)
+    for way, field in (("as it is", 0), ("told the size", 128)):
+        model.config = dataclasses.replace(model.config, field=field)
+        by_hand = evaluate(model, own, own_images(own)[0].val, progress=False)["pq"].mean()
+        assert scores[way]["pq"].mean() == pytest.approx(by_hand, abs=1e-6)
+        assert float(shown[way]) == pytest.approx(by_hand, abs=6e-4)
     path = tmp_path / "run" / "best.safetensors"
     assert path.stat().st_size < 3e6
     others = Blobs(8, 96)
@@ -80,6 +95,19 @@ def test_it_learns_and_the_adapter_is_small(folder, adapter, tmp_path, capsys):
     assert str(tmp_path) not in json.dumps(about)
     scores = pd.read_csv(tmp_path / "run" / "scores.csv")
     assert len(scores) == 2 and scores["fold"].unique() == ["own images"]
+
+
+def test_the_micrometres_that_stand_for_a_size(folder):
+    config = finetune_config(open_own(folder))  # from the adapter that ships: fields of 512 px at 0.25 µm a px
+    assert um_per_px_for(config) == pytest.approx(0.25 * 512 / config.field)
+
+
+def test_a_ready_adapter_is_evaluated_by_its_name(folder, capsys):
+    words = ["--images", str(folder / "images"), "--masks", str(folder / "masks"), "--device", "cpu"]
+    assert main(["evaluate", "nuinsseg-1", *words]) == 0
+    assert "10 images in 1 fold; 95% intervals: images drawn" in capsys.readouterr().out
+    assert main(["evaluate", "nuinsseg-9", *words]) == 2
+    assert "nuinsseg-1" in capsys.readouterr().err
 
 
 def test_training_goes_on_from_the_adapters_weights(folder, adapter, tmp_path):
