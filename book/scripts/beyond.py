@@ -291,7 +291,6 @@ if decoded is not None:
         )
         ax.axvline(used["ridge"].default, color="0.5", linestyle=":")
         ax.set(xlabel="ridge", ylabel=f"validation {key.upper()}")
-    figure.tight_layout()
     plt.show()
 
 # %% tags=["remove-input"]
@@ -309,14 +308,15 @@ if decoded is not None:
         key: decoded[decoded[key] == "true"][["dice", "aji", "pq"]].mean()
         for key in ("depth", "foreground")
     }
+    weaker = max(with_true, key=lambda key: with_true[key]["pq"])
     text = f"""With a ridge of {on_truth:g}, the best on true maps with noise, AJI is {before["aji"]:.3f} and PQ {before["pq"]:.3f} on
 validation images; with {used["ridge"].default:g} {plain["aji"]:.3f} and {plain["pq"]:.3f}, and smoothed
 {now["aji"]:.3f} and {now["pq"]:.3f}. Taken alone, the folds would choose {best.min():g} to {best.max():g}.
 
 **What is still lost, and where.** Give the decoder the true depth and leave it the predicted foreground, and PQ is
 {with_true["depth"]["pq"]:.3f} and AJI {with_true["depth"]["aji"]:.3f}. Give it the true foreground and the predicted
-depth, and they are {with_true["foreground"]["pq"]:.3f} and {with_true["foreground"]["aji"]:.3f}. Both maps have room to
-improve; no setting of a decoder will close it. ({about["data"]["images"]} validation images, {about["device"]},
+depth, and they are {with_true["foreground"]["pq"]:.3f} and {with_true["foreground"]["aji"]:.3f}. So the {weaker} map loses
+more: there a longer run or a better base has the most to win, and no setting of a decoder will stand in for it. ({about["data"]["images"]} validation images, {about["device"]},
 {about["date"][:10]}, commit {about["commit"][:7]}.)"""
 Markdown(text)
 
