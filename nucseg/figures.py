@@ -179,13 +179,15 @@ def scale_bar(ax: Axes, um_per_px: float = MICROMETRES_PER_PIXEL, um: float | No
     bottom = max(ax.get_ylim())  # rows count downwards
     if um is None:
         um = max((u for u in _ROUND_LENGTHS if u / um_per_px <= (right - left) / 3), default=1)
-    length, unit = um / um_per_px, (right - left) / 100
-    x, y, pad = right - 4 * unit - length, bottom - 6 * unit, 2 * unit
-    plate = Rectangle((x - pad, y - 11 * unit), length + 2 * pad, 15 * unit, color="white", linewidth=0, zorder=5)
-    bar = Rectangle((x, y), length, 2 * unit, color="black", linewidth=0, zorder=6)
-    ax.add_patch(plate)
+    length = um / um_per_px
+    point = (right - left) / (ax.get_window_extent().width * 72 / ax.figure.dpi)  # image px: as large as the text is
+    width = max(length, 26 * point)
+    x, y = right - 6 * point - (width + length) / 2, bottom - 9 * point
+    plate = (right - 9 * point - width, y - 11 * point), width + 6 * point, 17 * point
+    bar = Rectangle((x, y), length, 3 * point, color="black", linewidth=0, zorder=6)
+    ax.add_patch(Rectangle(*plate, color="white", linewidth=0, zorder=5))
     ax.add_patch(bar)
-    ax.text(x + length / 2, y - unit, f"{um:g} µm", ha="center", va="bottom", fontsize=7, color="black", zorder=6)
+    ax.text(x + length / 2, y - point, f"{um:g} µm", ha="center", va="bottom", fontsize=7, color="black", zorder=6)
     return bar
 
 

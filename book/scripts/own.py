@@ -123,7 +123,7 @@ clock = time.monotonic()
 budget = (
     {} if mine else {"epochs": 8}
 )  # a page must build quickly; {} is the default
-adapter = finetune(folder / "own", folder / "run", progress=bool(mine), **budget)
+adapter = finetune(folder / "own", folder / "run", progress=False, **budget)
 seconds = time.monotonic() - clock
 history = pd.read_csv(folder / "run" / "history.csv").set_index("epoch")
 best = history["val_pq"].idxmax()
