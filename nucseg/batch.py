@@ -150,7 +150,7 @@ def predict_file(
         slide = replace(slide, um_per_px=how.um_per_px)
         if slide.um_per_px is None and any(model.config.um_per_px for model in how.models):
             warnings.warn(
-                f"The µm per px of {path.name} are not known, so they are taken to be the training images', "
+                f"{path.name}: its µm per px are not known, so they are taken to be the training images', "
                 f"{next(m.config.um_per_px for m in how.models if m.config.um_per_px):g}; --um-per-px says otherwise.",
                 stacklevel=2,
             )

@@ -485,7 +485,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
     print(f"PQ on the {count} images that chose the epoch, so a little too good for 'fine-tuned':")
     for way, words in ways.items():
         print(f"  {way:14s} {mean[way]:.3f}   nucseg predict IMAGES --out segmented {words}")
-    if max(mean, key=mean.get) != "fine-tuned":
+    if max(mean, key=lambda way: mean[way]) != "fine-tuned":
         print(f"Fine-tuning is not the best of these. {count} images decide little: score all of them on others that")
         print("you kept back (nucseg evaluate), or outline more images.")
     return 0

@@ -132,7 +132,7 @@ class Scene:
         image = Image.fromarray(self.sample.image)
         image.thumbnail((size, size), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
-        image.save(buffer, "WEBP", quality=70, method=6)
+        image.save(buffer, "WEBP", quality=68, method=6)
         return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}", *image.size
 
 
