@@ -16,9 +16,6 @@ if (
 # %% [markdown]
 # # Your own images
 
-# %%
-mine = ""  # your folder, with images/ and masks/ in it, to run this page on; "" is synthetic tissue
-
 # %% tags=["hide-input"]
 import json
 import tempfile
@@ -47,9 +44,8 @@ started = time.monotonic()
 figures.use_style()
 tissues = ("human kidney", "mouse kidney")
 stand_in = Synthetic(n_per_tissue=8, size=320, seed=11, tissues=tissues)
-source = open_own(mine) if mine else stand_in
 model = load()
-Markdown(figures.provenance(source, model))
+Markdown(figures.provenance(stand_in, model))
 
 # %% [markdown]
 # ## Overview
@@ -57,8 +53,13 @@ Markdown(figures.provenance(source, model))
 # This page is for the day after the report: you have images of your own and want their nuclei. First with the adapter
 # that comes with nucseg, then with one that has learnt from ten of your images, and last in QuPath, ImageJ or a
 # spreadsheet. Every step is run here, on synthetic tissue that stands in for yours. To see it on yours, open this page
-# as a notebook, name your folder in the first cell, and run all cells; the captions will still speak of the stand-in.
-#
+# as a notebook, name your folder in the next cell, and run all cells; the captions will still speak of the stand-in.
+
+# %%
+mine = ""  # your folder, with images/ and masks/ in it; "" is synthetic tissue
+source = open_own(mine) if mine else stand_in
+
+# %% [markdown]
 # ## What you need
 #
 # Images of H&E sections, 8 bit RGB: PNG, JPEG or TIFF, pyramids included, of any size. For the second part, masks of
