@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,17 +118,26 @@ def _add_train(commands: Any) -> None:
     train.set_defaults(run=_train)
 
 
-def _add_options(parser: argparse.ArgumentParser, preset: bool = True) -> None:
-    """--preset and --config where asked for, --root, and a flag for each field of a run's configuration."""
+def _add_options(parser: argparse.ArgumentParser, preset: bool = True, only: dict[str, Any] | None = None) -> None:
+    """--preset and --config where asked for, --root, and a flag for each field of a run's configuration.
+
+    ``only``: the fields that there is a choice of, with what their defaults are; no data folder is asked for then.
+    """
     from nucseg.presets import PRESETS, Config
 
     if preset:
         parser.add_argument("--preset", choices=list(PRESETS), help="a named configuration to start from")
         parser.add_argument("--config", type=Path, metavar="FILE.toml", help="options from a TOML file")
-    _add_root(parser)
+    if only is None:
+        _add_root(parser)
     for name, field in options(Config).items():
+        if only is not None and name not in only:
+            continue
         flag = "--" + name.replace("_", "-")
-        words = f"{field.metadata['why']} (default: {field.default})".replace("%", "%%")
+        why, default = field.metadata["why"], field.default
+        if only is not None:  # what is the report's is the default of another command
+            why, default = why.removesuffix("; the report's"), only[name]
+        words = f"{why} (default: {default})".replace("%", "%%")
         if isinstance(field.default, bool):
             action = argparse.BooleanOptionalAction
             parser.add_argument(flag, action=action, default=None, help=field.metadata["why"])
@@ -166,7 +176,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of a run's configuration that stand on the command line."""
     from nucseg.presets import Config
 
-    return {n: getattr(arguments, n) for n in options(Config) if getattr(arguments, n) is not None}
+    return {n: getattr(arguments, n) for n in options(Config) if getattr(arguments, n, None) is not None}
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -447,18 +457,30 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _add_finetune(commands: Any) -> None:
+    from nucseg.presets import preset
+    from nucseg.weights import DEFAULT_ADAPTER
+
     parser = commands.add_parser(
         "finetune",
         help="fine-tune an adapter on your own images and masks",
         description=(
             "Go on training an adapter with 5 to 50 images of your own. FOLDER has images/x.png and masks/x.tif (label "
-            "maps, or ImageJ ROI zips), or subfolders in both. A fifth of them choose the epoch that is kept. The "
-            "defaults below are replaced by ones that fit the adapter and the images."
+            "maps, or ImageJ ROI zips), or subfolders in both. A fifth of them choose the epoch that is kept. What the "
+            "model is comes from the adapter."
         ),
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder with images and masks in it")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; made if it is missing")
-    _add_options(parser, preset=False)
+    usual = asdict(preset("finetune"))
+    tuned = ("um_per_px", "lr", "batch", "patience", "augmentation", "seed", "device", "precision", "workers")
+    chosen = {
+        "start": DEFAULT_ADAPTER,
+        "base": "the adapter's",
+        "epochs": "by the number of images, 10 to 100",
+        "field": "by the size of the nuclei",
+        "crop": "256, or less where the images are small",
+    }
+    _add_options(parser, preset=False, only=chosen | {name: usual[name] for name in tuned})
     parser.set_defaults(run=_finetune)
 
 

@@ -19,6 +19,7 @@ from nucseg.finetune import finetune, finetune_config, median_diameter, open_own
 from nucseg.model import ModelConfig, build_model, load_model, save_model
 from nucseg.polygons import nuclei_rings, roi
 from nucseg.predict import load
+from nucseg.presets import preset
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +144,14 @@ def test_fields_are_seen_at_one_scale_whatever_the_size_of_the_image(monkeypatch
         module.predict(model, np.zeros((*shape, 3), np.uint8))
     assert seen == [(1, 3, 128, 128), (1, 3, 64, 64), (1, 3, 256, 192)]
     assert dataclasses.replace(model.config, field=0).field == 0
+
+
+def test_the_help_has_the_defaults_that_are_used(capsys):
+    with pytest.raises(SystemExit):
+        main(["finetune", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "(default: nuinsseg-1)" in said and "--head" not in said and "NuInsSeg (default" not in said
+    assert "the report's (default" not in said
+    assert f"learning rate (default: {preset('finetune').lr})" in said
+    with pytest.raises(SystemExit):  # what the model is comes from the adapter
+        main(["finetune", "own", "--out", "run", "--head", "linear"])
