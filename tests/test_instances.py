@@ -90,6 +90,12 @@ def thick(mask):
     return ndimage.binary_erosion(mask, np.ones((5, 5))).any()
 
 
+def thick_pieces(labels):
+    """A mask each of the connected pieces of nuclei that are `thick`."""
+    pieces = [ndimage.label(labels == number)[0] for number in np.unique(labels[labels > 0])]
+    return [mask for p in pieces for i in range(1, p.max() + 1) if thick(mask := p == i)]
+
+
 blob = st.tuples(st.integers(0, 59), st.integers(0, 44), st.integers(2, 9), st.integers(2, 9))
 
 
@@ -239,25 +245,38 @@ def test_encode_invariants(labels):
 @settings(max_examples=150, deadline=None)
 @given(labels=blob_maps())
 def test_round_trip(labels):
-    decoded = decode(encode(labels), min_area=0)
+    # Of true maps, whose valleys are deep: the defaults are for a network's, and are tried on a sample below.
+    decoded = decode(encode(labels), min_area=0, ridge=0.7, smooth=0)
     assert decoded.dtype == np.int32 and decoded.shape == labels.shape
     assert ((decoded > 0) == (labels > 0)).all()
     assert np.unique(np.append(decoded, 0)).tolist() == list(range(decoded.max() + 1))
     for number in range(1, decoded.max() + 1):
         assert ndimage.label(decoded == number)[1] == 1  # one piece
-    pieces = [ndimage.label(labels == number)[0] for number in np.unique(labels[labels > 0])]
+    masks = thick_pieces(labels)
     # A thin piece may go to a neighbour, and one with a narrow waist be cut; not most of the thick ones.
-    masks = [mask for p in pieces for i in range(1, p.max() + 1) if thick(mask := p == i)]
     assert found(masks, decoded) >= 0.7 * len(masks) - 1
+
+
+def test_the_defaults_find_nearly_all_thick_pieces():
+    rng, total, hits = np.random.default_rng(0), 0, 0
+    y, x = np.indices((60, 45))
+    for _ in range(100):
+        labels = np.zeros(y.shape, np.int32)
+        for number in range(1, rng.integers(2, 13)):
+            row, column, a, b = rng.uniform([0, 0, 2, 2], [60, 45, 9, 9])
+            labels[((y - row) / a) ** 2 + ((x - column) / b) ** 2 <= 1] = number
+        masks = thick_pieces(labels)
+        total, hits = total + len(masks), hits + found(masks, decode(encode(labels), min_area=0))
+    assert total > 300 and hits > 0.95 * total  # 0.97
 
 
 @settings(max_examples=100, deadline=None)
 @given(labels=blob_maps())
 def test_turning_and_flipping_changes_little(labels):
     maps = encode(labels)
-    decoded = decode(maps, min_area=0)
+    decoded = decode(maps, min_area=0, smooth=0)  # smoothing rounds differently in another order of the pixels
     for turn in (np.flipud, np.fliplr, np.transpose, np.rot90):
-        turned = decode(np.stack([turn(m) for m in maps]), min_area=0)
+        turned = decode(np.stack([turn(m) for m in maps]), min_area=0, smooth=0)
         assert turned.max() == decoded.max()  # ridges do not depend on the order of the pixels
         masks = [turn(mask) for i in range(1, decoded.max() + 1) if thick(mask := decoded == i)]
         assert found(masks, turned) >= 0.8 * len(masks)  # which of two peaks a flat part goes to does

@@ -207,12 +207,13 @@ plt.show()
 # %% tags=["remove-input"]
 left_out = study_runs("tissues").get(column, {})
 if left_out:
-    rows, pairs = [], []
+    rows, pairs, trained = [], [], []
     for run in left_out.values():
         tissue = run.scores["tissue"].iloc[0]
         inside = scores[scores["tissue"] == tissue]
         both = run.scores.merge(inside, on=["tissue", "stem"], suffixes=("", "_in"))
         pairs.append(both)
+        trained.append(run.about["split"]["train"])
         change = both["pq"] - both["pq_in"]
         low, high = bootstrap_mean(change)
         rows.append(
@@ -228,6 +229,7 @@ if left_out:
         )
     shown = (
         pd.DataFrame(rows)
+        .sort_values("tissue")
         .style.hide(axis="index")
         .format({"PQ, in the folds": "{:.3f}", "PQ, left out": "{:.3f}"})
         .set_caption(
@@ -252,7 +254,8 @@ if left_out:
             f"{name} changes by {change.mean():+.3f} ({low:+.3f} to {high:+.3f})"
         )
     text = f"""Over the {len(pairs)} images of these {pairs["tissue"].nunique()} tissues {"; ".join(parts)}, with whole
-tissues drawn for the interval. The models that had seen the tissue had about a fifth fewer training images.""".replace(
+tissues drawn for the interval. The models that had seen the tissue trained on {runs[0].about["split"]["train"]}
+images, those that had not on more, because nothing but one tissue was kept from them: {min(trained)} to {max(trained)}.""".replace(
         "-0", "−0"
     )
 Markdown(text)
