@@ -10,11 +10,9 @@ and way of scoring) and run.json.
 
 import argparse
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
 from nucseg.data import NuInsSeg, folds
@@ -22,7 +20,7 @@ from nucseg.evaluate import segment_whole
 from nucseg.files import write_atomic, write_json
 from nucseg.metrics import score
 from nucseg.predict import load
-from nucseg.provenance import commit, device_name
+from nucseg.provenance import stamp
 
 OUT = Path(__file__).parents[1] / "results" / "corrections"
 BORDER = 2  # px on either side of an outline, NucEval's middle choice
@@ -63,10 +61,7 @@ def main() -> None:
         "border_px": BORDER,
         "data": {"name": "nuinsseg", "images": table["stem"].nunique(), "note": arguments.data_note},
         "base": {"name": model.base_name, "sha256": model.base_sha256},
-        "device": device_name(model.mean.device),
-        "versions": {"torch": torch.__version__},
-        "commit": commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **stamp(model.mean.device),
     }
     write_json(OUT / "run.json", about)
 

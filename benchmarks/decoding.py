@@ -8,12 +8,10 @@ scores.csv (a row a fold and way to decode, means over its validation images) an
 
 import argparse
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
 from nucseg.config import apply, options
@@ -24,7 +22,7 @@ from nucseg.metrics import score
 from nucseg.model import predict
 from nucseg.predict import load
 from nucseg.presets import Config
-from nucseg.provenance import commit, device_name
+from nucseg.provenance import stamp
 from nucseg.tables import read_run
 from nucseg.train import select_split
 
@@ -76,10 +74,7 @@ def main() -> None:
         "command": "python benchmarks/decoding.py --root NUINSSEG --runs results/folds/offline-small",
         "data": {"name": "nuinsseg", "images": images, "note": arguments.data_note},
         "base": {"name": model.base_name, "sha256": model.base_sha256},
-        "device": device_name(model.mean.device),
-        "versions": {"torch": torch.__version__},
-        "commit": commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **stamp(model.mean.device),
     }
     write_json(OUT / "run.json", about)
 

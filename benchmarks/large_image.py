@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ import tifffile
 import torch
 
 from nucseg.files import write_json
-from nucseg.provenance import commit, device_name
+from nucseg.provenance import stamp
 from nucseg.synth import TISSUES, generate
 from nucseg.weights import DEFAULT_ADAPTER
 
@@ -79,10 +78,7 @@ def main() -> None:
         "megapixels_a_second": round(arguments.side**2 / 1e6 / seconds, 2),
         "peak_memory_gib": round(peak, 2),
         "files_mib": sizes,
-        "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "versions": {"torch": torch.__version__},
-        "commit": commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **stamp(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
     }
     write_json(OUT / "run.json", result)
     print(json.dumps(result, indent=2))

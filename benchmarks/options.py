@@ -9,11 +9,9 @@ on the same fold. Nothing is chosen here. Written to results/options: scores.csv
 import argparse
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
 from nucseg.data import NuInsSeg, folds
@@ -21,7 +19,7 @@ from nucseg.evaluate import labels_from
 from nucseg.files import write_atomic, write_json
 from nucseg.metrics import score
 from nucseg.predict import Segmenter, load
-from nucseg.provenance import commit, device_name
+from nucseg.provenance import stamp
 
 OUT = Path(__file__).parents[1] / "results" / "options"
 MEMBERS = ("lora-8", "lora-4", "lora-16")
@@ -64,10 +62,7 @@ def main() -> None:
         "seconds_an_image": {name: round(value / len(test), 3) for name, value in seconds.items()},
         "data": {"name": "nuinsseg", "images": len(test), "note": arguments.data_note},
         "base": {"name": models[0].base_name, "sha256": models[0].base_sha256},
-        "device": device_name(models[0].mean.device),
-        "versions": {"torch": torch.__version__},
-        "commit": commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **stamp(models[0].mean.device),
     }
     write_json(OUT / "run.json", about)
 

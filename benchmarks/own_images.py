@@ -9,12 +9,10 @@ results/own-images: scores.csv (a row a number of images and test image) and run
 
 import argparse
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
 from nucseg.data import ImageFolder, InMemory
@@ -22,7 +20,7 @@ from nucseg.evaluate import evaluate
 from nucseg.files import sha256, write_atomic, write_json
 from nucseg.finetune import finetune, finetune_config, median_diameter
 from nucseg.model import load_model, pick_device, place
-from nucseg.provenance import commit, device_name
+from nucseg.provenance import stamp
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "results" / "own-images"
@@ -93,10 +91,7 @@ def main() -> None:
         "seconds": seconds,
         "configs": configs,
         "seed": SEED,
-        "device": device_name(device),
-        "versions": {"torch": torch.__version__},
-        "commit": commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **stamp(device),
     }
     write_json(OUT / "run.json", about)
 

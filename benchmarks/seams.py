@@ -7,18 +7,16 @@ Two images: one tissue throughout, and a mosaic of sixteen, the worst case. Writ
 
 import json
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from nucseg.evaluate import labels_from
 from nucseg.files import write_json
 from nucseg.metrics import score
 from nucseg.model import predict
 from nucseg.predict import FIELD, Segmenter, label_blocks, load, predict_rows
-from nucseg.provenance import commit, device_name
+from nucseg.provenance import stamp
 from nucseg.slides import open_slide
 from nucseg.synth import TISSUES, generate
 from nucseg.weights import DEFAULT_ADAPTER
@@ -92,10 +90,7 @@ def main() -> None:
         "adapter": DEFAULT_ADAPTER,
         "agreement": agreement,
         "against_truth": truth_scores,
-        "device": device_name(model.mean.device),
-        "versions": {"torch": torch.__version__},
-        "commit": commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **stamp(model.mean.device),
     }
     write_json(OUT / "run.json", about)
 

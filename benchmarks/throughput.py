@@ -8,7 +8,6 @@ only its time means something; after ``nucseg fetch mobile_sam`` both are what t
 
 import argparse
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from tqdm.auto import tqdm
 
 from nucseg.files import write_json
 from nucseg.predict import load, segment
-from nucseg.provenance import commit, device_name
+from nucseg.provenance import stamp
 from nucseg.sam import build_sam
 from nucseg.synth import generate
 from nucseg.weights import DEFAULT_ADAPTER, load_base
@@ -61,10 +60,7 @@ def main() -> None:
         "images_a_second_generator": round(1 / theirs, 4),
         "ratio": round(theirs / ours, 1),
         "precision": model.precision,
-        "device": device_name(device),
-        "versions": {"torch": torch.__version__},
-        "commit": commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **stamp(device),
     }
     write_json(OUT / "run.json", about)
 

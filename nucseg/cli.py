@@ -495,13 +495,10 @@ def _finetune(arguments: argparse.Namespace) -> int:
     path = finetune(dataset, arguments.out, start, base=base, **given)
     config = finetune_config(dataset, start, base, **given)
     scores = scores_before(dataset, config, base) | {"fine-tuned": read_run(arguments.out).scores}
-    um = um_per_px_for(config)
-    ways = {
-        "as it is": f"--adapter {start}",
-        "told the size": f"--adapter {start}" + (f" --um-per-px {um:.3g}" if um else ""),
-        "fine-tuned": f"--adapter {path}",
-    }
-    mean = {way: table["pq"].mean() for way, table in scores.items()}
+    ways = {"as it is": f"--adapter {start}", "fine-tuned": f"--adapter {path}"}
+    if um := um_per_px_for(config):  # else there is no option that tells it
+        ways["told the size"] = f"--adapter {start} --um-per-px {um:.3g}"
+    mean = {way: scores[way]["pq"].mean() for way in ways}
     count = len(scores["fine-tuned"])
     print(f"{path}")
     print(f"PQ on the {count} images that chose the epoch, so a little too good for 'fine-tuned':")

@@ -24,7 +24,7 @@ from nucseg.errors import InputError
 EIGHT = np.ones((3, 3), dtype=bool)  # touching by a corner counts as touching
 CHANNELS = ("foreground", "depth")  # of the target maps that `encode` makes and `decode` takes
 RIDGE = 0.9  # a network's valleys are shallower than true ones: best on validation images, results/decoding
-SMOOTH_PX = 2.0  # sigma; 3 is as good on networks' maps, but loses 0.01 AJI on perfect ones. results/decoding
+SMOOTH_PX = 2.0  # sigma; 3 is as good on validation images (results/decoding), but blurs small nuclei's valleys
 DEPTH_PX = 6.0  # where the depth saturates; the median nucleus has a radius of 16 px. Best of 4, 6, 8, 12 and none
 
 

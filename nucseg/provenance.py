@@ -42,9 +42,16 @@ def describe(
         "parameters": parameter_ledger(model),
         "adapter_sha256": sha256(folder / "best.safetensors"),
         "data": {"name": getattr(dataset, "name", config.data), "images": len(dataset), "note": config.data_note},
-        "device": device_name(model.mean.device),
         "precision": model.precision,
         "peak_memory_mib": peak_memory_mib(model.mean.device),
+        **stamp(model.mean.device),
+    }
+
+
+def stamp(device: torch.device) -> dict[str, Any]:
+    """On what, with what and when something was measured: device, versions, commit and date (UTC)."""
+    return {
+        "device": device_name(device),
         "versions": {
             "nucseg": nucseg.__version__,
             "python": platform.python_version(),

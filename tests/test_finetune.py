@@ -71,8 +71,8 @@ def test_it_learns_and_the_adapter_is_small(folder, adapter, tmp_path, capsys):
     assert main([*words, "--epochs", "12", "--lr", "0.003", "--batch", "2", "--field", "128", "--crop", "64"]) == 0
     said = capsys.readouterr().out
     shown = dict(re.findall(r"^  (as it is|told the size|fine-tuned) +(0\.\d+)   nucseg predict", said, re.MULTILINE))
-    assert len(shown) == 3 and f"--adapter {tmp_path / 'run' / 'best.safetensors'}" in said
-    assert "--um-per-px" not in said  # the adapter does not know its own
+    assert set(shown) == {"as it is", "fine-tuned"} and f"--adapter {tmp_path / 'run' / 'best.safetensors'}" in said
+    assert "--um-per-px" not in said  # this adapter does not know its own, so there is no way to tell it
     config = finetune_config(open_own(folder), adapter, field=128)
     assert um_per_px_for(config) is None
     scores = scores_before(
@@ -84,7 +84,8 @@ def test_it_learns_and_the_adapter_is_small(folder, adapter, tmp_path, capsys):
         model.config = dataclasses.replace(model.config, field=field)
         by_hand = evaluate(model, own, own_images(own)[0].val, progress=False)["pq"].mean()
         assert scores[way]["pq"].mean() == pytest.approx(by_hand, abs=1e-6)
-        assert float(shown[way]) == pytest.approx(by_hand, abs=6e-4)
+        if way in shown:
+            assert float(shown[way]) == pytest.approx(by_hand, abs=6e-4)
     path = tmp_path / "run" / "best.safetensors"
     assert path.stat().st_size < 3e6
     others = Blobs(8, 96)

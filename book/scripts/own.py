@@ -98,7 +98,7 @@ plt.show()
 folder = Path(mine, "nucseg") if mine else Path(tempfile.mkdtemp())
 for part in ("own/images", "own/masks", "kept/images", "kept/masks"):
     (folder / part).mkdir(parents=True, exist_ok=True)
-names = source.table["stem"]
+names = (source.table["tissue"] + "_" + source.table["stem"]).str.lstrip("_")
 for i, name in enumerate(names if mine else range(len(names))):
     part = "own" if i % 8 < 5 else "kept"  # of 16: 10 to learn from, 6 to check
     one = source[i]
