@@ -2,7 +2,9 @@
 
     python benchmarks/seams.py
 
-Two images: one tissue throughout, and a mosaic of sixteen, the worst case. Written to results/seams: run.json.
+Two images: one tissue throughout, and a mosaic of sixteen, the worst case. Nuclei that a border between two fields
+runs through are looked at by themselves, with the border there and with the border elsewhere. Written to
+results/seams: run.json.
 """
 
 import json
@@ -13,9 +15,9 @@ import numpy as np
 
 from nucseg.evaluate import labels_from
 from nucseg.files import write_json
-from nucseg.metrics import score
+from nucseg.metrics import contingency, score
 from nucseg.model import predict
-from nucseg.predict import FIELD, Segmenter, label_blocks, load, predict_rows
+from nucseg.predict import FIELD, MARGIN, Segmenter, label_blocks, load, predict_rows, spans
 from nucseg.provenance import stamp
 from nucseg.slides import open_slide
 from nucseg.synth import TISSUES, generate
@@ -55,6 +57,36 @@ def field_maps(how: Segmenter, image: np.ndarray) -> np.ndarray:
     return maps
 
 
+def on_borders(shift: int) -> np.ndarray:
+    """(SIDE, SIDE) bool: within 2 px of a border between the cores of fields that are moved by ``shift`` px."""
+    length = SIDE + shift
+    ends = [high - shift for _, _, high in spans(length, FIELD, round(FIELD * MARGIN)) if high < length]
+    near = (np.abs(np.arange(SIDE)[:, None] - np.array(ends) + 0.5) <= 2).any(axis=1)
+    return near[:, None] | near[None, :]
+
+
+def border_nuclei(truth: np.ndarray, whole: np.ndarray, moved: np.ndarray) -> dict[str, float]:
+    """Of the nuclei that a border of one of two layouts crosses, and none of the other's: how each layout drew them.
+
+    A nucleus's score is the IoU of the prediction that overlaps it best, and it is found where that is above 0.5.
+    """
+    best = [contingency(truth, labels).iou.max(axis=1, initial=0) for labels in (whole, moved)]
+    ids = np.unique(truth[truth > 0])
+    here, there = (np.isin(ids, truth[on_borders(shift)]) for shift in (0, SHIFT))
+    first, second = here & ~there, there & ~here
+    crossed = np.concatenate([best[0][first], best[1][second]])
+    clear = np.concatenate([best[1][first], best[0][second]])
+    drawn = np.random.default_rng(0).choice(crossed - clear, (10_000, len(crossed)))
+    return {
+        "nuclei": len(crossed),
+        "found_crossed": round(float((crossed > 0.5).mean()), 4),
+        "found_clear": round(float((clear > 0.5).mean()), 4),
+        "iou_crossed": round(float(crossed.mean()), 4),
+        "iou_clear": round(float(clear.mean()), 4),
+        "iou_difference_interval": [round(float(q), 4) for q in np.quantile(drawn.mean(axis=1), (0.025, 0.975))],
+    }
+
+
 def rounded(truth: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Dice, AJI and PQ of two label maps."""
     scores = asdict(score(truth, labels))
@@ -64,7 +96,7 @@ def rounded(truth: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def main() -> None:
     """Compare label maps that are cut in different ways, and write the scores of each pair."""
     model = load()
-    how, agreement, truth_scores = Segmenter([model]), {}, {}
+    how, agreement, truth_scores, crossed = Segmenter([model]), {}, {}, {}
     for name, (image, truth) in images().items():
         maps = field_maps(how, image)
         whole = label_map(how, maps, SIDE)
@@ -83,13 +115,15 @@ def main() -> None:
             "the network seeing all of it at once": at_once,
         }
         truth_scores[name] = {way: rounded(truth, labels) for way, labels in against_truth.items()}
-    print(json.dumps([agreement, truth_scores], indent=2))
+        crossed[name] = border_nuclei(truth, whole, moved)
+    print(json.dumps([agreement, truth_scores, crossed], indent=2))
     about = {
         "command": "python benchmarks/seams.py",
         "side_px": SIDE,
         "adapter": DEFAULT_ADAPTER,
         "agreement": agreement,
         "against_truth": truth_scores,
+        "nuclei_on_borders": crossed,
         **stamp(model.mean.device),
     }
     write_json(OUT / "run.json", about)

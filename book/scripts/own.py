@@ -379,6 +379,36 @@ if "against_truth" in cuts:
     )
 shown
 
+# %% [markdown]
+# And the borders themselves? Each nucleus below lies on a border between two fields in one layout and clear of every
+# border in the other, so both layouts drew the same nucleus, once cut and once whole.
+
+# %% tags=["remove-input"]
+shown = Markdown("")
+if "nuclei_on_borders" in cuts:
+    rows = [
+        {
+            "image": image,
+            "nuclei": row["nuclei"],
+            "found, on a border": f"{row['found_crossed']:.1%}",
+            "found, clear of it": f"{row['found_clear']:.1%}",
+            "IoU, on a border": f"{row['iou_crossed']:.3f}",
+            "IoU, clear of it": f"{row['iou_clear']:.3f}",
+            "difference (95% interval)": f"{row['iou_crossed'] - row['iou_clear']:+.3f} "
+            "({:+.3f} to {:+.3f})".format(*row["iou_difference_interval"]),
+        }
+        for image, row in cuts["nuclei_on_borders"].items()
+    ]
+    shown = (
+        pd.DataFrame(rows)
+        .style.hide(axis="index")
+        .set_caption(
+            "The same nuclei on a border and clear of it: mean IoU with the truth, and the share found (IoU above "
+            f"0.5); nuclei drawn for the interval ({cuts['device']}, {cuts['date'][:10]}, commit {cuts['commit'][:7]})"
+        )
+    )
+shown
+
 # %% tags=["remove-input"]
 recorded = results_folder() / "throughput" / "run.json"
 if recorded.exists():
