@@ -63,7 +63,7 @@ Markdown(figures.provenance(runs=list(runs.values())))
 # peaks and cuts along the valleys.
 
 # %% mystnb={"image": {"alt": "Four panels of crowded synthetic tissue: the image with true outlines; the foreground map, in which neighbours are fused; the depth map, in which a dark line runs between them; and the label map decoded from both, in which they are apart."}, "figure": {"caption": "Crowded synthetic tissue, its two target maps, and the label map that is decoded from them. The scale bar assumes 0.25 µm a pixel.", "name": "fig-two-maps"}} tags=["hide-input"]
-sample = generate("human cerebellum", 3, size=160)
+sample = generate("human spleen", 6, size=160)
 maps = encode(sample.labels)
 figure, axes = plt.subplots(2, 2, figsize=(figures.WIDTH, figures.WIDTH))
 figures.overlay(sample.image, sample.labels, axes[0, 0])

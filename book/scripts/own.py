@@ -91,8 +91,29 @@ plt.show()
 #
 # A folder with `images` and `masks` in it, files paired by their names. In ImageJ or Fiji: draw each nucleus,
 # press `t` to add it to the ROI manager, and save all of them (*More » Save*) as a zip under the image's name. Label maps
-# from any other program, QuPath's among them, work as they are: TIFF or PNG, 0 outside and a number for each nucleus.
+# from any other program work as they are: TIFF or PNG, 0 outside and a number for each nucleus.
 # Keep some of your images back, about a third: they will tell what the rest has taught.
+#
+# :::{dropdown} From QuPath
+# Outline the nuclei as annotations, then run this in *Automate » Script editor*, as
+# [QuPath's manual](https://qupath.readthedocs.io/en/stable/docs/advanced/exporting_annotations.html) does it; it writes a
+# label map under the image's name into the project's folder `masks`.
+#
+# ```groovy
+# import qupath.lib.images.servers.LabeledImageServer
+#
+# def imageData = getCurrentImageData()
+# def labels = new LabeledImageServer.Builder(imageData)
+#     .backgroundLabel(0, ColorTools.BLACK)
+#     .useInstanceLabels()
+#     .multichannelOutput(false)
+#     .build()
+# def folder = buildFilePath(PROJECT_BASE_DIR, "masks")
+# mkdirs(folder)
+# def name = GeneralTools.getNameWithoutExtension(getProjectEntry().getImageName())
+# writeImage(labels, buildFilePath(folder, name + ".tif"))
+# ```
+# :::
 
 # %%
 folder = Path(mine, "nucseg") if mine else Path(tempfile.mkdtemp())

@@ -1,0 +1,70 @@
+"""How much of a stain's shift a model bears: NuInsSeg's first test fold with the amount of one stain changed.
+
+    python benchmarks/stain.py --root data/nuinsseg --report results/protocol/offline-small/fold_0/best.safetensors
+
+Haematoxylin or eosin is multiplied in every image, in optical density (`nucseg.augment.restain`), and the image is
+segmented again: by the adapter nuinsseg-1, whose training varied the stain, and, where its adapter is given, by the
+preset report, whose training did not. Both were trained on the first fold. Written to results/stain: scores.csv (a row a
+model, change and test image) and run.json.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from nucseg.augment import restain
+from nucseg.data import NuInsSeg, folds
+from nucseg.evaluate import segment_whole
+from nucseg.files import sha256, write_atomic, write_json
+from nucseg.metrics import score
+from nucseg.predict import load
+from nucseg.provenance import stamp
+from nucseg.weights import DEFAULT_ADAPTER, adapter_path
+
+OUT = Path(__file__).parents[1] / "results" / "stain"
+FACTORS = (0.5, 0.7, 0.85, 1.0, 1.15, 1.4, 2.0)  # about even steps of the logarithm
+
+
+def changes() -> list[tuple[str, float]]:
+    """(stain, factor); the unchanged image once."""
+    return [("none", 1.0)] + [
+        (stain, factor) for stain in ("haematoxylin", "eosin") for factor in FACTORS if factor != 1
+    ]
+
+
+def main() -> None:
+    """Score every change and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--report", type=Path, help="adapter of the preset report, trained on the first fold")
+    parser.add_argument("--limit", type=int, default=0, help="test images, 0 for all: for a trial")
+    parser.add_argument("--data-note", default="")
+    arguments = parser.parse_args()
+    dataset, rows = NuInsSeg(arguments.root), []
+    paths = {"instance": adapter_path(DEFAULT_ADAPTER)} | ({"report": arguments.report} if arguments.report else {})
+    models = {name: load(path) for name, path in paths.items()}
+    for index in tqdm(folds(dataset)[0].test[: arguments.limit or None], unit="image"):
+        sample = dataset[index]
+        for stain, factor in changes():
+            image = restain(sample.image, (factor, 1, 1) if stain == "haematoxylin" else (1, factor, 1))
+            for name, model in models.items():
+                found = score(sample.labels, segment_whole(model, image if stain != "none" else sample.image))
+                rows.append((name, stain, factor, sample.tissue, sample.stem, found.dice, found.aji, found.pq))
+    table = pd.DataFrame(rows, columns=["model", "stain", "factor", "tissue", "stem", "dice", "aji", "pq"])
+    with write_atomic(OUT / "scores.csv") as part:
+        table.to_csv(part, index=False, float_format="%.6f")
+    print(table.groupby(["model", "stain", "factor"])[["dice", "aji", "pq"]].mean().round(3))
+    about = {
+        "command": "python benchmarks/stain.py --root NUINSSEG --report "
+        "results/protocol/offline-small/fold_0/best.safetensors",
+        "data": {"name": "nuinsseg", "images": int(table["stem"].nunique()), "note": arguments.data_note},
+        "models": {name: {"base": models[name].base_name, "sha256": sha256(path)} for name, path in paths.items()},
+        **stamp(models["instance"].mean.device),
+    }
+    write_json(OUT / "run.json", about)
+
+
+if __name__ == "__main__":
+    main()
