@@ -27,7 +27,7 @@ from nucseg.tables import read_run
 from nucseg.train import select_split
 
 OUT = Path(__file__).parents[1] / "results" / "decoding"
-RIDGES = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+RIDGES = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 1.0)
 SMOOTHS = (0.0, 1.0, 2.0, 3.0)  # px
 SCORES = ("dice", "aji", "pq", "nuclei_predicted", "nuclei_true")
 

@@ -4,8 +4,8 @@
 
 Haematoxylin or eosin is multiplied in every image, in optical density (`nucseg.augment.restain`), and the image is
 segmented again: by the adapter nuinsseg-1, whose training varied the stain, and, where its adapter is given, by the
-preset report, whose training did not. Both were trained on the first fold. Written to results/stain: scores.csv (a row a
-model, change and test image) and run.json.
+preset report, whose training did not. Both were trained on the first fold. Written to results/stain: scores.csv (a
+row a model, change and test image) and run.json.
 """
 
 import argparse
