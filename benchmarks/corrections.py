@@ -20,7 +20,7 @@ from nucseg.evaluate import segment_whole
 from nucseg.files import write_atomic, write_json
 from nucseg.metrics import score
 from nucseg.predict import load
-from nucseg.provenance import stamp
+from nucseg.provenance import stamp, with_note
 
 OUT = Path(__file__).parents[1] / "results" / "corrections"
 BORDER = 2  # px on either side of an outline, NucEval's middle choice
@@ -57,7 +57,9 @@ def main() -> None:
     with write_atomic(OUT / "scores.csv") as part:
         table.to_csv(part, index=False, float_format="%.6f")
     about = {
-        "command": "python benchmarks/corrections.py --root NUINSSEG --runs results/folds/offline-small",
+        "command": with_note(
+            "python benchmarks/corrections.py --root NUINSSEG --runs results/folds/offline-small", arguments.data_note
+        ),
         "border_px": BORDER,
         "data": {"name": "nuinsseg", "images": table["stem"].nunique(), "note": arguments.data_note},
         "base": {"name": model.base_name, "sha256": model.base_sha256},

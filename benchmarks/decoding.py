@@ -2,7 +2,8 @@
 
     python benchmarks/decoding.py --root data/nuinsseg --runs results/folds/offline-small
 
-Needs the adapters of ``nucseg reproduce --studies folds``. No test image is read. Written to results/decoding:
+Needs the adapters of ``nucseg reproduce --studies folds``. No image is read that its fold's model is tested on; but
+what is chosen for all folds is chosen on images that are test images of other folds. Written to results/decoding:
 scores.csv (a row a fold and way to decode, means over its validation images) and run.json.
 """
 
@@ -22,7 +23,7 @@ from nucseg.metrics import score
 from nucseg.model import predict
 from nucseg.predict import load
 from nucseg.presets import Config
-from nucseg.provenance import stamp
+from nucseg.provenance import stamp, with_note
 from nucseg.tables import read_run
 from nucseg.train import select_split
 
@@ -71,7 +72,9 @@ def main() -> None:
     with write_atomic(OUT / "scores.csv") as part:
         table.to_csv(part, index=False, float_format="%.6f")
     about = {
-        "command": "python benchmarks/decoding.py --root NUINSSEG --runs results/folds/offline-small",
+        "command": with_note(
+            "python benchmarks/decoding.py --root NUINSSEG --runs results/folds/offline-small", arguments.data_note
+        ),
         "data": {"name": "nuinsseg", "images": images, "note": arguments.data_note},
         "base": {"name": model.base_name, "sha256": model.base_sha256},
         **stamp(model.mean.device),

@@ -19,7 +19,7 @@ from nucseg.evaluate import labels_from
 from nucseg.files import write_atomic, write_json
 from nucseg.metrics import score
 from nucseg.predict import Segmenter, load
-from nucseg.provenance import stamp
+from nucseg.provenance import stamp, with_note
 
 OUT = Path(__file__).parents[1] / "results" / "options"
 MEMBERS = ("lora-8", "lora-4", "lora-16")
@@ -57,7 +57,9 @@ def main() -> None:
     with write_atomic(OUT / "scores.csv") as part:
         table.to_csv(part, index=False, float_format="%.6f")
     about = {
-        "command": "python benchmarks/options.py --root NUINSSEG --runs results/ablation/offline-small",
+        "command": with_note(
+            "python benchmarks/options.py --root NUINSSEG --runs results/ablation/offline-small", arguments.data_note
+        ),
         "members": list(MEMBERS),
         "seconds_an_image": {name: round(value / len(test), 3) for name, value in seconds.items()},
         "data": {"name": "nuinsseg", "images": len(test), "note": arguments.data_note},

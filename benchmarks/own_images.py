@@ -21,7 +21,7 @@ from nucseg.evaluate import evaluate
 from nucseg.files import sha256, write_atomic, write_json
 from nucseg.finetune import finetune, finetune_config, median_diameter
 from nucseg.model import load_model, pick_device, place
-from nucseg.provenance import stamp
+from nucseg.provenance import stamp, with_note
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "results" / "own-images"
@@ -87,8 +87,11 @@ def main() -> None:
     with write_atomic(OUT / "scores.csv") as part:
         pd.concat(tables).to_csv(part, index=False, float_format="%.6f")
     about = {
-        "command": "python benchmarks/own_images.py --bbbc038 BBBC038 --start "
-        "results/ablation/offline-small/random/best.safetensors",
+        "command": with_note(
+            "python benchmarks/own_images.py --bbbc038 BBBC038 --start "
+            "results/ablation/offline-small/random/best.safetensors",
+            arguments.data_note,
+        ),
         "data": {"name": "BBBC038v1, histology", "images": len(dataset), "note": arguments.data_note},
         "test_images": len(rest),
         "start": {"name": "NuInsSeg, fold 1, base random", "base": model.base_name, "sha256": sha256(arguments.start)},

@@ -6,7 +6,8 @@ These go to results/representations, and run.json says how they were made:
 
 - tuning.csv: each representation under a few settings of its decoder, on 16 images.
 - representations.csv: each with its best setting, on 31 other images, one per tissue. Both kinds of image are
-  from the training part of fold 1; no choice was made on an image that a model is tested on.
+  from the training part of fold 1, so they are test images of the other folds: what was chosen here, the kind of
+  map and its decoder, has seen their truth, never a prediction.
 - roundtrip_images.csv: `nucseg.instances` on all 665 label maps, without noise: what decoding can reach. Its
   means are roundtrip.csv (a row a tissue, at stride 2) and strides.csv (a row a stride).
 
@@ -15,10 +16,8 @@ deviation as a share of a channel's range), cut to 0..1, averaged down to the st
 bilinearly, as a head's output is. A run that is cut off goes on where it stopped (some 6 minutes on one core).
 """
 
-import datetime
 import itertools
 import os
-import platform
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +33,7 @@ from nucseg.data import NuInsSeg, folds
 from nucseg.files import write_atomic, write_json
 from nucseg.instances import components, decode, encode, foreground, split
 from nucseg.metrics import aji, contingency, pq
-from nucseg.train import commit
+from nucseg.provenance import stamp
 
 OUT = Path(__file__).parents[1] / "results" / "representations"
 DATA_NOTE = "re-encoded NuInsSeg (AVIF 4:4:4, quality 87)"
@@ -292,9 +291,7 @@ def main() -> None:
             "data": {"name": "nuinsseg", "images": len(dataset), "note": DATA_NOTE},
             "images": {"tuning": names(dataset, tune_on), "comparison": names(dataset, compare_on)},
             "noises": {name: dict(zip(("blur_px", "noise"), value, strict=True)) for name, value in NOISES.items()},
-            "versions": {"python": platform.python_version(), "numpy": np.__version__},
-            "commit": commit(),
-            "date": datetime.date.today().isoformat(),
+            **stamp(torch.device("cpu")),
         },
     )
 

@@ -20,7 +20,7 @@ from nucseg.evaluate import segment_whole
 from nucseg.files import sha256, write_atomic, write_json
 from nucseg.metrics import score
 from nucseg.predict import load
-from nucseg.provenance import stamp
+from nucseg.provenance import stamp, with_note
 from nucseg.weights import DEFAULT_ADAPTER, adapter_path
 
 OUT = Path(__file__).parents[1] / "results" / "stain"
@@ -57,8 +57,11 @@ def main() -> None:
         table.to_csv(part, index=False, float_format="%.6f")
     print(table.groupby(["model", "stain", "factor"])[["dice", "aji", "pq"]].mean().round(3))
     about = {
-        "command": "python benchmarks/stain.py --root NUINSSEG --report "
-        "results/protocol/offline-small/fold_0/best.safetensors",
+        "command": with_note(
+            "python benchmarks/stain.py --root NUINSSEG --report "
+            "results/protocol/offline-small/fold_0/best.safetensors",
+            arguments.data_note,
+        ),
         "data": {"name": "nuinsseg", "images": int(table["stem"].nunique()), "note": arguments.data_note},
         "models": {name: {"base": models[name].base_name, "sha256": sha256(path)} for name, path in paths.items()},
         **stamp(models["instance"].mean.device),

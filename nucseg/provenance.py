@@ -77,6 +77,11 @@ def command_line(config: Config, folder: Path, command: str = "train") -> str:
     return shlex.join(words)
 
 
+def with_note(command: str, note: str) -> str:
+    """A benchmark's command with the ``--data-note`` it was given, if any."""
+    return command + (f" --data-note {shlex.quote(note)}" if note else "")
+
+
 def device_name(device: torch.device) -> str:
     """A device in words: the card's name, or the CPU's threads."""
     if device.type == "cuda":

@@ -40,6 +40,9 @@ fresh = runs["fresh-head"]
 costs = pd.read_csv(
     results_folder() / "training-cost" / "costs.csv", index_col="variant"
 )
+cost = json.loads(
+    (results_folder() / "training-cost" / "run.json").read_text()
+)  # on what that was
 Markdown(figures.provenance(runs=list(runs.values())))
 
 # %% [markdown]
@@ -96,7 +99,7 @@ image. With the depth it is {with_depth.pq:.2f}."""
 # ## What the maps can hold
 #
 # Before anything is trained, one can ask how much is lost by going from a label map to target maps and back, on
-# the grid that the head draws on. This is the ceiling of the design.
+# the grid that the head draws on. No network with this head and decoder can be expected to do better.
 
 # %% tags=["remove-input"]
 folder = results_folder() / "representations"
@@ -109,7 +112,7 @@ grid = oracle.loc["grid 64 foreground + components"]
 fitted = oracle.loc["grid 64 fitted logits + components"]
 full = oracle.loc["full-resolution foreground + components"]
 Markdown(
-    f"""Over all {strides["images"].iloc[0]} label maps of NuInsSeg the round trip keeps an AJI of {strides.loc[2, "aji"]:.3f} and
+    f"""Over all {strides["images"].iloc[0]} label maps of NuInsSeg the round trip, decoded as a network's maps are, keeps an AJI of {strides.loc[2, "aji"]:.3f} and
 a PQ of {strides.loc[2, "pq"]:.3f} at every second pixel, and {strides.loc[4, "aji"]:.3f} and {strides.loc[4, "pq"]:.3f} at every
 fourth. The report's design, a foreground on a 64 x 64 grid, reaches {grid["aji_kumar"]:.3f} and {grid["pq"]:.3f} on the
 first fold with the true foreground averaged onto its grid, and {fitted["aji_kumar"]:.3f} and {fitted["pq"]:.3f} where the
@@ -256,8 +259,9 @@ on_base = (
 on_lora = (
     "So adapting the encoder pays."
     if pays("rank-0")
-    else """**So LoRA adds nothing that can be measured on this base at this budget**; the head does the work. A base
-with better features, as MobileSAM's checkpoint should be, may say otherwise."""
+    else f"""**So LoRA adds little on this base at this budget, if anything**, in one run of each: at rank 16 PQ is
+{change("lora-16", runs["rank-0"])} and Dice {change("lora-16", runs["rank-0"], "dice")} above the head alone; the head does
+the work. A base with better features, as MobileSAM's checkpoint should be, may say otherwise."""
 )
 Markdown(
     f"""**The head.** With the report's linear head PQ changes by {against_fresh["linear"]} against the fresh instance
@@ -271,14 +275,15 @@ base against the fresh head on the pretrained encoder, {against_fresh["random"]}
 PQ of training all of them at the same learning rate, which was not tuned for that. Without LoRA, the head alone, PQ changes by {against_whole["rank-0"]}; with rank 4 by
 {against_whole["lora-4"]}, with rank 16 by {against_whole["lora-16"]}. {on_lora} A step takes {slower["full"]:.1f} times
 as long when all weights learn, and {slower["rank-0"]:.1f} times when the head alone does. Speed and peak memory in the
-table were measured apart from the runs, with nothing else running (`benchmarks/training_cost.py`)."""
+table were measured apart from the runs, with nothing else running ({cost["device"]}, {cost["date"][:10]}, commit
+{cost["commit"][:7]}, `{cost["command"]}`); ranks differ in them by no more than chance does."""
 )
 
 # %% [markdown]
 # ## How deep a valley must be
 #
-# The decoder cuts where the depth between two peaks falls below a share of the lower peak, the *ridge*. On true maps any
-# value does. A network that is not sure draws every valley too shallow, and a ridge that was set on true maps
+# The decoder cuts where the depth between two peaks falls below a share of the lower peak, the *ridge*. The
+# valleys of true maps reach nearly to the bottom, so a low ridge parts them and cuts least elsewhere. A network that is not sure draws every valley too shallow, and a ridge that was set on true maps
 # then leaves neighbours fused. So it is set on what it will meet: each fold's model, on the validation images of that
 # fold, and one value for all five by their mean PQ. Smoothing the depth by two pixels takes away the peaks that are
 # mere noise.
@@ -318,6 +323,7 @@ if decoded is not None:
     on_truth = float(re.search(r"ridge=([\d.]+)", setting.iloc[0])[1])
     before = mean.loc[(0.0, on_truth)]
     best = smoothed.loc[smoothed.groupby("fold")["pq"].idxmax(), "ridge"]
+    finest = mean["pq"].idxmax()
     gain = (
         smoothed.groupby("fold")["pq"].max().mean()
         - smoothed[smoothed["ridge"] == used["ridge"].default]["pq"].mean()
@@ -328,9 +334,10 @@ if decoded is not None:
     }
     weaker = max(with_true, key=lambda key: with_true[key]["pq"])
     text = f"""With a ridge of {on_truth:g}, the best on true maps with noise, AJI is {before["aji"]:.3f} and PQ {before["pq"]:.3f} on
-validation images; with {used["ridge"].default:g} {plain["aji"]:.3f} and {plain["pq"]:.3f}, and smoothed
+validation images; with {used["ridge"].default:g} they are {plain["aji"]:.3f} and {plain["pq"]:.3f}, and smoothed
 {now["aji"]:.3f} and {now["pq"]:.3f}. Taken alone, the folds would choose {best.min():g} to {best.max():g}, and gain
-{gain:.3f} in PQ on the average.
+{gain:.3f} in PQ on the average. The best of all settings that were tried, {finest[0]:g} px and {finest[1]:g}, has a PQ of
+{mean["pq"].max():.3f}.
 
 **What is still lost, and where.** Give the decoder the true depth and leave it the predicted foreground, and PQ is
 {with_true["depth"]["pq"]:.3f} and AJI {with_true["depth"]["aji"]:.3f}. Give it the true foreground and the predicted
