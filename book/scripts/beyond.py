@@ -336,7 +336,7 @@ if decoded is not None:
     text = f"""With a ridge of {on_truth:g}, the best on true maps with noise, AJI is {before["aji"]:.3f} and PQ {before["pq"]:.3f} on
 validation images; with {used["ridge"].default:g} they are {plain["aji"]:.3f} and {plain["pq"]:.3f}, and smoothed
 {now["aji"]:.3f} and {now["pq"]:.3f}. Taken alone, the folds would choose {best.min():g} to {best.max():g}, and gain
-{gain:.3f} in PQ on the average. The best of all settings that were tried, {finest[0]:g} px and {finest[1]:g}, has a PQ of
+{gain:.4f} in PQ on the average. The best of all settings that were tried, {finest[0]:g} px and {finest[1]:g}, has a PQ of
 {mean["pq"].max():.3f}.
 
 **What is still lost, and where.** Give the decoder the true depth and leave it the predicted foreground, and PQ is
