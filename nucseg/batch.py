@@ -81,6 +81,7 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         if path.is_dir():
             files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            files = [p for p in files if not _is_result(p)]
             if not files:
                 raise InputError(f"The folder '{path}' has no images ({', '.join(SUFFIXES)}): check the path.")
         elif path.is_file():
@@ -96,6 +97,12 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
     return list(found.values())
 
 
+def _is_result(path: Path) -> bool:
+    """Whether it was written by `predict_files`, into the folder of the images."""
+    ending = next((end for end in _ENDINGS.values() if path.name.endswith(end)), None)
+    return ending is not None and path.with_name(path.name.removesuffix(ending) + ".json").exists()
+
+
 def predict_files(
     paths: Sequence[str | Path],
     out: str | Path,
@@ -104,12 +111,13 @@ def predict_files(
     *,
     progress: bool = True,
 ) -> tuple[pd.DataFrame, dict[Path, str]]:
-    """Segment image files into ``out``; returns the summary, a row an image, and the failures with their reasons.
+    """Segment image files into ``out``; returns a row an image, and the failures with their reasons.
 
     For an image ``a.png`` it holds ``a.labels.tif``, ``a.nuclei.csv``, ``a.geojson``, ``a.overlay.png``,
     ``a.rois.zip`` (those of ``outputs``) and ``a.json``, which says how they were made and is written last.
-    ``summary.csv`` has a row an image. An image that is finished is not repeated; one that was stopped goes on after
-    its last whole row of fields. Several processes may share ``out``. One image that fails does not stop the others.
+    ``summary.csv`` has a row for each image whose results are in ``out``. An image that is finished is not repeated;
+    one that was stopped goes on after its last whole row of fields. Several processes may share ``out``. One image
+    that fails does not stop the others.
 
     Raises ``InputError`` for what is wrong with all of them (`find_images`, `Segmenter.check`), or where ``out``
     holds results that were made in another way.
@@ -126,13 +134,13 @@ def predict_files(
             continue
         except (InputError, OSError) as error:
             failures[image] = str(error)
-    done = [out / f"{image.stem}.json" for image in images if image not in failures]  # or not, where Busy
-    rows = [_read(path) for path in done if path.exists()]
+    rows = [about for path in sorted(out.glob("*.json")) if (about := _results(path))]
+    mine = {image.name for image in images if image not in failures}  # or not finished, where Busy
     keys = ("image", "height_px", "width_px", "um_per_px", "nuclei", "area_px_mean", "nuclei_per_mm2", "seconds")
     summary = pd.DataFrame([{key: row[key] for key in keys} for row in rows], columns=list(keys))
     with write_atomic(out / "summary.csv") as part:
         summary.to_csv(part, index=False)
-    return summary, failures
+    return summary[summary["image"].isin(mine)].reset_index(drop=True), failures
 
 
 def predict_file(
@@ -144,22 +152,33 @@ def predict_file(
     another process works on this image; ``OSError`` for a disk that cannot be written.
     """
     done, work = out / f"{path.stem}.json", out / f".{path.stem}.part"
+    given = how.um_per_px is not None
     with open_slide(path) as slide:
         if how.um_per_px is None and slide.um_per_px is not None:
             how = replace(how, um_per_px=slide.um_per_px)
         slide = replace(slide, um_per_px=how.um_per_px)
         if slide.um_per_px is None and any(model.config.um_per_px for model in how.models):
-            warnings.warn(
-                f"{path.name}: its µm per px are not known, so they are taken to be the training images', "
+            warnings.warn(  # the same words for all images, so that they are said once
+                "Of some images the µm per px are not known, so they are taken to be the training images', "
                 f"{next(m.config.um_per_px for m in how.models if m.config.um_per_px):g}; --um-per-px says otherwise.",
                 stacklevel=2,
             )
+        if given and not any(model.config.um_per_px for model in how.models):
+            warnings.warn(
+                "The adapter does not know its training images' µm per px, so --um-per-px changes no scale, only the "
+                "units of the results; images should be like those it was trained on.",
+                stacklevel=2,
+            )
+        how.check()
         settings = _settings(path, how, outputs)
-        if done.exists():
+        whole = lambda: done.exists() and all((out / (path.stem + _ENDINGS[name])).exists() for name in outputs)
+        if whole():
             return _same(done, settings)
         with only_one(work):
-            if done.exists():  # by another process, since it was first asked
+            if whole():  # by another process, since it was first asked
                 return _same(done, settings)
+            if done.exists():  # one of its files was deleted
+                _same(done, settings)
             about = _segment_into(slide, out, work, how, outputs, settings, progress)
             write_json(done, about)
     shutil.rmtree(work, ignore_errors=True)
@@ -175,7 +194,7 @@ def _settings(path: Path, how: Segmenter, outputs: Sequence[str]) -> dict[str, A
         "adapters_sha256": [model.adapter_sha256 for model in how.models],
         "um_per_px": how.um_per_px,
         "threshold": how.threshold,
-        "min_area": how.min_area,
+        "min_area": how.smallest(),
         "ridge": how.ridge,
         "flips": how.flips,
         "outputs": sorted(outputs),
@@ -191,6 +210,14 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError:
         pass
     raise InputError(f"'{path}' is damaged: delete it, and the image is segmented again.")
+
+
+def _results(path: Path) -> dict[str, Any] | None:
+    """What a result's ``.json`` holds, or None for another file of that kind."""
+    try:
+        return _read(path)
+    except InputError:
+        return None
 
 
 def _same(done: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -268,6 +295,8 @@ class _Tables:
         table, features, rois = export.export_block(block, self.slide, self.slide.path.stem)
         if "csv" in self.parts:
             table = export.in_um(table, self.slide.um_per_px)
+            places = [str(name) for name in table if str(name).startswith("centroid")]
+            table[places] = table[places].map("{:.2f}".format)  # six digits would not do on a large slide
             table.to_csv(self.parts["csv"], mode="a", header=False, index=False, float_format="%.6g")
         if self.geojson:
             for one in features:

@@ -14,6 +14,8 @@ from nucseg.errors import InputError, TrainingError
 if TYPE_CHECKING:  # for the annotations alone
     import pandas as pd
 
+    from nucseg.model import NucleiModel
+    from nucseg.predict import Segmenter
     from nucseg.presets import Config
 
 DATA_VARIABLE = "NUCSEG_DATA"
@@ -21,6 +23,9 @@ DATA_VARIABLE = "NUCSEG_DATA"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (0 done, 1 training could not go on, 2 bad input, 130 stopped)."""
+    for stream in (sys.stdout, sys.stderr):  # a console may not know µ, or a file's name
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         parsed = _parser().parse_args(arguments)
         return parsed.run(parsed)
@@ -28,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         last = str(error).splitlines()[-1]  # from a loader's process it comes with that process's traceback
         print(f"nucseg: {last.removeprefix('nucseg.errors.InputError: ')}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # who read the output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit complains again
+        return 1
     except OSError as error:  # a full disk, a folder that may not be written, a file where a folder is meant
         print(f"nucseg: {error.filename or 'the disk'}: {error.strerror or error}; check the path.", file=sys.stderr)
         return 2
@@ -35,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"nucseg: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("nucseg: stopped; the same command goes on after the last whole epoch.", file=sys.stderr)
+        print("nucseg: stopped; the same command goes on where it was.", file=sys.stderr)
         return 130
 
 
@@ -85,6 +93,9 @@ def _add_fetch(commands: Any) -> None:
 def _fetch(arguments: argparse.Namespace) -> int:
     if arguments.what == "mobile_sam":
         from nucseg.weights import fetch_mobile_sam
+
+        if arguments.out or arguments.archive:
+            raise InputError("Options --out and --archive are for data sets: MobileSAM's checkpoint has its own place.")
 
         print(fetch_mobile_sam())
         return 0
@@ -206,6 +217,8 @@ def _add_cross_validate(commands: Any) -> None:
 def _cross_validate(arguments: argparse.Namespace) -> int:
     from nucseg import study, train
 
+    if "fold" in _given(arguments):
+        raise InputError("Option --fold is for nucseg train: choose folds with --folds, as in --folds 0,1.")
     config = _config(arguments)
     dataset = train.open_dataset(config, arguments.root)
     try:
@@ -214,7 +227,7 @@ def _cross_validate(arguments: argparse.Namespace) -> int:
         raise InputError(f"Option --folds takes numbers with commas, as in 0,1,2, not {arguments.folds!r}.") from None
     tasks = study.fold_tasks(config, dataset, arguments.out, only)
     _, failures = study.run_all(tasks, lambda one, folder: train.train(one, dataset, folder))
-    finished = [folder for _, folder in tasks if folder not in failures]
+    finished = [folder for _, folder in tasks if (folder / "run.json").exists()]  # others may be another process's
     if finished:
         _print_means(study.pooled_scores(finished))
     return _print_failures(failures)
@@ -363,15 +376,22 @@ def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser(
         "evaluate",
         help="score an adapter on your own images and masks",
-        description="Score an adapter on a folder of images and one of label masks, paired by file name.",
+        description=(
+            "Score an adapter on a folder of images and one of label masks, paired by file name. The images are "
+            "segmented as nucseg predict does it, with the same options."
+        ),
     )
     evaluate.add_argument("adapter", help=f"best.safetensors of a run, or one of {', '.join(adapters())}")
     evaluate.add_argument("--images", type=Path, required=True, help="folder of images")
     evaluate.add_argument("--masks", type=Path, required=True, help="folder of label masks, 0 = background")
     evaluate.add_argument("--base", default=None, help="base checkpoint, where it is a file of yours")
-    evaluate.add_argument("--scoring", default="benchmark", choices=["benchmark", "report"], help="how to score")
-    evaluate.add_argument("--threshold", type=float, default=0.5, help="foreground probability, 0 to 1")
-    evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    evaluate.add_argument(
+        "--scoring",
+        default="benchmark",
+        choices=["benchmark", "report"],
+        help="report: each image squeezed to the encoder's size, every object kept; only the threshold is used then",
+    )
+    _add_segmenting(evaluate)
     evaluate.add_argument("--out", type=Path, help="CSV file for a row an image")
     evaluate.set_defaults(run=_evaluate)
 
@@ -380,16 +400,49 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from nucseg.data import ImageFolder
     from nucseg.evaluate import evaluate
     from nucseg.files import write_atomic
-    from nucseg.predict import load
+    from nucseg.predict import load, segment_with
 
+    if arguments.out and arguments.out.is_dir():
+        raise InputError(f"'{arguments.out}' is a folder: give --out the name of a CSV file.")
     dataset = ImageFolder(arguments.images, arguments.masks)
     model = load(arguments.adapter, arguments.base, arguments.device)
-    scores = evaluate(model, dataset, range(len(dataset)), scoring=arguments.scoring, threshold=arguments.threshold)
+    how = _segmenter([model], arguments)
+    how.check()
+    scores = evaluate(
+        model,
+        dataset,
+        range(len(dataset)),
+        scoring=arguments.scoring,
+        threshold=arguments.threshold,
+        segment=None if arguments.scoring == "report" else lambda i: segment_with(how, dataset.image_path(i)),
+    )
+    _print_means(scores)
     if arguments.out:
         with write_atomic(arguments.out) as part:
             scores.to_csv(part, index=False, float_format="%.6f")
-    _print_means(scores)
     return 0
+
+
+def _add_segmenting(parser: argparse.ArgumentParser) -> None:
+    """The options of how an image is segmented, as `predict.Segmenter` has them, and the device."""
+    parser.add_argument("--um-per-px", type=float, help="of the images (default: what the file says, if anything)")
+    parser.add_argument("--threshold", type=float, default=0.5, help="foreground probability, 0 to 1 (default: 0.5)")
+    parser.add_argument(
+        "--min-area",
+        type=int,
+        help="px of the image; smaller objects are dropped (default: 50 where nuclei are as large as NuInsSeg's, as "
+        "much less or more as they are smaller or larger)",
+    )
+    parser.add_argument("--ridge", type=float, default=0.9, help="0 to 1; lower cuts fewer apart (default: 0.9)")
+    parser.add_argument("--flips", action="store_true", help="average over mirrored images: four times the time")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+
+
+def _segmenter(models: "list[NucleiModel]", arguments: argparse.Namespace) -> "Segmenter":
+    from nucseg.predict import Segmenter
+
+    names = ("um_per_px", "threshold", "min_area", "ridge", "flips")
+    return Segmenter(models, **{name: getattr(arguments, name) for name in names})
 
 
 # ---------------------------------------------------------------- predict and finetune
@@ -415,15 +468,9 @@ def _add_predict(commands: Any) -> None:
         help=f"adapter's file, or one of {', '.join(adapters())} (default: {DEFAULT_ADAPTER}); repeated: an ensemble",
     )
     parser.add_argument("--base", default=None, help="base checkpoint, where the adapter's is a file of yours")
-    parser.add_argument("--um-per-px", type=float, help="of the images (default: what the file says, if anything)")
-    parser.add_argument("--threshold", type=float, default=0.5, help="foreground probability, 0 to 1 (default: 0.5)")
-    parser.add_argument("--min-area", type=int, default=50, help="px; smaller objects are dropped (default: 50)")
-    parser.add_argument("--ridge", type=float, default=0.9, help="0 to 1; lower cuts fewer apart (default: 0.9)")
-    parser.add_argument("--flips", action="store_true", help="average over mirrored images: four times the time")
-    parser.add_argument(
-        "--outputs", default="labels,csv,geojson,overlay,rois", help="only these (default: %(default)s)"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    outputs = "labels,csv,geojson,overlay,rois"
+    parser.add_argument("--outputs", default=outputs, help=f"only these (default: {outputs})")
+    _add_segmenting(parser)
     parser.set_defaults(run=_predict)
 
 
@@ -431,24 +478,20 @@ def _predict(arguments: argparse.Namespace) -> int:
     import warnings
 
     from nucseg.batch import predict_files
-    from nucseg.predict import Segmenter, load
+    from nucseg.predict import load
     from nucseg.weights import DEFAULT_ADAPTER
 
     models = [load(name, arguments.base, arguments.device) for name in arguments.adapter or [DEFAULT_ADAPTER]]
-    how = Segmenter(
-        models,
-        arguments.um_per_px,
-        arguments.threshold,
-        arguments.min_area,
-        ridge=arguments.ridge,
-        flips=arguments.flips,
-    )
+    how = _segmenter(models, arguments)
     outputs = [word.strip() for word in arguments.outputs.split(",") if word.strip()]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        summary, failures = predict_files(arguments.images, arguments.out, how, outputs)
-    for text in dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning):
-        print(f"nucseg: {text}", file=sys.stderr)
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            summary, failures = predict_files(arguments.images, arguments.out, how, outputs)
+    finally:  # after Ctrl-C too
+        for text in dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning):
+            print(f"nucseg: {text}", file=sys.stderr)
     if len(summary):
         print(summary.to_string(index=False))
     for path, reason in failures.items():
@@ -504,6 +547,8 @@ def _finetune(arguments: argparse.Namespace) -> int:
     print(f"PQ on the {count} images that chose the epoch, so a little too good for 'fine-tuned':")
     for way, words in ways.items():
         print(f"  {way:14s} {mean[way]:.3f}   nucseg predict IMAGES --out segmented {words}")
+    if um:
+        print(f"(--um-per-px {um:.3g} is the scale that fits the nuclei; results in µm are then of that scale too.)")
     if max(mean, key=lambda way: mean[way]) != "fine-tuned":
         print(f"Fine-tuning is not the best of these. {count} images decide little: score all of them on others that")
         print("you kept back (nucseg evaluate), or outline more images.")

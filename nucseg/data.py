@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from nucseg.errors import InputError
+from nucseg.files import sha256
 from nucseg.images import SUFFIXES, read_image, read_labels
 from nucseg.polygons import ROI_SUFFIXES, read_rois
 
@@ -83,6 +84,15 @@ class _FileDataset:
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
+
+    def image_path(self, index: int) -> Path:
+        """The image file of a sample."""
+        return self._rows[operator.index(index)].image
+
+    def content_hash(self) -> str:
+        """SHA-256 (64 hexadecimal digits) of the bytes of all images and masks, in their order."""
+        files = [path for row in self._rows for path in (row.image, row.labels)]
+        return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
 
     def __getitem__(self, index: int, /) -> Sample:
         row = self._rows[operator.index(index)]
@@ -246,19 +256,25 @@ class InMemory:
     """
 
     def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+        self.source = dataset
         self._samples: dict[int, Sample] = {}
         self.table = dataset.table
         self.name = getattr(dataset, "name", "")
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self.source)
 
     def __getitem__(self, index: int, /) -> Sample:
         index = operator.index(index)
         if index not in self._samples:
-            self._samples[index] = self._dataset[index]
+            self._samples[index] = self.source[index]
         return self._samples[index]
+
+
+def content_hash(dataset: Dataset) -> str:
+    """SHA-256 of one's own images and masks (`ImageFolder`); "" for data that are pinned or made by code."""
+    source = getattr(dataset, "source", dataset)
+    return source.content_hash() if isinstance(source, ImageFolder) else ""
 
 
 # ---- splits ------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """An adapter for one's own images: a few of them with masks, and an adapter that knows nuclei already."""
 
 import math
+import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from nucseg.errors import InputError
 from nucseg.evaluate import evaluate
 from nucseg.lora import read_adapter
 from nucseg.model import ModelConfig
-from nucseg.predict import FIELD, load
+from nucseg.predict import FIELD, Segmenter, load, segment_with
 from nucseg.presets import Config, preset
 from nucseg.weights import DEFAULT_ADAPTER, adapter_path
 
@@ -79,9 +80,9 @@ def finetune(
     """
     dataset = open_own(folder) if isinstance(folder, str | Path) else folder
     config = finetune_config(dataset, start, base, **changes)
-    given = {"start": Path(start).stem, **changes}
-    options = [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
-    command = " ".join([f"nucseg finetune FOLDER --out {Path(out).name}", *options])
+    given = {"start": Path(start).name} | ({"base": Path(base).name} if base else {}) | changes
+    options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = shlex.join(["nucseg", "finetune", "FOLDER", "--out", Path(out).name, *options])
     train.train(config, dataset, out, progress=progress, command=command)
     return Path(out) / "best.safetensors"
 
@@ -91,16 +92,22 @@ def scores_before(
 ) -> dict[str, pd.DataFrame]:
     """What the adapter that ``config`` starts from scores on the images that choose the epoch.
 
-    Under ``as it is``: at its own scale, as `nucseg.segment` would use it. Under ``told the size``: at the scale of
-    ``config``, at which the nuclei are as large as those that it knows; see `um_per_px_for`.
+    Under ``as it is``: as ``nucseg predict`` would use it, at the scale that a file's µm per px ask for. Under
+    ``told the size``: at the scale of ``config``, at which the nuclei are as large as those that it knows
+    (`um_per_px_for`).
     """
     dataset = open_own(folder) if isinstance(folder, str | Path) else folder
     model = load(config.start, base or None, config.device)
-    images, scores = own_images(dataset)[0].val, {}
-    for name, field in (("as it is", model.config.field), ("told the size", config.field)):
-        model.config = replace(model.config, field=field)
-        scores[name] = evaluate(model, dataset, images, fold="own images", progress=progress)
-    return scores
+    images, source = own_images(dataset)[0].val, getattr(dataset, "source", dataset)
+
+    def as_it_is(index: int) -> np.ndarray:
+        image = source.image_path(index) if isinstance(source, ImageFolder) else dataset[index].image
+        return segment_with(Segmenter([model]), image)
+
+    before = evaluate(model, dataset, images, fold="own images", segment=as_it_is, progress=progress)
+    model.config = replace(model.config, field=config.field)
+    told = evaluate(model, dataset, images, fold="own images", progress=progress)
+    return {"as it is": before, "told the size": told}
 
 
 def um_per_px_for(config: Config) -> float | None:

@@ -109,7 +109,8 @@ def read_labels(path: str | Path, *, split_binary: bool = True) -> np.ndarray:
     it all of it is one nucleus. The pixels of a palette image are its palette indices.
 
     Raises `InputError` for a file that is missing, damaged, truncated, lossy (JPEG), has several pages or
-    channels, holds floating point numbers (whole ones too) or negative ids, or is too large (`read_image`).
+    channels, holds floating point numbers (whole ones too) or negative ids, has several ids and no background, or is
+    too large (`read_image`).
     """
     path = Path(path)
     with reading(path):
@@ -124,6 +125,8 @@ def read_labels(path: str | Path, *, split_binary: bool = True) -> np.ndarray:
     values, inverse = np.unique(mask, return_inverse=True)
     if values[0] < 0:
         raise InputError(f"The mask '{path}' holds negative ids: use 0 for background, 1..n for nuclei.")
+    if len(values) > 1 and values[0] > 0:
+        raise InputError(f"The mask '{path}' has no background: give the pixels outside nuclei the value 0.")
     if split_binary and np.count_nonzero(values) == 1:
         return connected_components(mask > 0, connectivity=2).astype(np.int32)
-    return (inverse.reshape(mask.shape) + int(values[0] > 0)).astype(np.int32)
+    return (inverse.reshape(mask.shape) + int(values[0] > 0)).astype(np.int32)  # above 0: one nucleus fills it all

@@ -19,6 +19,7 @@ from nucseg.sam import PIXEL_MEAN, PIXEL_STD, Encoder, build_sam, part, sam_para
 from nucseg.weights import INSTANCE_HEAD, Base, load_base
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+FIELD = 512  # px, the side of NuInsSeg's images; what nothing says the size of is taken to be like them
 HEADS = ("linear", "mask_decoder", "instance")
 LOSE = 0.25  # how often a piece is missing in pretraining with stage heads
 PIECES = ("depth", "stem", "fine", "middle")  # of the instance head: its second map, and features by stride
@@ -50,6 +51,11 @@ class ModelConfig:
     head_start: str = option("base", "instance head: base (as the base was trained with, where it has one) or fresh")
     stages: bool = option(False, "pretraining: predict from each of the encoder's stages alone too, and lose pieces")
     without: str = option("", "leave this piece of the instance head out, to see what it brings: " + ", ".join(PIECES))
+
+    @property
+    def nucleus_scale(self) -> float:
+        """How large nuclei are in its images, in px, against NuInsSeg's, as ``field`` says; 1 where that is 0."""
+        return self.field / FIELD if self.field else 1.0
 
     def check(self) -> None:
         """Raise ``InputError`` for a field that no model can be built from."""

@@ -174,8 +174,9 @@ def roi(nucleus: int, polygons: list[list[Ring]]) -> bytes:
 def read_rois(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
     """(H, W) int32 label map of the ROIs in an ImageJ zip (or one .roi file), numbered 1..n; later ones lie on top.
 
-    Polygons, freehand and traced outlines, rectangles and ovals are read. Raises ``InputError`` for a damaged file,
-    for other kinds (lines, points), and for a zip with more or larger entries than any annotation has.
+    Polygons, freehand and traced outlines, rectangles, ovals and composites of outlines are read. Raises ``InputError``
+    for a damaged file, for other kinds (lines, points), where no ROI lies within the image, and for a zip with more or
+    larger entries than any annotation has.
     """
     path = Path(path)
     labels = np.zeros(shape, np.int32)
@@ -185,17 +186,39 @@ def read_rois(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
         else:
             entries = list(_zip_entries(path))
         for number, (name, data) in enumerate(entries, 1):
-            _paint(labels, [[_roi_ring(roifile.ImagejRoi.frombytes(data), f"{path}: {name}")]], number)
+            one, where = roifile.ImagejRoi.frombytes(data), f"{path}: {name}"
+            if one.composite:
+                _paint_parts(labels, one, where, number)
+            else:
+                _paint(labels, [[_roi_ring(one, where)]], number)
+    if entries and not labels.any():
+        raise InputError(f"'{path}' has no ROI within the image of {shape[1]} x {shape[0]} px: check whose it is.")
     return labels
 
 
 def _zip_entries(path: Path) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(path) as archive:
         entries = [entry for entry in archive.infolist() if entry.filename.lower().endswith(".roi")]
+        if archive.infolist() and not entries:  # one without any entry is an image without nuclei
+            raise InputError(f"'{path}' holds no ROI: save the ROI manager's ROIs as a zip (More » Save).")
         if len(entries) > MOST_ROIS or any(entry.file_size > LARGEST_ROI for entry in entries):
             raise InputError(f"'{path}' has more or larger entries than ROIs are: check what it holds.")
         for entry in sorted(entries, key=lambda entry: entry.filename):
             yield entry.filename, archive.read(entry)
+
+
+def _paint_parts(labels: np.ndarray, one: roifile.ImagejRoi, where: str, number: int) -> None:
+    """A composite ROI: what an odd number of its outlines encloses, as ImageJ fills it."""
+    parts = [np.asarray(part, float) for part in one.coordinates(multi=True)]
+    parts = [part for part in parts if part.ndim == 2 and len(part) > 2]
+    if not parts:
+        raise InputError(f"'{where}' has no outline: remove it.")
+    mask = np.zeros(labels.shape, bool)
+    for part in parts:
+        inside = np.zeros(labels.shape, np.int32)
+        _paint(inside, [[np.concatenate([part, part[:1]])]], 1)
+        mask ^= inside > 0
+    labels[mask] = number
 
 
 def _roi_ring(one: roifile.ImagejRoi, where: str) -> Ring:

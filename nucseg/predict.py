@@ -11,7 +11,7 @@ beyond its border, and a nucleus belongs to the block that its centroid lies in.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,10 @@ from nucseg.errors import InputError
 from nucseg.evaluate import MIN_AREA, labels_from
 from nucseg.files import sha256
 from nucseg.instances import RIDGE, SMOOTH_PX, renumber
-from nucseg.model import NucleiModel, load_model, pick_device, place, predict
-from nucseg.slides import Slide, open_slide
+from nucseg.model import FIELD, NucleiModel, load_model, pick_device, place, predict
+from nucseg.slides import PLAUSIBLE_UM, Slide, open_slide
 from nucseg.weights import DEFAULT_ADAPTER, Base, adapter_path
 
-FIELD = 512  # px, the side of NuInsSeg's images, where an adapter does not say its own
 MARGIN = 1 / 8  # of the field's side, at each rim, that is seen but not kept; a nucleus is about 1/16 across
 BLOCK, HALO = 1536, 128  # px: what is decoded at once, and how far it looks beyond
 BLANK = 225  # a field whose every value is at least this has no tissue, and the network is not asked
@@ -51,7 +50,8 @@ class Segmenter:
     - ``models``: one, or several whose maps are averaged (an ensemble).
     - ``um_per_px``: of the images; None where it is not known: they are then taken to be like the training images.
     - ``threshold``: foreground probability, 0..1, above which a pixel is a nucleus.
-    - ``min_area``: px at the training images' resolution; smaller objects are dropped.
+    - ``min_area``: px of these images; smaller objects are dropped. None: 50 px where nuclei are as large as
+      NuInsSeg's, and as much less or more as they are smaller or larger.
     - ``ridge``: 0..1, how deep a valley parts two nuclei (`instances.decode`): lower cuts fewer apart.
     - ``flips``: average over the four ways to mirror a field, at four times the cost.
     """
@@ -59,7 +59,7 @@ class Segmenter:
     models: Sequence[NucleiModel]
     um_per_px: float | None = None
     threshold: float = 0.5
-    min_area: int = MIN_AREA
+    min_area: int | None = None
     ridge: float = RIDGE
     flips: bool = False
 
@@ -69,11 +69,19 @@ class Segmenter:
             raise InputError("There is no model: give at least one adapter.")
         if len({(m.config.head == "instance" and m.config.without != "depth") for m in self.models}) > 1:
             raise InputError("The adapters predict different maps: an ensemble needs heads of one kind.")
-        if self.um_per_px is not None and not 0.01 <= self.um_per_px <= 100:
-            raise InputError(f"um_per_px is {self.um_per_px!r}: give the µm per px of your images, as 0.25 at 40x.")
+        low, high = PLAUSIBLE_UM
+        if self.um_per_px is not None and not low <= self.um_per_px <= high:
+            raise InputError(
+                f"um_per_px is {self.um_per_px!r}: give the µm per px of your images, {low:g} to {high:g} (40x: 0.25)."
+            )
+        if self.um_per_px and len({m.config.um_per_px > 0 for m in self.models}) > 1:
+            raise InputError(
+                "Some of the adapters know their training images' µm per px and some do not, so they would see these "
+                "images at different scales: use adapters of one kind, or images without µm per px."
+            )
         if not (0 <= self.threshold <= 1 and 0 <= self.ridge <= 1):
             raise InputError(f"threshold {self.threshold!r} and ridge {self.ridge!r} must both lie in 0..1.")
-        if self.min_area < 0:
+        if self.min_area is not None and self.min_area < 0:
             raise InputError(f"min_area is {self.min_area!r}: it must not be negative.")
 
     def zoom(self, model: NucleiModel) -> float:
@@ -81,13 +89,17 @@ class Segmenter:
         own = model.config.um_per_px
         return self.um_per_px / own if self.um_per_px and own else 1.0
 
+    def nucleus_scale(self) -> float:
+        """How large nuclei are taken to be in these images, in px, against NuInsSeg's."""
+        return self.models[0].config.nucleus_scale / self.zoom(self.models[0])
+
     def smallest(self) -> int:
-        """``min_area`` in px of these images."""
-        return round(self.min_area / self.zoom(self.models[0]) ** 2)
+        """The area in px of these images below which an object is dropped."""
+        return round(MIN_AREA * self.nucleus_scale() ** 2) if self.min_area is None else self.min_area
 
     def smooth(self) -> float:
         """What `instances.decode` smooths over, in px of these images."""
-        return min(SMOOTH_PX / self.zoom(self.models[0]), 100)
+        return min(SMOOTH_PX * self.nucleus_scale(), 100)
 
     def maps(self, image: np.ndarray, model: NucleiModel) -> np.ndarray:
         """(H, W, 3) uint8 field -> (C, H, W) float32 maps of one model, 0..1."""
@@ -105,7 +117,7 @@ def segment(
     *,
     um_per_px: float | None = None,
     threshold: float = 0.5,
-    min_area: int = MIN_AREA,
+    min_area: int | None = None,
     ridge: float = RIDGE,
     flips: bool = False,
     progress: bool = False,
@@ -117,8 +129,18 @@ def segment(
     """
     loaded = model if isinstance(model, NucleiModel) else load(model)
     how = Segmenter([loaded], um_per_px, threshold, min_area, ridge, flips)
-    how.check()
+    return segment_with(how, image, progress=progress)
+
+
+def segment_with(how: Segmenter, image: str | Path | np.ndarray, *, progress: bool = False) -> np.ndarray:
+    """Segment an image file, or an (H, W, 3) uint8 array, in memory: its (H, W) int32 label map, nuclei 1..n.
+
+    A file's own µm per px are taken where ``how`` has none. Raises ``InputError`` as `segment` does.
+    """
     with open_slide(image) as slide:
+        if how.um_per_px is None and slide.um_per_px is not None:
+            how = replace(how, um_per_px=slide.um_per_px)
+        how.check()
         maps = np.zeros((channels(how), *slide.shape), np.uint8)
         labels = np.zeros(slide.shape, np.int32)
         for _ in predict_rows(slide, how, maps, progress=progress):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import nucseg
-from nucseg.data import Dataset, Split
+from nucseg.data import Dataset, Split, content_hash
 from nucseg.files import sha256
 from nucseg.model import NucleiModel, parameter_ledger
 from nucseg.presets import Config
@@ -41,7 +41,8 @@ def describe(
         "start_sha256": model.start_sha256,
         "parameters": parameter_ledger(model),
         "adapter_sha256": sha256(folder / "best.safetensors"),
-        "data": {"name": getattr(dataset, "name", config.data), "images": len(dataset), "note": config.data_note},
+        "data": {"name": getattr(dataset, "name", config.data), "images": len(dataset), "note": config.data_note}
+        | ({"sha256": digest} if (digest := content_hash(dataset)) else {}),
         "precision": model.precision,
         "peak_memory_mib": peak_memory_mib(model.mean.device),
         **stamp(model.mean.device),

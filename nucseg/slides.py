@@ -15,7 +15,7 @@ import zarr
 from nucseg.errors import InputError
 from nucseg.images import is_tiff, read_image, reading
 
-PLAUSIBLE_UM = (0.05, 20.0)  # µm per px; what a file claims outside of it is a default of some program
+PLAUSIBLE_UM = (0.05, 4.0)  # µm per px; what a file claims outside of it is a default of some program
 LARGEST_CHUNK = 2**30  # bytes of a tile or strip once unpacked; a whole-image strip cannot be read in parts
 
 

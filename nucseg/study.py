@@ -8,7 +8,7 @@ import itertools
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from nucseg.data import Dataset
 from nucseg.errors import Busy, InputError
 from nucseg.evaluate import evaluate
 from nucseg.files import write_atomic, write_json
-from nucseg.model import load_model, pick_device, place
+from nucseg.model import ModelConfig, load_model, pick_device, place
 from nucseg.presets import PROTOCOLS, Config, preset
 from nucseg.provenance import command_line, describe
 from nucseg.tables import read_run, summarise
@@ -99,7 +99,7 @@ def _table(text: dict[str, Any], name: str, path: str | Path) -> dict[str, Any]:
 def fold_tasks(config: Config, dataset: Dataset, folder: str | Path, only: Iterable[int] = ()) -> list[Task]:
     """One task a fold of the config's protocol (or those of ``only``), in folders ``fold0``, ``fold1``, …"""
     count = len(PROTOCOLS[config.protocol](dataset))
-    chosen = list(only) or list(range(count))
+    chosen = list(dict.fromkeys(only)) or list(range(count))
     wrong = [k for k in chosen if not 0 <= k < count]
     if wrong:
         raise InputError(f"Fold {wrong[0]} does not exist: the protocol {config.protocol!r} has {count}.")
@@ -133,7 +133,8 @@ def rescore(run: str | Path, config: Config, dataset: Dataset, name: str, *, pro
 
     Written to ``run / name``: ``scores.csv``, with a column ``part`` that says where the run itself had the image
     (train, val, test, or none of them), and ``run.json``. Not repeated where it is there already.
-    Raises ``InputError`` where the run's adapter is missing (it is not kept in the repository).
+    Raises ``InputError`` where the run's adapter is missing (it is not kept in the repository), or where ``config``
+    describes another model than the run's.
     """
     run, folder = Path(run), Path(run) / name
     if finished(config, folder):
@@ -141,6 +142,10 @@ def rescore(run: str | Path, config: Config, dataset: Dataset, name: str, *, pro
     began, about = time.monotonic(), read_run(run).about
     own = apply(config, {k: v for k, v in about["config"].items() if k in options(Config) and k != "base"}, str(run))
     mine, split = select_split(own, dataset), select_split(config, dataset)
+    for field in fields(ModelConfig):
+        if field.name != "base" and getattr(config, field.name) != getattr(own, field.name):
+            was = getattr(own, field.name)
+            raise InputError(f"{run}: the adapter was trained with {field.name} = {was!r}: that cannot be changed.")
     where = {i: part for part in ("train", "val", "test") for i in getattr(mine, part)}
     model = place(load_model(run / "best.safetensors", config.base), pick_device(config.device), config.precision)
     scores = evaluate(

@@ -55,7 +55,9 @@ def read_run(folder: str | Path) -> Run:
         history = folder / "history.csv"  # absent where a run was only scored again
         about |= {k: v.replace(", 1 threads", ", 1 thread") for k, v in about.items() if k == "device"}  # in older runs
         rows = pd.read_csv(history) if history.exists() else pd.DataFrame()
-        return Run(about, rows, pd.read_csv(folder / "scores.csv"))
+        names = dict.fromkeys(("fold", "tissue", "stem"), str)  # a stem 001 is no number, a tissue "" not missing
+        scores = pd.read_csv(folder / "scores.csv", converters=names)
+        return Run(about, rows, scores)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: no finished run can be read here ({error}).") from error
 

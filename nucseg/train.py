@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from nucseg import augment, instances
 from nucseg.config import options
-from nucseg.data import Dataset, InMemory, NuInsSeg, Split
+from nucseg.data import Dataset, InMemory, NuInsSeg, Split, content_hash
 from nucseg.errors import InputError, TrainingError
 from nucseg.evaluate import evaluate
 from nucseg.files import only_one, sha256, write_atomic, write_json
@@ -195,6 +195,7 @@ def train(
     config.check()
     config, folder = replace(config, base=resolve_base(config.base)), Path(folder)
     if finished(config, folder):
+        _same_sources(config, dataset, folder)
         return read_run(folder).scores
     began, code, device = time.monotonic(), commit(), pick_device(config.device)
     split = select_split(config, dataset)
@@ -246,6 +247,7 @@ def _epochs(
     """All epochs that are still to be trained; returns the seconds that earlier sittings took."""
     optimiser = torch.optim.AdamW(_trainable(model), lr=config.lr, weight_decay=config.weight_decay)
     identity = {"base": model.base_sha256, "split": split.file_list_hash(dataset), "start": model.start_sha256}
+    identity["images and masks"] = content_hash(dataset)
     history, spent = _resume(folder / "last.pt", config, identity, model, optimiser)
     best = max((row[f"val_{config.monitor}"] for row in history), default=-math.inf)
     while len(history) < config.epochs and _epochs_since_best(history, config.monitor) < config.patience:
@@ -332,6 +334,20 @@ def finished(config: Config, folder: str | Path) -> bool:
     elif resolve_base(config.base) != about["base"]["name"]:
         raise InputError(f"{folder}: holds a run with base = {about['base']['name']!r}; choose another folder.")
     return True
+
+
+def _same_sources(config: Config, dataset: Dataset, folder: Path) -> None:
+    """Raise ``InputError`` unless a finished run had these images, masks and adapter to start from."""
+    about = read_run(folder).about
+    start = sha256(adapter_path(config.start)) if config.start else ""
+    pairs = {
+        "list of images": (about["split"]["sha256"], select_split(config, dataset).file_list_hash(dataset)),
+        "adapter to start from": (about.get("start_sha256", ""), start),
+        "content of images or masks": (about["data"].get("sha256", ""), content_hash(dataset)),
+    }
+    for what, (then, now) in pairs.items():
+        if then and now and then != now:
+            raise InputError(f"{folder}: holds a finished run with another {what}; choose another folder.")
 
 
 def _same_config(stored: dict[str, Any], config: Config, folder: Path) -> None:

@@ -136,10 +136,12 @@ def adapters() -> list[str]:
 
 
 def adapter_path(adapter: str | Path) -> Path:
-    """The file of an adapter, given that, or the name of one that ships. ``InputError`` for an unknown name."""
+    """The file of an adapter: given that, a run's folder, or the name of one that ships; else ``InputError``."""
     path = Path(adapter)
-    if path.suffix or path.exists():
+    if path.suffix or path.is_file():
         return path
+    if (path / "best.safetensors").is_file():  # the folder of a run
+        return path / "best.safetensors"
     if str(adapter) not in adapters():
         raise InputError(f"Adapter {str(adapter)!r} is neither a file nor one that ships: {', '.join(adapters())}.")
     return ADAPTERS / f"{adapter}.safetensors"

@@ -205,9 +205,11 @@ def test_labels_are_renumbered_in_order(tmp_path, dtype):
 
 
 def test_large_ids_and_masks_without_background(tmp_path):
-    labels = np.array([[4_000_000_000, 5], [5, 9]], np.uint32)
-    read = read_labels(save(tmp_path / "x.tif", labels))
-    np.testing.assert_array_equal(read, [[3, 1], [1, 2]])
+    labels = np.array([[4_000_000_000, 5], [0, 9]], np.uint32)
+    np.testing.assert_array_equal(read_labels(save(tmp_path / "x.tif", labels)), [[3, 1], [0, 2]])
+    with pytest.raises(InputError, match="no background"):  # as ilastik writes classes: 1 and 2
+        read_labels(save(tmp_path / "y.tif", np.maximum(labels, 1)))
+    assert read_labels(save(tmp_path / "z.tif", np.full((2, 2), 7, np.uint16))).min() == 1
 
 
 def test_sixteen_bit_png_mask(tmp_path):

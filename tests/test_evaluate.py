@@ -14,7 +14,7 @@ from nucseg.evaluate import evaluate, score_sample, segment_whole
 class Model(nn.Module):
     """Stands in for a network: what `predict` returns is decided by the test."""
 
-    config = SimpleNamespace(size=32, head="linear")
+    config = SimpleNamespace(size=32, head="linear", nucleus_scale=1)
 
 
 @pytest.fixture
