@@ -55,11 +55,16 @@ def read_run(folder: str | Path) -> Run:
         history = folder / "history.csv"  # absent where a run was only scored again
         about |= {k: v.replace(", 1 threads", ", 1 thread") for k, v in about.items() if k == "device"}  # in older runs
         rows = pd.read_csv(history) if history.exists() else pd.DataFrame()
-        names = dict.fromkeys(("fold", "tissue", "stem"), str)  # a stem 001 is no number, a tissue "" not missing
-        scores = pd.read_csv(folder / "scores.csv", converters=names)
-        return Run(about, rows, scores)
+        return Run(about, rows, _read_scores(folder / "scores.csv"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: no finished run can be read here ({error}).") from error
+
+
+def _read_scores(path: Path) -> pd.DataFrame:
+    """Names stay names: a stem 001 is no number, and a tissue "" or "NA" is not missing."""
+    names = ["fold", "tissue", "stem"]
+    empty = {str(name): [""] for name in pd.read_csv(path, nrows=0) if name not in names}
+    return pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=empty)
 
 
 def bootstrap_mean(

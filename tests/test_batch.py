@@ -1,5 +1,6 @@
 """Files in, files out; and the table of faults: what was broken, what happened, what was lost (nothing)."""
 
+import dataclasses
 import errno
 import json
 import multiprocessing
@@ -292,3 +293,61 @@ def test_a_process_that_is_really_killed_goes_on(tmp_path, adapter):
     process.wait()
     subprocess.run([*words, "--out", str(tmp_path / "out")], check=True, capture_output=True)
     assert whole(tmp_path / "out") == whole(tmp_path / "whole")
+
+
+def test_a_folder_of_images_and_results_in_one(tmp_path, how):
+    for name in ("a.png", "b.png"):
+        slide(tmp_path / name, seed=ord(name[0]))
+    first, failures = predict_files([tmp_path], tmp_path, how, progress=False)
+    assert len(first) == 2 and not failures
+    before = names(tmp_path)
+    second, failures = predict_files([tmp_path], tmp_path, how, progress=False)  # overlays and label maps are no images
+    assert not failures and names(tmp_path) == before
+    pd.testing.assert_frame_equal(first, second)
+
+
+def test_the_summary_is_of_the_folder_and_what_was_deleted_is_made_again(tmp_path, how):
+    for name in ("a.png", "b.png"):
+        slide(tmp_path / name)
+    out = tmp_path / "out"
+    predict_files([tmp_path], out, how, progress=False)
+    labels = (out / "a.labels.tif").read_bytes()
+    (out / "a.labels.tif").unlink()
+    (out / "notes.json").write_text("{}")  # not ours
+    again, failures = predict_files([tmp_path / "a.png"], out, how, progress=False)
+    assert not failures and (out / "a.labels.tif").read_bytes() == labels
+    assert list(again["image"]) == ["a.png"]
+    assert list(pd.read_csv(out / "summary.csv")["image"]) == ["a.png", "b.png"]
+
+
+def test_places_on_a_large_slide_keep_their_decimals(tmp_path, how, monkeypatch):
+    slide(tmp_path / "a.png")
+    table = batch.export.export_block
+
+    def far(block, slide_, name):
+        rows, features, rois = table(block, slide_, name)
+        return rows.assign(centroid_x_px=rows["centroid_x_px"] + 123_456), features, rois
+
+    monkeypatch.setattr(batch.export, "export_block", far)
+    predict_files([tmp_path / "a.png"], tmp_path / "out", how, ["csv", "labels"], progress=False)
+    found = pd.read_csv(tmp_path / "out" / "a.nuclei.csv")["centroid_x_px"].to_numpy() - 123_456
+    true = [r.centroid[1] for r in regionprops(tifffile.imread(tmp_path / "out" / "a.labels.tif"))]
+    np.testing.assert_allclose(found, true, atol=0.006)
+
+
+@pytest.mark.filterwarnings("default")
+def test_an_adapter_without_a_resolution_says_what_um_per_px_does_not_do(tmp_path, how):
+    slide(tmp_path / "a.png")
+    bare = load_like(how.models[0], um_per_px=0.0)
+    with pytest.warns(UserWarning, match="changes no scale"):
+        predict_files([tmp_path / "a.png"], tmp_path / "out", Segmenter([bare], um_per_px=0.5), progress=False)
+    both = Segmenter([how.models[0], bare], um_per_px=0.5)
+    with pytest.raises(InputError, match="different scales"):
+        predict_files([tmp_path / "a.png"], tmp_path / "both", both, progress=False)
+
+
+def load_like(model, **changes):
+    """The model with another configuration."""
+    other = build_model(dataclasses.replace(model.config, **changes))
+    other.adapter_name, other.adapter_sha256 = "other", "0" * 64
+    return other

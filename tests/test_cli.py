@@ -1,11 +1,14 @@
 """The command line as a user meets it: exit codes, one sentence, nothing half-written."""
 
 import json
+import shlex
 import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
+import tifffile
 from blobs import Blobs
 from PIL import Image
 
@@ -67,6 +70,10 @@ def test_train_then_evaluate(tmp_path, monkeypatch, capsys, folders):
         (["evaluate", "missing.safetensors", "--images", "IMAGES", "--masks", "MASKS"], "missing.safetensors"),
         (["evaluate", "x.safetensors", "--images", "nowhere", "--masks", "MASKS"], "nowhere"),
         (["fetch", "nuinsseg", "--archive", "missing.zip"], "missing.zip"),
+        (["fetch", "mobile_sam", "--archive", "missing.zip"], "--archive"),
+        (["cross-validate", "--fold", "1"], "--folds"),
+        (["evaluate", "nuinsseg-1", "--images", "IMAGES", "--masks", "MASKS", "--out", "."], "is a folder"),
+        (["evaluate", "nuinsseg-1", "--images", "IMAGES", "--masks", "MASKS", "--um-per-px", "40"], "um_per_px"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(words, expected, tmp_path, monkeypatch, capsys, folders):
@@ -143,3 +150,35 @@ def test_toml_errors_name_file_and_option(tmp_path):
     path.write_text("unused_head = 1")
     with pytest.raises(InputError, match="bool"):
         apply(Config(), read_toml(path), str(path))
+
+
+def test_evaluate_scores_what_predict_writes(tmp_path, capsys):
+    from nucseg.metrics import score
+    from nucseg.synth import generate
+
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    for i in range(2):  # at half the resolution of the adapter's images
+        sample = generate("human liver", i, size=256)
+        Image.fromarray(sample.image[::2, ::2]).save(tmp_path / f"images/{i}.png")
+        tifffile.imwrite(tmp_path / f"masks/{i}.tif", sample.labels[::2, ::2].astype(np.uint16))
+    options = ["--um-per-px", "0.5", "--ridge", "0.8", "--device", "cpu"]
+    where = ["--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")]
+    assert main(["evaluate", "nuinsseg-1", *where, *options, "--out", str(tmp_path / "scores.csv")]) == 0
+    words = ["predict", str(tmp_path / "images"), "--out", str(tmp_path / "out"), "--outputs", "labels", *options]
+    assert main(words) == 0
+    scores = pd.read_csv(tmp_path / "scores.csv").set_index("stem")
+    for i in range(2):
+        truth, found = (
+            tifffile.imread(path).astype(int)
+            for path in (tmp_path / f"masks/{i}.tif", tmp_path / f"out/{i}.labels.tif")
+        )
+        assert scores.loc[i, "pq"] == pytest.approx(score(truth, found).pq, abs=1e-6)
+    assert scores["pq"].mean() > 0.3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes are POSIX's here")
+def test_a_reader_that_has_seen_enough_is_no_fault():
+    words = [sys.executable, "-m", "nucseg.cli", "train", "--help"]
+    done = subprocess.run(f"{shlex.join(words)} | head -1", shell=True, capture_output=True, text=True, check=True)
+    assert "usage" in done.stdout and not done.stderr

@@ -60,3 +60,16 @@ def test_rows_are_images_and_the_model_is_left_in_its_mode(sample):
 def test_an_unknown_scoring_is_named(sample):
     with pytest.raises(InputError, match="kind"):
         score_sample(Model(), sample, "kind")
+
+
+def test_small_objects_are_those_small_beside_the_nuclei(sample):
+    model = Model()
+    assert segment_whole(model, sample.image).max() == 1  # 100 px stay, 9 go
+    model.config = SimpleNamespace(size=32, head="linear", nucleus_scale=0.4)  # 8 px are a twelfth of a nucleus
+    assert segment_whole(model, sample.image).max() == 2
+
+
+def test_another_way_to_segment_is_scored_as_it_is(sample):
+    data = Blobs(3)
+    table = evaluate(Model(), data, [2, 0], segment=lambda i: data[i].labels, progress=False)
+    assert table["pq"].tolist() == [1, 1]

@@ -160,3 +160,36 @@ def test_any_json_is_read_or_refused(tmp_path_factory, value):
             assert "a.geojson" in str(error)
         else:
             assert labels.shape == (8, 8)
+
+
+def composite(*shapes):
+    """A ROI as ImageJ saves joined or hollow selections: a rectangle with a path in it."""
+    path = []
+    for shape in shapes:
+        path += [0, *shape[0]] + [v for point in shape[1:] for v in (1, *point)] + [4]
+    one = roifile.ImagejRoi()
+    one.roitype = roifile.ROI_TYPE.RECT
+    points = np.concatenate([np.array(shape) for shape in shapes])
+    (one.left, one.top), (one.right, one.bottom) = points.min(0).tolist(), points.max(0).tolist()
+    one.multi_coordinates, one.shape_roi_size = np.array(path, np.float32), len(path)
+    return one.tobytes()
+
+
+def test_joined_and_hollow_rois_are_filled_and_not_their_boxes(tmp_path):
+    square = lambda low, high: [(low, low), (high, low), (high, high), (low, high)]
+    (tmp_path / "two.roi").write_bytes(composite(square(2, 5), square(10, 14)))
+    labels = read_rois(tmp_path / "two.roi", (20, 20))
+    assert (labels > 0).sum() == 9 + 16 and labels[3, 3] == labels[12, 12] == 1 and labels[7, 7] == 0
+    (tmp_path / "ring.roi").write_bytes(composite(square(2, 12), square(5, 9)))
+    labels = read_rois(tmp_path / "ring.roi", (20, 20))
+    assert (labels > 0).sum() == 100 - 16 and labels[6, 6] == 0
+
+
+def test_archives_without_a_roi_in_the_image_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    with pytest.raises(InputError, match=r"a\.zip.*holds no ROI"):
+        read_rois(tmp_path / "a.zip", (20, 20))
+    (tmp_path / "b.roi").write_bytes(composite([(30, 30), (35, 30), (35, 35)]))
+    with pytest.raises(InputError, match=r"b\.roi.*20 x 10 px"):
+        read_rois(tmp_path / "b.roi", (10, 20))

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from nucseg.evaluate import segment_whole
 from nucseg.instances import encode
 from nucseg.metrics import score
 from nucseg.model import ModelConfig, build_model, predict
-from nucseg.predict import Segmenter, label_blocks, predict_rows, segment, spans
+from nucseg.predict import Segmenter, label_blocks, predict_rows, segment, segment_with, spans
 from nucseg.slides import open_slide
 
 
@@ -155,6 +156,7 @@ def test_scale_follows_the_micrometres(model, monkeypatch):
     segment(image, known, um_per_px=0.5)  # each px is two of the training images'
     assert set(asked) == {((256, 256), 0.5)}
     assert Segmenter([known], um_per_px=0.5).smallest() == 12
+    assert Segmenter([known], um_per_px=0.5, min_area=30).smallest() == 30  # px of these images, as it says
     assert Segmenter([known], um_per_px=0.5).smooth() == 1  # half the 2 px of the training images
     asked.clear()
     segment(image, model, um_per_px=0.5)  # the training resolution is not known: as they are
@@ -202,3 +204,26 @@ def test_the_command_line_has_the_same_defaults():
     for field in dataclasses.fields(Segmenter):
         if field.name != "models":
             assert options[field.name] == field.default, field.name
+
+
+def test_nuclei_that_an_adapter_knows_as_small_are_kept(model):
+    small = build_model(dataclasses.replace(model.config, field=128))  # a quarter of NuInsSeg's size
+    how = Segmenter([small])
+    assert (how.smallest(), how.smooth()) == (3, 0.5)
+    both = Segmenter([build_model(dataclasses.replace(small.config, um_per_px=0.5))], um_per_px=0.25)
+    assert (both.smallest(), both.smooth()) == (12, 1)  # and twice as large again in images of half the µm per px
+
+
+def test_a_file_says_its_own_resolution(model, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(
+        predicting,
+        "predict",
+        lambda model, image, scale: asked.append(round(scale, 4)) or np.zeros((2, *image.shape[:2]), np.float32),
+    )
+    known = build_model(dataclasses.replace(model.config, um_per_px=0.25))
+    image = np.zeros((100, 100, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", image, resolution=(20000, 20000), resolutionunit="CENTIMETER")  # 0.5 µm
+    for how in (Segmenter([known]), Segmenter([known], um_per_px=1)):
+        assert segment_with(how, tmp_path / "a.tif").shape == (100, 100)
+    assert asked == [0.5, 1.0]

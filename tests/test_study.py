@@ -150,8 +150,10 @@ def test_a_study_scores_its_runs_again_and_tells_what_they_had_seen(tmp_path, mo
     words = ["rescore", "--out", str(run / "twice"), "--protocol", "report", "--scoring", "report"]
     assert main(words) == 0  # the command that is written in its run.json gives the same again
     assert (run / "twice" / "scores.csv").read_bytes() == before
-    (run / "best.safetensors").unlink()
     capsys.readouterr()
+    assert main([*words[:2], str(run / "other"), "--size", "128"]) == 2  # the adapter is what it is
+    assert "trained with size = 64" in capsys.readouterr().err
+    (run / "best.safetensors").unlink()
     assert main([*words[:2], str(run / "thrice")]) == 2
     assert "best.safetensors" in capsys.readouterr().err
 

@@ -134,3 +134,11 @@ def test_a_study_is_its_finished_runs_by_base_and_budget(tmp_path):
         "offline-small": ["fold_0"],
     }
     assert study_runs("nothing", tmp_path) == {}
+
+
+def test_names_of_ones_own_images_come_back_as_they_are(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "scores.csv").write_text("fold,tissue,stem,dice\nown images,,001,0.5\nown images,NA,1e5,1\n")
+    scores = read_run(tmp_path).scores
+    assert scores[["tissue", "stem"]].to_numpy().tolist() == [["", "001"], ["NA", "1e5"]]
+    assert scores["dice"].tolist() == [0.5, 1.0]

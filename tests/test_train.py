@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
 from blobs import Blobs
+from PIL import Image
 
 from nucseg import train as training
+from nucseg.data import ImageFolder, InMemory
 from nucseg.errors import InputError, TrainingError
 from nucseg.lora import read_adapter
 from nucseg.model import build_model
@@ -306,3 +309,25 @@ def test_a_budget_of_test_images_is_a_seeded_part_of_the_fold():
     assert len(some.test) == 3 < len(whole.test)
     assert set(some.test) < set(whole.test) and some.train == whole.train and some.val == whole.val
     assert some == select_split(small(test_images=3), blobs)
+
+
+def test_a_finished_run_is_not_given_back_for_other_images_or_masks(tmp_path):
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    for i, sample in enumerate(Blobs(10, 64)[k] for k in range(10)):
+        Image.fromarray(sample.image).save(tmp_path / f"images/{i}.png")
+        tifffile.imwrite(tmp_path / f"masks/{i}.tif", sample.labels.astype(np.uint16))
+    config = small(epochs=1, protocol="own")
+    own = lambda: InMemory(ImageFolder(tmp_path / "images", tmp_path / "masks"))
+    scores = train(config, own(), tmp_path / "run", progress=False)
+    pd.testing.assert_frame_equal(train(config, own(), tmp_path / "run", progress=False), scores, rtol=1e-4)
+    last = (tmp_path / "masks/9.tif").read_bytes()
+    tifffile.imwrite(tmp_path / "masks/9.tif", np.eye(64, dtype=np.uint16))
+    with pytest.raises(InputError, match="another content of images or masks"):
+        train(config, own(), tmp_path / "run", progress=False)
+    (tmp_path / "masks/9.tif").write_bytes(last)
+    train(config, own(), tmp_path / "run", progress=False)
+    for part, end in (("images", "png"), ("masks", "tif")):
+        (tmp_path / part / f"9.{end}").unlink()
+    with pytest.raises(InputError, match="another list of images"):
+        train(config, own(), tmp_path / "run", progress=False)

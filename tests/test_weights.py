@@ -226,3 +226,13 @@ def test_the_adapters_that_ship_are_what_their_cards_say():
         model = load_model(path)
         assert model.base_name == "offline" and model.base_sha256 == run.about["base"]["sha256"]
         assert (model.config.field, model.config.um_per_px) == (512, 0.25)
+
+
+def test_an_adapter_is_a_file_a_runs_folder_or_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nuinsseg-1").mkdir()  # someone's results: not to be taken for the adapter
+    assert weights.adapter_path("nuinsseg-1").parent == weights.ADAPTERS
+    (tmp_path / "nuinsseg-1" / "best.safetensors").write_bytes(b"mine")
+    assert weights.adapter_path("nuinsseg-1").read_bytes() == b"mine"
+    with pytest.raises(InputError, match="neither a file nor one"):
+        weights.adapter_path("unheard-of")
