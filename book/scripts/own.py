@@ -38,7 +38,7 @@ from nucseg.finetune import finetune, median_diameter, open_own
 from nucseg.metrics import score
 from nucseg.predict import Segmenter, load
 from nucseg.synth import Synthetic
-from nucseg.tables import bootstrap_mean, difference, results_folder
+from nucseg.tables import difference, results_folder
 
 started = time.monotonic()
 figures.use_style()
@@ -258,7 +258,9 @@ if (recorded / "run.json").exists():
             "0": "none: the adapter as it is",
             "scale only": "none, but told the size of the nuclei",
         }
-        ran = [c["epochs_run"] for c in about["configs"] if str(c["images"]) == name]
+        ran = [
+            c["epochs_run"] for c in about["configs"] if str(c["images"]) == name
+        ]
         rows.append(
             {
                 "images learnt from": label.get(name, name),
@@ -292,7 +294,7 @@ device: {about["device"]} · commit {about["commit"][:7]}, {about["date"][:10]} 
 
 Over {about["draws"]} draws, ten images change PQ from {mean["0"]:.3f} to {mean["10"]:.3f}; telling the size of the nuclei alone
 brings it to {mean["scale only"]:.3f}. Five images reach {mean["5"]:.3f}, twenty {mean["20"]:.3f}. Which images one outlines
-matters: look at the lowest and highest draw. A run ends when twenty epochs in a row have not been better on the few
+matters: look at the lowest and highest draw. A run ends when {about["configs"][0]["patience"]} epochs in a row have not been better on the few
 images that choose, so the epochs differ."""
 else:
     line = ""
