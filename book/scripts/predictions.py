@@ -264,7 +264,10 @@ if shifted is not None:
 text = "*`benchmarks/stain.py` has not been run here.*"
 if shifted is not None:
     about = json.loads((recorded / "run.json").read_text())
-    words = {"instance": "nuinsseg-1", "report": "the preset report"}
+    words = {
+        "instance": "the adapter `nuinsseg-1`",
+        "report": "the preset `report`",
+    }
     lines = []
     for name, label in words.items():
         part = drops[drops["model"] == name]

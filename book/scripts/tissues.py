@@ -147,6 +147,8 @@ table.style.hide(axis="index").format(
     {"nuclei an image": "{:.0f}", **dict.fromkeys(names.values(), "{:.3f}")}
 ).background_gradient(
     subset=list(names.values()), cmap="cividis", text_color_threshold=0.18
+).set_table_styles(
+    [{"selector": "td.col6", "props": "white-space: nowrap"}]
 ).set_td_classes(shaded).set_caption("All tissues, best PQ first; darker is lower")
 
 # %% [markdown]
