@@ -146,7 +146,10 @@ shaded = pd.DataFrame("heat", index=table.index, columns=list(names.values()))
 table.style.hide(axis="index").format(
     {"nuclei an image": "{:.0f}", **dict.fromkeys(names.values(), "{:.3f}")}
 ).background_gradient(
-    subset=list(names.values()), cmap="cividis", text_color_threshold=0.18
+    subset=list(names.values()),
+    cmap="cividis",
+    low=1.0,
+    text_color_threshold=0.0,  # the upper half, on which black can be read
 ).set_table_styles(
     [{"selector": "td.col6", "props": "white-space: nowrap"}]
 ).set_td_classes(shaded).set_caption("All tissues, best PQ first; darker is lower")
