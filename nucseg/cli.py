@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     try:
         parsed = _parser().parse_args(arguments)
-        return parsed.run(parsed)
+        code = parsed.run(parsed)
+        sys.stdout.flush()  # here, where a closed pipe is no fault, and not at the exit
+        return code
     except InputError as error:
         last = str(error).splitlines()[-1]  # from a loader's process it comes with that process's traceback
         print(f"nucseg: {last.removeprefix('nucseg.errors.InputError: ')}", file=sys.stderr)
