@@ -32,6 +32,7 @@ _ENDINGS = {
     "overlay": ".overlay.png",
     "rois": ".rois.zip",
 }
+_SUMMARY = ("image", "height_px", "width_px", "um_per_px", "nuclei", "area_px_mean", "nuclei_per_mm2", "seconds")
 
 
 class Scratch:
@@ -134,10 +135,9 @@ def predict_files(
             continue
         except (InputError, OSError) as error:
             failures[image] = str(error)
-    rows = [about for path in sorted(out.glob("*.json")) if (about := _results(path))]
+    rows = [row for path in sorted(out.glob("*.json")) if (row := _summary_row(path))]
     mine = {image.name for image in images if image not in failures}  # or not finished, where Busy
-    keys = ("image", "height_px", "width_px", "um_per_px", "nuclei", "area_px_mean", "nuclei_per_mm2", "seconds")
-    summary = pd.DataFrame([{key: row[key] for key in keys} for row in rows], columns=list(keys))
+    summary = pd.DataFrame(rows, columns=list(_SUMMARY))
     with write_atomic(out / "summary.csv") as part:
         summary.to_csv(part, index=False)
     return summary[summary["image"].isin(mine)].reset_index(drop=True), failures
@@ -212,11 +212,12 @@ def _read(path: Path) -> dict[str, Any]:
     raise InputError(f"'{path}' is damaged: delete it, and the image is segmented again.")
 
 
-def _results(path: Path) -> dict[str, Any] | None:
-    """What a result's ``.json`` holds, or None for another file of that kind."""
+def _summary_row(path: Path) -> dict[str, Any] | None:
+    """What the summary says of a result, given its ``.json``; None for any other file of that kind."""
     try:
-        return _read(path)
-    except InputError:
+        about = _read(path)
+        return {key: about[key] for key in _SUMMARY}
+    except (InputError, OSError, KeyError):
         return None
 
 

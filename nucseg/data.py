@@ -405,8 +405,8 @@ def folds(dataset: Dataset, n: int = 5, seed: int = 19, val_fraction: float = 0.
 def leave_one_tissue_out(dataset: Dataset, val_fraction: float = 0.15, seed: int = 19) -> list[Split]:
     """One split a tissue, named after it: it is the test part, all other tissues are train and val.
 
-    NuInsSeg took one slide a tissue, so this comes close to leaving a slide out. The val part is
-    ``val_fraction`` of the other tissues' images, stratified by tissue. Splits are sorted by name.
+    NuInsSeg's images of a tissue very probably come from one slide, so this comes close to leaving a slide out. The
+    val part is ``val_fraction`` of the other tissues' images, stratified by tissue. Splits are sorted by name.
 
     Raises `InputError` if there are fewer than two tissues.
     """

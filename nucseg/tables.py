@@ -73,8 +73,8 @@ def bootstrap_mean(
     """Percentile bootstrap interval of a mean: (low, high), NaN where there are no values.
 
     ``values``: (n,), one an image. Without ``groups`` images are drawn, as if each were independent. With
-    ``groups`` (n,), such as tissues, whole groups are drawn (the cluster bootstrap): images of one tissue come
-    from one slide, so this is the interval to believe for a tissue that was not seen
+    ``groups`` (n,), such as tissues, whole groups are drawn (the cluster bootstrap): images of one tissue are
+    alike, so this is the interval for the mean over another choice of tissues, each of them seen in training
     (Davison & Hinkley 1997, section 3.8).
     """
     values = np.asarray(values, dtype=float)

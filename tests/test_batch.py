@@ -313,7 +313,8 @@ def test_the_summary_is_of_the_folder_and_what_was_deleted_is_made_again(tmp_pat
     predict_files([tmp_path], out, how, progress=False)
     labels = (out / "a.labels.tif").read_bytes()
     (out / "a.labels.tif").unlink()
-    (out / "notes.json").write_text("{}")  # not ours
+    (out / "notes.json").write_text('{"nuclei": 3}')  # not ours
+    (out / "more.json").mkdir()
     again, failures = predict_files([tmp_path / "a.png"], out, how, progress=False)
     assert not failures and (out / "a.labels.tif").read_bytes() == labels
     assert list(again["image"]) == ["a.png"]
