@@ -15,12 +15,13 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from nucseg.data import NuInsSeg, folds
-from nucseg.evaluate import segment_whole
+from nucseg.data.datasets import NuInsSeg
+from nucseg.data.splits import folds
 from nucseg.files import write_atomic, write_json
+from nucseg.inference.evaluate import segment_whole
+from nucseg.inference.segmenter import load
 from nucseg.metrics import score
-from nucseg.predict import load
-from nucseg.provenance import stamp, with_note
+from nucseg.records.provenance import stamp, with_note
 
 OUT = Path(__file__).parents[1] / "results" / "corrections"
 BORDER = 2  # px on either side of an outline, NucEval's middle choice

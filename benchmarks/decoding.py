@@ -15,17 +15,16 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from nucseg.config import apply, options
-from nucseg.data import NuInsSeg
+from nucseg.config import Config, apply, options
+from nucseg.data.datasets import NuInsSeg
+from nucseg.data.from_config import select_split
 from nucseg.files import write_atomic, write_json
+from nucseg.inference.segmenter import load
 from nucseg.instances import decode, encode
 from nucseg.metrics import score
-from nucseg.model import predict
-from nucseg.predict import load
-from nucseg.presets import Config
-from nucseg.provenance import stamp, with_note
-from nucseg.tables import read_run
-from nucseg.train import select_split
+from nucseg.model.network import predict
+from nucseg.records.provenance import stamp, with_note
+from nucseg.records.runs import read_run
 
 OUT = Path(__file__).parents[1] / "results" / "decoding"
 RIDGES = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 1.0)
@@ -64,9 +63,9 @@ def main() -> None:
             truth = dataset[index].labels
             images += 1
             for way, labels in ways(predict(model, dataset[index].image), truth).items():
-                names = dict(zip(("foreground", "depth", "smooth_px", "ridge"), way, strict=True))
+                names = dict(zip(("foreground", "distance", "smooth_px", "ridge"), way, strict=True))
                 rows.append({"fold": split.name} | names | asdict(score(truth, labels)))
-    by = ["fold", "foreground", "depth", "smooth_px", "ridge"]
+    by = ["fold", "foreground", "distance", "smooth_px", "ridge"]
     table = pd.DataFrame(rows).groupby(by, dropna=False)[list(SCORES)].mean().reset_index()
     print(table.drop(columns="fold").groupby(by[1:], dropna=False).mean().round(4))
     with write_atomic(OUT / "scores.csv") as part:

@@ -20,10 +20,10 @@ import numpy as np
 import tifffile
 import torch
 
+from nucseg.data.synth import TISSUES, generate
 from nucseg.files import write_json
-from nucseg.provenance import stamp
-from nucseg.synth import TISSUES, generate
-from nucseg.weights import DEFAULT_ADAPTER
+from nucseg.model.adapters import DEFAULT_ADAPTER
+from nucseg.records.provenance import stamp
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "results" / "large-image"

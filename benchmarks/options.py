@@ -14,12 +14,13 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from nucseg.data import NuInsSeg, folds
-from nucseg.evaluate import labels_from
+from nucseg.data.datasets import NuInsSeg
+from nucseg.data.splits import folds
 from nucseg.files import write_atomic, write_json
+from nucseg.inference.segmenter import Segmenter, load
+from nucseg.instances import labels_from
 from nucseg.metrics import score
-from nucseg.predict import Segmenter, load
-from nucseg.provenance import stamp, with_note
+from nucseg.records.provenance import stamp, with_note
 
 OUT = Path(__file__).parents[1] / "results" / "options"
 MEMBERS = ("lora-8", "lora-4", "lora-16")
@@ -36,7 +37,7 @@ def main() -> None:
     models = [load(arguments.runs / name / "best.safetensors") for name in MEMBERS]
     ways = {
         "one adapter": Segmenter(models[:1]),
-        "mirrored views": Segmenter(models[:1], flips=True),
+        "mirrored views": Segmenter(models[:1], tta=True),
         "ensemble of three": Segmenter(models),
     }
     dataset = NuInsSeg(arguments.root)
@@ -44,9 +45,9 @@ def main() -> None:
     rows, seconds = [], dict.fromkeys(ways, 0.0)
     for index in tqdm(test, desc="images"):
         sample = dataset[index]
-        for name, how in ways.items():
+        for name, segmenter in ways.items():
             began = time.perf_counter()
-            maps = sum(how.maps(sample.image, model) for model in how.models) / len(how.models)
+            maps = sum(segmenter.maps(sample.image, model) for model in segmenter.models) / len(segmenter.models)
             labels = labels_from(maps)
             seconds[name] += time.perf_counter() - began
             rows.append(

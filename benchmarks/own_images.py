@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from nucseg.data import ImageFolder, InMemory
-from nucseg.evaluate import evaluate
+from nucseg.data.datasets import ImageFolder, InMemory
 from nucseg.files import sha256, write_atomic, write_json
-from nucseg.finetune import finetune, finetune_config, median_diameter
-from nucseg.model import load_model, pick_device, place
-from nucseg.provenance import stamp, with_note
+from nucseg.inference.evaluate import evaluate
+from nucseg.model.network import load_model, pick_device, place
+from nucseg.records.provenance import stamp, with_note
+from nucseg.training.finetune import finetune, finetune_config, median_diameter
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "results" / "own-images"
@@ -76,12 +76,12 @@ def main() -> None:
             seconds[str(size)].append(round(time.monotonic() - began, 1))
             config = finetune_config(mine, arguments.start)
             ran = len(pd.read_csv(folder / "history.csv"))
-            known = {name: getattr(config, name) for name in ("epochs", "crop", "field", "lr", "patience")}
+            known = {name: getattr(config, name) for name in ("epochs", "crop", "field_px", "lr", "patience")}
             known |= {"draw": draw, "images": size, "epochs_run": ran}
             configs.append(known | {"median_diameter_px": round(median_diameter(mine), 2)})
             if size == 10:  # what the scale alone brings: the adapter as it was, told how large the nuclei are
                 scaled = load_model(arguments.start)
-                object.__setattr__(scaled.config, "field", config.field)
+                object.__setattr__(scaled.config, "field_px", config.field_px)
                 score(scaled, "scale only", draw, rest)
             score(load_model(path), str(size), draw, rest)
     with write_atomic(OUT / "scores.csv") as part:

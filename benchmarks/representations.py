@@ -29,11 +29,12 @@ from scipy import ndimage
 from skimage.segmentation import watershed
 from torch.nn import functional as F
 
-from nucseg.data import NuInsSeg, folds
+from nucseg.data.datasets import NuInsSeg
+from nucseg.data.splits import folds
 from nucseg.files import write_atomic, write_json
 from nucseg.instances import components, decode, encode, foreground, split
 from nucseg.metrics import aji, contingency, pq
-from nucseg.provenance import stamp
+from nucseg.records.provenance import stamp
 
 OUT = Path(__file__).parents[1] / "results" / "representations"
 DATA_NOTE = "re-encoded NuInsSeg (AVIF 4:4:4, quality 87)"
@@ -69,7 +70,7 @@ def degrade(maps: Maps, stride: int, blur: float, noise: float, seed: int) -> Ma
 
 def normalised(labels: np.ndarray) -> Maps:
     """Foreground, and the distance to the outline as a share of the nucleus's own greatest."""
-    return encode(labels, depth_px=1e6)
+    return encode(labels, distance_px=1e6)
 
 
 def boundary(labels: np.ndarray, width: float = 2) -> Maps:

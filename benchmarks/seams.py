@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from nucseg.evaluate import labels_from
+from nucseg.data.synth import TISSUES, generate
 from nucseg.files import write_json
+from nucseg.images.slides import open_slide
+from nucseg.inference.segmenter import FIELD, MARGIN, Segmenter, load, spans
+from nucseg.instances import labels_from
 from nucseg.metrics import contingency, score
-from nucseg.model import predict
-from nucseg.predict import FIELD, MARGIN, Segmenter, label_blocks, load, predict_rows, spans
-from nucseg.provenance import stamp
-from nucseg.slides import open_slide
-from nucseg.synth import TISSUES, generate
-from nucseg.weights import DEFAULT_ADAPTER
+from nucseg.model.adapters import DEFAULT_ADAPTER
+from nucseg.model.network import predict
+from nucseg.records.provenance import stamp
 
 OUT = Path(__file__).parents[1] / "results" / "seams"
 SIDE = 2048
@@ -42,18 +42,18 @@ def images() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {"one tissue": (one.image, one.labels), "sixteen tissues": (image, labels)}
 
 
-def label_map(how: Segmenter, maps: np.ndarray, block: int) -> np.ndarray:
+def label_map(segmenter: Segmenter, maps: np.ndarray, block: int) -> np.ndarray:
     """The label map of all blocks."""
     labels = np.zeros(maps.shape[1:], np.int32)
-    list(label_blocks(how, maps, labels, block=block))
+    list(segmenter.label_blocks(maps, labels, block=block))
     return labels
 
 
-def field_maps(how: Segmenter, image: np.ndarray) -> np.ndarray:
+def field_maps(segmenter: Segmenter, image: np.ndarray) -> np.ndarray:
     """(2, H, W) uint8 maps, field by field."""
     maps = np.zeros((2, *image.shape[:2]), np.uint8)
     with open_slide(image) as slide:
-        list(predict_rows(slide, how, maps))
+        list(segmenter.predict_rows(slide, maps))
     return maps
 
 
@@ -96,15 +96,15 @@ def rounded(truth: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def main() -> None:
     """Compare label maps that are cut in different ways, and write the scores of each pair."""
     model = load()
-    how, agreement, truth_scores, crossed = Segmenter([model]), {}, {}, {}
+    segmenter, agreement, truth_scores, crossed = Segmenter([model]), {}, {}, {}
     for name, (image, truth) in images().items():
-        maps = field_maps(how, image)
-        whole = label_map(how, maps, SIDE)
+        maps = field_maps(segmenter, image)
+        whole = label_map(segmenter, maps, SIDE)
         padded = np.pad(image, ((SHIFT, 0), (SHIFT, 0), (0, 0)), mode="symmetric")
-        moved = label_map(how, field_maps(how, padded)[:, SHIFT:, SHIFT:], SIDE)
-        at_once = labels_from(predict(model, image, model.config.size / (model.config.field or FIELD)))
+        moved = label_map(segmenter, field_maps(segmenter, padded)[:, SHIFT:, SHIFT:], SIDE)
+        at_once = labels_from(predict(model, image, model.config.size / (model.config.field_px or FIELD)))
         others = {
-            "decoded in blocks of 512 px, and at once": label_map(how, maps, 512),
+            "decoded in blocks of 512 px, and at once": label_map(segmenter, maps, 512),
             f"fields moved by {SHIFT} px": moved,
             "fields, and the network seeing all of it at once": at_once,
         }

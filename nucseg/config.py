@@ -1,30 +1,54 @@
-"""Configuration from dataclasses: the reason beside each default, TOML files, and checks of type."""
+"""One flat configuration per run, each default with its reason; the named presets; and TOML files of options.
+
+Nothing here imports torch, so that the command line can show its options at once.
+"""
 
 import dataclasses
 import difflib
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nucseg.errors import InputError
 
 T = TypeVar("T")
+FIELD = 512  # px, side of NuInsSeg's images; images of unknown pixel size are assumed to match
+PIECES = ("distance", "stem", "fine", "middle")  # inputs and outputs of the instance head that can be ablated
+# The values that an option may take. The functions behind them live where they are used, in dictionaries of the
+# same keys: model.lora.TARGETS, data.augment.AUGMENTATIONS, data.splits.PROTOCOLS, inference.evaluate.SCORINGS.
+LORA_TARGETS = ("all", "attention", "qkv", "mlp", "late")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "head": ("linear", "mask_decoder", "instance"),
+    "lora_target": (*LORA_TARGETS, "none", "full"),
+    "decoder_lora_target": (*LORA_TARGETS, "none"),
+    "head_start": ("base", "fresh"),
+    "without": ("", *PIECES),
+    "data": ("synthetic", "nuinsseg", "own"),
+    "protocol": ("benchmark", "report", "leave-one-tissue-out", "own"),
+    "augmentation": ("flip_and_rotate", "histology", "none"),
+    "monitor": ("dice", "iou", "aji", "pq"),
+    "scoring": ("benchmark", "report"),
+    "precision": ("auto", "float32", "bfloat16"),
+}
+GROUPS = ("model", "LoRA", "data", "optimisation", "scoring", "machine")  # of options, in the order of --help
 
 
-def option(default: T, why: str) -> T:
-    """A dataclass field with the words that say what it is and why it has this default (shown by ``--help``)."""
-    return dataclasses.field(default=default, metadata={"why": why})
+def option(default: T, group: str, why: str) -> T:
+    """Declare a configuration field: its default, its group in ``--help``, and what it is and why (the help text)."""
+    return dataclasses.field(default=default, metadata={"why": why, "group": group})
 
 
-def options(cls: type) -> dict[str, dataclasses.Field]:
-    """The fields of a config class by name."""
+def options(cls: type) -> dict[str, "dataclasses.Field[Any]"]:
+    """The fields of a configuration class by name."""
     return {field.name: field for field in dataclasses.fields(cls)}
 
 
 def apply(config: T, changes: dict[str, Any], source: str) -> T:
-    """Return ``config`` with ``changes``. Raises ``InputError``, naming ``source``, for an unknown or ill-typed one.
+    """Return ``config`` with ``changes``.
 
-    A whole number is accepted where a float is asked for; nothing else is converted.
+    A whole number is accepted where a float is expected; nothing else is converted. Raises ``InputError``, naming
+    ``source``, for an unknown option or a value of the wrong type.
     """
     known = options(type(config))
     for name, value in changes.items():
@@ -41,7 +65,7 @@ def apply(config: T, changes: dict[str, Any], source: str) -> T:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Read a TOML file. Raises ``InputError`` for a missing or malformed one."""
+    """Read a TOML file. Raises ``InputError`` if it is missing or malformed."""
     try:
         with open(path, "rb") as handle:
             return tomllib.load(handle)
@@ -49,3 +73,220 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: the configuration file cannot be read ({error.strerror}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid TOML ({error}).") from error
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the model is made of. An adapter file stores these fields."""
+
+    base: str = option(
+        "auto",
+        "model",
+        "base checkpoint: mobile_sam, offline, random or a path; auto: mobile_sam if cached, else offline",
+    )
+    base_seed: int = option(0, "model", "seed of the base 'random'")
+    size: int = option(
+        1024, "model", "longer side of the image that the encoder sees, px; 1024 is SAM's and the report's"
+    )
+    field_px: int = option(
+        0, "model", "side of the image area that is scaled to --size, px of the image; 0: whole image"
+    )
+    um_per_px: float = option(0.0, "model", "pixel size of the training images, µm/px; 0: unknown")
+    head: str = option("linear", "model", "linear (the report's 1x1 convolution), mask_decoder (SAM's) or instance")
+    lora_target: str = option(
+        "all", "LoRA", "LoRA target modules: all, attention, qkv, mlp, late; none (head only); full (full fine-tuning)"
+    )
+    rank: int = option(8, "LoRA", "LoRA rank; the report's")
+    alpha: float = option(8.0, "LoRA", "LoRA alpha, which scales the update by alpha / rank; the report's")
+    dropout: float = option(0.1, "LoRA", "dropout on the input of LoRA; in the report's code, not in its text")
+    unused_head: bool = option(
+        False, "LoRA", "adapt the encoder's unused classifier as well, as the report's code does"
+    )
+    decoder_lora_target: str = option(
+        "none", "LoRA", "LoRA target modules in the mask decoder, with --head mask_decoder"
+    )
+    head_start: str = option("base", "model", "initial weights of the instance head: base (if it has them) or fresh")
+    stages: bool = option(False, "model", "pretraining only: deep supervision, and random dropping of head inputs")
+    without: str = option("", "model", f"ablate one part of the instance head: {', '.join(PIECES)}")
+
+    @property
+    def nucleus_scale(self) -> float:
+        """Size of the nuclei in the model's images relative to NuInsSeg's, in px; 1 where ``field_px`` is 0."""
+        return self.field_px / FIELD if self.field_px else 1.0
+
+    def check(self) -> None:
+        """Raise ``InputError`` for a configuration that no model can be built from."""
+        _check_choices(self)
+        if self.size % 64 or not 64 <= self.size <= 1024:
+            raise InputError(f"Size {self.size} px does not fit the encoder: choose a multiple of 64 from 64 to 1024.")
+        if self.field_px < 0 or not self.um_per_px >= 0:
+            raise InputError(
+                f"Options field_px = {self.field_px} and um_per_px = {self.um_per_px} must not be below 0."
+            )
+        if self.head == "mask_decoder" and self.lora_target == self.decoder_lora_target == "none":
+            raise InputError(
+                "Head 'mask_decoder' without LoRA has nothing to train: set lora_target or decoder_lora_target."
+            )
+        if self.without and self.head != "instance":
+            raise InputError(f"Option without = {self.without!r} needs the head 'instance'.")
+        if self.stages and (self.head != "instance" or self.lora_target != "full"):
+            raise InputError("Option stages is for pretraining: it needs head = 'instance' and lora_target = 'full'.")
+        if self.decoder_lora_target != "none" and self.head != "mask_decoder":
+            raise InputError("Option decoder_lora_target needs the head 'mask_decoder': set head, or leave it 'none'.")
+
+
+@dataclass(frozen=True)
+class Config(ModelConfig):
+    """One run: model, data, optimisation, scoring. A preset lists only what differs from these defaults."""
+
+    start: str = option("", "model", "adapter to start from, a name or a file of the same model; empty: from the base")
+    data: str = option("synthetic", "data", "synthetic (generated), nuinsseg (in --root) or own (see finetune)")
+    data_note: str = option("", "data", "remark on this copy of the data, recorded with the results")
+    synthetic_per_tissue: int = option(2, "data", "number of synthetic images per tissue")
+    protocol: str = option(
+        "benchmark", "data", "splits: benchmark, report (its test set overlaps), leave-one-tissue-out, own"
+    )
+    fold: int = option(1, "data", "test fold, counted from 1")
+    train_images: int = option(0, "data", "number of training images (0: all)")
+    val_images: int = option(0, "data", "number of validation images (0: all)")
+    test_images: int = option(0, "data", "number of test images (0: all)")
+    crop: int = option(0, "data", "side of the random training crop, in encoder pixels (0: whole image)")
+    augmentation: str = option("flip_and_rotate", "data", "flip_and_rotate (the report's), histology or none")
+    epochs: int = option(50, "optimisation", "maximum number of epochs; the report's")
+    patience: int = option(15, "optimisation", "epochs without a better validation score before stopping; the report's")
+    monitor: str = option("dice", "optimisation", "validation score that selects the checkpoint; the report's")
+    batch_size: int = option(4, "optimisation", "images per step; the report's")
+    lr: float = option(3e-4, "optimisation", "learning rate of AdamW; the report's")
+    min_lr: float = option(1e-6, "optimisation", "learning rate at the end of a cosine cycle; in the report's code")
+    cycles: int = option(
+        1, "optimisation", "cosine cycles, with warm restarts; the report's text has restarts, its code ran one"
+    )
+    warmup: float = option(0.0, "optimisation", "fraction of the run over which the learning rate rises from 0")
+    weight_decay: float = option(1e-4, "optimisation", "weight decay of AdamW; in the report's code")
+    grad_clip: float = option(1.0, "optimisation", "largest norm of the gradient; in the report's code")
+    dice_weight: float = option(0.5, "optimisation", "weight of the Dice loss; focal loss has the rest; the report's")
+    focal_alpha: float = option(0.25, "optimisation", "focal loss: weight of the foreground; in the report's code")
+    focal_gamma: float = option(2.0, "optimisation", "focal loss: down-weighting of easy pixels; in the report's code")
+    distance_weight: float = option(
+        1.0, "optimisation", "weight of the distance map's cross-entropy, with --head instance"
+    )
+    stage_weight: float = option(0.25, "optimisation", "weight of each stage's own loss, with --stages")
+    threshold: float = option(0.5, "scoring", "foreground probability above which a pixel is nucleus")
+    scoring: str = option(
+        "benchmark", "scoring", "benchmark (image's own size, 50 px and more) or report (encoder's size, all)"
+    )
+    seed: int = option(0, "machine", "seed of new weights, image order, augmentation and dropout")
+    device: str = option("auto", "machine", "auto (CUDA, MPS or CPU, in that order), cpu, cuda, cuda:1, mps")
+    precision: str = option("auto", "machine", "auto (bfloat16 where the device computes in it), float32 or bfloat16")
+    num_workers: int = option(0, "machine", "number of processes that load images (0: the main process)")
+
+    def check(self) -> None:
+        """Raise ``InputError`` for a configuration that no run can use."""
+        super().check()
+        for name in ("epochs", "patience", "batch_size", "cycles", "lr", "grad_clip", "synthetic_per_tissue", "fold"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"Option {name} = {getattr(self, name)} must be above 0.")
+        for name in (
+            "seed",
+            "base_seed",
+            "train_images",
+            "val_images",
+            "test_images",
+            "crop",
+            "num_workers",
+            "min_lr",
+            "stage_weight",
+            "weight_decay",
+            "focal_gamma",
+        ):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"Option {name} = {getattr(self, name)} must not be below 0.")
+        if self.crop % 64 or self.crop > self.size:
+            raise InputError(f"Option crop = {self.crop} must be a multiple of 64, up to size = {self.size}.")
+        for name in ("dice_weight", "focal_alpha", "threshold", "warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"Option {name} = {getattr(self, name)} must lie between 0 and 1.")
+
+
+def _check_choices(config: ModelConfig) -> None:
+    for name, known in CHOICES.items():
+        value = getattr(config, name, known[0])  # a ModelConfig has only some of them
+        if value not in known:
+            raise InputError(f"Option {name} = {value!r} is not known: choose one of {', '.join(filter(None, known))}.")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The report's system, scored as the benchmark scores. The unused classifier is adapted as in its code.
+    "report": {"data": "nuinsseg", "unused_head": True},
+    # The same system under the report's own protocol: a fixed test set that overlaps the training folds.
+    "report-protocol": {"data": "nuinsseg", "unused_head": True, "protocol": "report", "scoring": "report"},
+    # Beyond the report: native resolution, a head that separates touching nuclei, augmentation for histology.
+    "instance": {
+        "data": "nuinsseg",
+        "head": "instance",
+        "size": 512,
+        "augmentation": "histology",
+        "dropout": 0.0,  # drawing its masks takes a fifth of a step on a CPU
+        "lr": 1e-3,
+        "batch_size": 8,
+        "epochs": 60,
+        "patience": 20,
+        "monitor": "pq",
+    },
+    # The base 'offline', from random weights; see training/pretrain.py. BatchNorm is trained, so the batch is larger.
+    "pretrain": {
+        "base": "random",
+        "lora_target": "full",
+        "head": "instance",
+        "stages": True,
+        "size": 512,
+        "crop": 256,
+        "augmentation": "histology",
+        "lr": 1e-3,
+        "warmup": 0.03,
+        "weight_decay": 0.01,
+        "batch_size": 8,
+        "epochs": 40,
+        "patience": 40,
+        "monitor": "pq",
+        "val_images": 40,
+    },
+    # Fine-tunes a pretrained adapter on a few annotated images; see training/finetune.py.
+    "finetune": {
+        "data": "own",
+        "protocol": "own",
+        "head": "instance",
+        "augmentation": "histology",
+        "dropout": 0.0,
+        "lr": 5e-4,
+        "batch_size": 4,
+        "patience": 20,
+        "monitor": "pq",
+    },
+    # A minute on two CPU cores with 20 images of 256 px: the live chapter of the book. The head starts fresh, so
+    # that there is something to see.
+    "quick": {
+        "base": "offline",
+        "head": "instance",
+        "head_start": "fresh",
+        "size": 256,
+        "augmentation": "histology",
+        "dropout": 0.0,
+        "lr": 2e-3,
+        "epochs": 10,
+        "batch_size": 4,
+        "monitor": "pq",
+        "val_images": 4,
+    },
+}
+
+
+def preset(name: str) -> Config:
+    """Return a named configuration. Raises ``InputError`` for an unknown name.
+
+    >>> preset("instance").head, preset("report").rank
+    ('instance', 8)
+    """
+    if name not in PRESETS:
+        raise InputError(f"Preset {name!r} is not known: choose one of {', '.join(PRESETS)}.")
+    return apply(Config(), PRESETS[name], f"preset {name}")

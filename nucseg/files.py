@@ -13,6 +13,8 @@ from filelock import FileLock, Timeout
 
 from nucseg.errors import Busy
 
+ASSETS = Path(__file__).parent / "assets"  # data that ships with the package
+
 
 @contextmanager
 def write_atomic(path: str | Path) -> Iterator[Path]:

@@ -22,10 +22,11 @@ from skimage.segmentation import watershed
 from nucseg.errors import InputError
 
 EIGHT = np.ones((3, 3), dtype=bool)  # touching by a corner counts as touching
-CHANNELS = ("foreground", "depth")  # of the target maps that `encode` makes and `decode` takes
+CHANNELS = ("foreground", "distance")  # of the target maps that `encode` makes and `decode` takes
 RIDGE = 0.9  # a network's valleys are shallower than true ones: best on validation images, results/decoding
 SMOOTH_PX = 2.0  # sigma; 3 is as good on validation images (results/decoding), but blurs small nuclei's valleys
-DEPTH_PX = 6.0  # where the depth saturates; the median nucleus has a radius of 16 px. Best of 4, 6, 8, 12 and none
+DISTANCE_PX = 6.0  # where the depth saturates; the median nucleus has a radius of 16 px. Best of 4, 6, 8, 12 and none
+MIN_AREA = 50  # px; smaller predicted objects are dropped, as in the NuInsSeg benchmark. Of its nuclei 1 in 1000 is
 
 
 def foreground(labels: np.ndarray) -> np.ndarray:
@@ -48,7 +49,7 @@ def components(probability: np.ndarray, threshold: float = 0.5, min_area: int = 
     return renumber(labels, min_area)
 
 
-def encode(labels: np.ndarray, depth_px: float = DEPTH_PX) -> np.ndarray:
+def encode(labels: np.ndarray, distance_px: float = DISTANCE_PX) -> np.ndarray:
     """(H, W) label map -> (2, H, W) float32 target maps, all 0..1, background 0.
 
     - 0, *foreground*: 1 inside any nucleus. For a classification loss on its logit (Dice, focal, or their sum).
@@ -71,21 +72,23 @@ def encode(labels: np.ndarray, depth_px: float = DEPTH_PX) -> np.ndarray:
         raise InputError(f"A label map must be integers of shape (H, W), not {labels.dtype} of shape {labels.shape}.")
     if labels.size and labels.min() < 0:
         raise InputError("The label map has negative ids: 0 is background and nuclei are positive.")
-    if not depth_px > 0.5:
-        raise InputError(f"depth_px is {depth_px!r}: give the px over which the depth rises, more than 0.5.")
-    depth = np.zeros(labels.shape, np.float32)
+    if not distance_px > 0.5:
+        raise InputError(
+            f"distance_px is {distance_px!r}: give the px over which the distance map rises, more than 0.5."
+        )
+    distance = np.zeros(labels.shape, np.float32)
     inside = labels > 0
     if inside.any():
-        distance = np.minimum(_outline_distance(labels, inside)[inside], depth_px)
-        depth[inside] = distance / _greatest(labels[inside], distance)
-    return np.concatenate([foreground(labels), depth[None]])
+        to_outline = np.minimum(_outline_distance(labels, inside)[inside], distance_px)
+        distance[inside] = to_outline / _greatest(labels[inside], to_outline)
+    return np.concatenate([foreground(labels), distance[None]])
 
 
 def decode(
     maps: np.ndarray,
     threshold: float = 0.5,  # of a probability: keeps areas unbiased
     ridge: float = RIDGE,
-    min_area: int = 50,  # px: the benchmark's value; of NuInsSeg's nuclei 1 in 1000 is smaller
+    min_area: int = MIN_AREA,  # px
     smooth: float = SMOOTH_PX,  # px
 ) -> np.ndarray:
     """(2, H, W) target maps, or a network's sigmoids of them, 0..1 -> (H, W) int32 label map, nuclei 1..n.
@@ -107,8 +110,8 @@ def decode(
         raise InputError(f"min_area is {min_area!r}: it must not be negative.")
     if not 0 <= smooth <= 100:
         raise InputError(f"smooth is {smooth!r}: give the px to smooth the depth over, from 0 to 100.")
-    depth = ndimage.gaussian_filter(maps[1], smooth, truncate=3) if smooth else maps[1]
-    return renumber(split(depth, maps[0] > threshold, ridge), min_area)
+    distance = ndimage.gaussian_filter(maps[1], smooth, truncate=3) if smooth else maps[1]
+    return renumber(split(distance, maps[0] > threshold, ridge), min_area)
 
 
 def split(height: np.ndarray, mask: np.ndarray, ridge: float) -> np.ndarray:
@@ -199,3 +202,16 @@ def renumber(labels: np.ndarray, min_area: int, first: int = 1) -> np.ndarray:
     keep = np.bincount(labels.ravel(), minlength=1) >= max(min_area, 1)
     keep[0] = False
     return np.where(keep, np.cumsum(keep) + first - 1, 0).astype(np.int32)[labels]
+
+
+def labels_from(
+    maps: np.ndarray,
+    threshold: float = 0.5,
+    min_area: int = MIN_AREA,
+    ridge: float = RIDGE,
+    smooth: float = SMOOTH_PX,
+) -> np.ndarray:
+    """(C, H, W) maps of a model, 0..1 -> (H, W) int32 label map; `decode` where there is a depth, else `components`."""
+    if len(maps) == len(CHANNELS):
+        return decode(maps, threshold, ridge, min_area, smooth)
+    return components(maps[0], threshold, min_area)

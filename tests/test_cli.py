@@ -13,12 +13,11 @@ from blobs import Blobs
 from PIL import Image
 
 from nucseg.cli import main
-from nucseg.config import apply, options, read_toml
+from nucseg.config import Config, apply, options, read_toml
 from nucseg.errors import InputError
-from nucseg.presets import Config
 
-QUICK = ["--base", "random", "--size", "64", "--rank", "1", "--alpha", "1", "--where", "qkv", "--epochs", "1"]
-QUICK += ["--batch", "8", "--device", "cpu"]
+QUICK = ["--base", "random", "--size", "64", "--rank", "1", "--alpha", "1", "--lora-target", "qkv", "--epochs", "1"]
+QUICK += ["--batch-size", "8", "--device", "cpu"]
 
 
 @pytest.fixture
@@ -42,7 +41,7 @@ def sentence(capsys) -> str:
 
 
 def test_train_then_evaluate(tmp_path, monkeypatch, capsys, folders):
-    monkeypatch.setattr("nucseg.train.open_dataset", lambda config, root: Blobs())
+    monkeypatch.setattr("nucseg.data.from_config.open_dataset", lambda config, root: Blobs())
     run = tmp_path / "study" / "run"
     (tmp_path / "options.toml").write_text('rank = 2\nseed = 5\nbase = "random"\n')
     words = ["train", "--out", str(run), "--config", str(tmp_path / "options.toml"), *QUICK]
@@ -62,7 +61,7 @@ def test_train_then_evaluate(tmp_path, monkeypatch, capsys, folders):
     [
         (["train", "--data", "nuinsseg", "--root", "nowhere"], "nowhere"),
         (["train", "--rank", "0"], "rank 0"),
-        (["train", "--rank", "100000", "--where", "all"], "rank 100000"),
+        (["train", "--rank", "100000", "--lora-target", "all"], "rank 100000"),
         (["train", "--base", "missing.pt"], "missing.pt"),
         (["train", "--config", "missing.toml"], "missing.toml"),
         (["train", "--fold", "9", "--base", "random"], "Fold 9"),
@@ -80,7 +79,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(words, expected, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NUCSEG_DATA", raising=False)
     if words[0] == "train" and "nuinsseg" not in words:
-        monkeypatch.setattr("nucseg.train.open_dataset", lambda config, root: Blobs())
+        monkeypatch.setattr("nucseg.data.from_config.open_dataset", lambda config, root: Blobs())
         if "--base" not in words:
             words = [*words, "--base", "random"]
     places = {"IMAGES": str(folders[0]), "MASKS": str(folders[1])}
@@ -99,7 +98,7 @@ def test_an_image_without_a_mask_is_named(folders, capsys, tmp_path):
 
 
 def test_a_file_where_a_folder_is_meant_is_one_sentence(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("nucseg.train.open_dataset", lambda config, root: Blobs())
+    monkeypatch.setattr("nucseg.data.from_config.open_dataset", lambda config, root: Blobs())
     (tmp_path / "taken").write_text("a file")
     assert main(["train", "--out", str(tmp_path / "taken"), *QUICK]) == 2
     assert "taken" in sentence(capsys)
@@ -153,8 +152,8 @@ def test_toml_errors_name_file_and_option(tmp_path):
 
 
 def test_evaluate_scores_what_predict_writes(tmp_path, capsys):
+    from nucseg.data.synth import generate
     from nucseg.metrics import score
-    from nucseg.synth import generate
 
     for part in ("images", "masks"):
         (tmp_path / part).mkdir()

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 from torch.nn import functional as F
 
-from nucseg.data import NuInsSeg
+from nucseg.data.datasets import NuInsSeg
 from nucseg.errors import InputError
 from nucseg.instances import components, decode, encode, foreground
 from nucseg.metrics import score
@@ -112,7 +112,7 @@ def blob_maps(draw):
 def test_encode_by_hand():
     labels = np.zeros((9, 9), np.int32)
     labels[1:8, 1:8] = 5
-    maps = encode(labels, depth_px=2)
+    maps = encode(labels, distance_px=2)
     rings = [0, 0.25, 0.75, 1, 1, 1, 0.75, 0.25, 0]  # 0.5, 1.5 and 2.5 px of 2
     assert maps.dtype == np.float32 and maps.shape == (2, 9, 9)
     assert (maps[0] == (labels > 0)).all()
@@ -158,12 +158,12 @@ def test_one_nucleus_of_two_lobes_is_not_parted():
     assert decode(encode(labels), smooth=0).max() == 1
     # Its depth is saturated, so there is not even a shallow valley.
     assert decode(encode(labels), ridge=1, smooth=0).max() == 1
-    assert decode(encode(labels, depth_px=12), ridge=0.95, smooth=0).max() == 2
+    assert decode(encode(labels, distance_px=12), ridge=0.95, smooth=0).max() == 2
 
 
 def test_decode_by_hand():
-    depth = np.array([[0.9, 0.5, 0.6, 0.8, 0.2, 1.0]])
-    maps = np.stack([np.ones_like(depth), depth])
+    distance = np.array([[0.9, 0.5, 0.6, 0.8, 0.2, 1.0]])
+    maps = np.stack([np.ones_like(distance), distance])
 
     def cut(ridge):
         return decode(maps, ridge=ridge, min_area=0, smooth=0).tolist()[0]
@@ -176,9 +176,9 @@ def test_decode_by_hand():
 
 
 def test_smoothing_removes_a_valley_narrower_than_itself():
-    depth = np.ones((20, 60), np.float32)
-    depth[:, 20], depth[:, 40:46] = 0.6, 0.6  # 1 px wide: a scratch; 6 px wide: a valley
-    maps = np.stack([np.ones_like(depth), depth])
+    distance = np.ones((20, 60), np.float32)
+    distance[:, 20], distance[:, 40:46] = 0.6, 0.6  # 1 px wide: a scratch; 6 px wide: a valley
+    maps = np.stack([np.ones_like(distance), distance])
     assert decode(maps, smooth=0).max() == 3
     # By hand: a Gaussian of sigma 2 has 0.2 of its weight on 1 px, so the scratch is 0.92 deep, and 0.87 on 6 px: 0.65.
     assert decode(maps, smooth=2).max() == 2
@@ -305,9 +305,9 @@ def test_decode_takes_any_probabilities(maps, ridge, area):
         (lambda: encode(np.zeros((2, 4, 4), np.int32)), "\\(H, W\\)"),
         (lambda: encode(np.zeros((4, 4))), "integers"),
         (lambda: encode(np.full((4, 4), -1)), "negative"),
-        (lambda: encode(np.ones((4, 4), np.int32), depth_px=0), "depth_px"),
-        (lambda: decode(np.zeros((4, 4), np.float32)), "foreground and depth"),
-        (lambda: decode(np.zeros((3, 4, 4), np.float32)), "foreground and depth"),
+        (lambda: encode(np.ones((4, 4), np.int32), distance_px=0), "distance_px"),
+        (lambda: decode(np.zeros((4, 4), np.float32)), "foreground and distance"),
+        (lambda: decode(np.zeros((3, 4, 4), np.float32)), "foreground and distance"),
         (lambda: decode(np.full((2, 4, 4), np.nan)), "finite"),
         (lambda: decode(np.zeros((2, 4, 4)), threshold=2), "threshold"),
         (lambda: decode(np.zeros((2, 4, 4)), ridge=-1), "ridge"),

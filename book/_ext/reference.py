@@ -244,10 +244,10 @@ class CommandLine(SphinxDirective):
     OF_A_RUN = "the-options-of-a-run"
 
     def run(self) -> list[nodes.Node]:
-        from nucseg import cli, model, presets
+        from nucseg import cli, config
 
-        made_from(self.env, cli, model, presets)
-        options = reasons(presets.Config)
+        made_from(self.env, cli, config)
+        options = reasons(config.Config)
         commands = next(
             action.choices
             for action in cli._parser()._actions
@@ -265,7 +265,7 @@ class CommandLine(SphinxDirective):
             self.section(self.OF_A_RUN, "The options of a run", table(rows))
         )
         named = definitions(
-            (code(n), [changes(p)]) for n, p in presets.PRESETS.items()
+            (code(n), [changes(p)]) for n, p in config.PRESETS.items()
         )
         sections.append(self.section("the-presets", "The presets", named))
         return sections

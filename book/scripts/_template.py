@@ -22,13 +22,14 @@ import time
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
-from nucseg import figures
-from nucseg.synth import Synthetic
+from nucseg.viz import figures
+from nucseg.records import provenance
+from nucseg.data.synth import Synthetic
 
 started = time.monotonic()
 figures.use_style()
 dataset = Synthetic(n_per_tissue=1, seed=0)
-Markdown(figures.provenance(dataset))
+Markdown(provenance.provenance(dataset))
 
 # %% [markdown]
 # ## Overview

@@ -25,11 +25,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
-from nucseg import figures
+from nucseg.viz import figures
+from nucseg.records import provenance
 from nucseg.instances import components, decode, encode
 from nucseg.metrics import score, weighted_mean
-from nucseg.synth import generate
-from nucseg.tables import difference, results_folder, study_runs, summarise
+from nucseg.data.synth import generate
+from nucseg.records.statistics import difference, summarise
+from nucseg.records.runs import results_folder, study_runs
 
 figures.use_style()
 columns = study_runs("ablation")
@@ -43,7 +45,7 @@ costs = pd.read_csv(
 cost = json.loads(
     (results_folder() / "training-cost" / "run.json").read_text()
 )  # on what that was
-Markdown(figures.provenance(runs=list(runs.values())))
+Markdown(provenance.provenance(runs=list(runs.values())))
 
 # %% [markdown]
 # ## Overview
@@ -73,7 +75,7 @@ figures.overlay(sample.image, sample.labels, axes[0, 0])
 figures.scale_bar(axes[0, 0])
 for ax, one, title in (
     (axes[0, 1], maps[0], "foreground"),
-    (axes[1, 0], maps[1], "depth"),
+    (axes[1, 0], maps[1], "distance"),
 ):
     ax.imshow(one, cmap="gray", vmin=0, vmax=1)
     ax.set_title(title)
@@ -156,7 +158,7 @@ words = {
     "lora-4": "LoRA, rank 4",
     "lora-16": "LoRA, rank 16",
     "full": "all weights learn, no LoRA",
-    "without-depth": "fresh head without the depth map",
+    "without-distance": "fresh head without the depth map",
     "without-stem": "fresh head without the stem",
     "without-fine": "fresh head without stride-4 features",
     "without-middle": "fresh head without stride-8 features",
@@ -235,7 +237,7 @@ against_whole = {name: change(name, whole) for name in runs}
 against_fresh = {name: change(name, fresh) for name in runs}
 linear_aji = change("linear", fresh, "aji")
 pieces = {
-    "depth": "the depth map",
+    "distance": "the depth map",
     "stem": "the stem",
     "fine": "stride 4",
     "middle": "stride 8",
@@ -298,7 +300,8 @@ decoded = (
 used = inspect.signature(decode).parameters
 if decoded is not None:
     swept = decoded[
-        (decoded["depth"] == "predicted") & (decoded["foreground"] == "predicted")
+        (decoded["distance"] == "predicted")
+        & (decoded["foreground"] == "predicted")
     ]
     smoothed = swept[swept["smooth_px"] == used["smooth"].default]
     figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 2.8), sharex=True)
@@ -330,7 +333,7 @@ if decoded is not None:
     )
     with_true = {
         key: decoded[decoded[key] == "true"][["dice", "aji", "pq"]].mean()
-        for key in ("depth", "foreground")
+        for key in ("distance", "foreground")
     }
     weaker = max(with_true, key=lambda key: with_true[key]["pq"])
     text = f"""With a ridge of {on_truth:g}, the best on true maps with noise, AJI is {before["aji"]:.3f} and PQ {before["pq"]:.3f} on

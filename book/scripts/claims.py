@@ -34,15 +34,21 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F
 
-from nucseg import data, figures, lora
+from nucseg.data import datasets
+from nucseg.data import splits
+from nucseg.viz import figures
+from nucseg.records import provenance
+from nucseg.model import lora
 from nucseg.errors import InputError
 from nucseg.instances import components, decode, encode, foreground
 from nucseg.metrics import score
-from nucseg.model import ModelConfig, build_model, parameter_ledger
-from nucseg.sam import PIXEL_MEAN, PIXEL_STD, build_sam
-from nucseg.synth import Synthetic
-from nucseg.tables import read_run, results_folder, variance_explained
-from nucseg.weights import load_base
+from nucseg.config import ModelConfig
+from nucseg.model.network import build_model, parameter_ledger
+from nucseg.model.sam import PIXEL_MEAN, PIXEL_STD, build_sam
+from nucseg.data.synth import Synthetic
+from nucseg.records.runs import read_run, results_folder
+from nucseg.records.statistics import variance_explained
+from nucseg.model.bases import load_base
 
 started = time.monotonic()
 torch.manual_seed(0)
@@ -58,8 +64,8 @@ found = ledger["evidence"]
 
 root = os.environ.get("NUCSEG_DATA")
 if root:  # NuInsSeg itself: the test images of the benchmark's first fold
-    dataset = data.NuInsSeg(root)
-    shown = data.folds(dataset)[0].test
+    dataset = datasets.NuInsSeg(root)
+    shown = splits.folds(dataset)[0].test
 else:
     dataset = Synthetic(n_per_tissue=1, seed=0)
     shown = range(len(dataset))
@@ -69,7 +75,7 @@ reported = ModelConfig(
     base="random", size=128, rank=4, alpha=4, dropout=0.0, unused_head=True
 )
 model = build_model(reported, base)
-Markdown(figures.provenance(dataset, model))
+Markdown(provenance.provenance(dataset, model))
 
 # %% [markdown]
 # ## Overview
@@ -303,7 +309,7 @@ except InputError as refusal:
 # Its test set is the last fifth of a separate shuffle of *all* files, the same for each fold.
 
 # %%
-listing = data.nuinsseg_list()
+listing = datasets.nuinsseg_list()
 names = SimpleNamespace(table=listing)  # a data set's names are enough
 order = list(range(len(listing)))
 random.Random(42).shuffle(order)
@@ -313,7 +319,7 @@ tested = set(order[int(0.7 * len(order)) + int(0.1 * len(order)) :])
 def overlap(folds):
     """How many test images lie in which part of each fold."""
     rows = []
-    for split in data.report_folds(names, folds):
+    for split in splits.report_folds(names, folds):
         train, val = set(split.train), set(split.val)
         rows.append(
             {
@@ -344,7 +350,7 @@ by_tissue = listing.loc[sorted(tested), "tissue"].value_counts()
 for _, group in tissues.groupby("fold"):  # the report's results: the same images
     assert group.set_index("tissue")["n"].to_dict() == by_tissue.to_dict()
 
-first = data.report_folds(names)[0]
+first = splits.report_folds(names)[0]
 used = set(first.train) | set(first.val)
 unused = listing[~listing.index.isin(used)]
 mouse = unused["tissue"].str.startswith("mouse").sum()
@@ -385,7 +391,7 @@ dice_of = {
 of_species = listing.loc[sorted(tested)]["tissue"].str.startswith("human")
 new = listing.loc[sorted(tested - used)]["tissue"].str.startswith("human")
 assert (~new).sum() == (~of_species).sum()  # all of mouse
-benchmark = data.folds(names)
+benchmark = splits.folds(names)
 assert not any(set(s.test) & (set(s.train) | set(s.val)) for s in benchmark)
 assert sorted(i for s in benchmark for i in s.test) == list(range(len(listing)))
 Markdown(
@@ -455,7 +461,7 @@ plt.show()
 # %% tags=["remove-input"]
 at_20 = dropped.loc[0.2]
 agree(19, "20%", f"{at_20['report']:.2f}", f"{at_20['Kumar']:.1f}")
-run = read_run(results / "report" / "fold0-random-cpu")
+run = read_run(results / "report" / "fold1-random-cpu")
 lenient, strict = run.scores["aji_matched_only"].mean(), run.scores["aji"].mean()
 table_1 = printed(1).set_index("row")
 estimate = table_1.loc["average", "aji"] * strict / lenient

@@ -21,15 +21,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
-from nucseg import figures
-from nucseg.data import folds, nuinsseg_list
-from nucseg.tables import (
-    bootstrap_mean,
-    difference,
-    results_folder,
-    study_runs,
-    summarise,
-)
+from nucseg.viz import figures
+from nucseg.records import provenance
+from nucseg.data.splits import folds
+from nucseg.data.datasets import nuinsseg_list
+from nucseg.records.statistics import bootstrap_mean, difference, summarise
+from nucseg.records.runs import results_folder, study_runs
 
 figures.use_style()
 reference = results_folder().parent / "book" / "reference"
@@ -38,7 +35,7 @@ column = "mobile_sam-full" if "mobile_sam-full" in columns else next(iter(column
 runs = list(columns[column].values())
 about, config = runs[0].about, runs[0].about["config"]
 scores = pd.concat([run.scores for run in runs], ignore_index=True)
-Markdown(figures.provenance(runs=runs))
+Markdown(provenance.provenance(runs=runs))
 
 # %% [markdown]
 # ## Overview

@@ -29,15 +29,22 @@ import pandas as pd
 from IPython.display import Markdown
 from skimage.color import rgb2hed
 
-from nucseg import data, fetch, figures, synth
+from nucseg.data import datasets
+from nucseg.data import splits
+from nucseg.data import fetch
+from nucseg.viz import figures
+from nucseg.records import provenance
+from nucseg.data import synth
 
 started = time.monotonic()
 figures.use_style()
 
 root = os.environ.get("NUCSEG_DATA")
-dataset = data.NuInsSeg(root) if root else synth.Synthetic(n_per_tissue=2, seed=0)
-listing = data.nuinsseg_list()  # the real data set's images, by name
-Markdown(figures.provenance(dataset))
+dataset = (
+    datasets.NuInsSeg(root) if root else synth.Synthetic(n_per_tissue=2, seed=0)
+)
+listing = datasets.nuinsseg_list()  # the real data set's images, by name
+Markdown(provenance.provenance(dataset))
 
 # %% [markdown]
 # ## Overview
@@ -301,7 +308,7 @@ by_stem = fold_of(sorted(stems))
 path_of = dict(zip(stems, listing["tissue"] + "/" + listing["stem"], strict=True))
 by_number = fold_of(sorted(stems, key=lambda stem: natural(path_of[stem])))
 
-splits = data.folds(SimpleNamespace(table=listing))  # the package's own folds
+splits = splits.folds(SimpleNamespace(table=listing))  # the package's own folds
 assert all(
     benchmark[stems[i]] == k for k, split in enumerate(splits) for i in split.test
 )

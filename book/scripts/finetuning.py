@@ -27,19 +27,22 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from nucseg import figures
+from nucseg.viz import figures
+from nucseg.records import provenance
 from nucseg.config import apply, options
-from nucseg.data import NuInsSeg
+from nucseg.data.datasets import NuInsSeg
 from nucseg.errors import InputError
-from nucseg.evaluate import evaluate, segment_whole
-from nucseg.losses import dice_loss, focal_loss
+from nucseg.inference.evaluate import evaluate, segment_whole
+from nucseg.training.losses import dice_loss, focal_loss
 from nucseg.metrics import contingency, score
-from nucseg.model import build_model, load_model, parameter_ledger
-from nucseg.pretrain import Tiles
-from nucseg.synth import Synthetic
-from nucseg.tables import read_run, results_folder, summarise
-from nucseg.presets import Config, preset
-from nucseg.train import learning_rate, select_split, train
+from nucseg.model.network import build_model, load_model, parameter_ledger
+from nucseg.data.datasets import Tiles
+from nucseg.data.synth import Synthetic
+from nucseg.records.runs import read_run, results_folder
+from nucseg.records.statistics import summarise
+from nucseg.config import Config, preset
+from nucseg.training.loop import learning_rate, train
+from nucseg.data.from_config import select_split
 
 started = time.monotonic()
 figures.use_style()
@@ -60,7 +63,7 @@ config = preset("quick")
 with torch.random.fork_rng():
     torch.manual_seed(config.seed)  # the run below starts from these very weights
     untrained = build_model(config)
-Markdown(figures.provenance(dataset, untrained))
+Markdown(provenance.provenance(dataset, untrained))
 
 # %% [markdown]
 # ## Overview
@@ -314,7 +317,7 @@ plt.show()
 
 # %% tags=["remove-input"]
 try:
-    run = read_run(results_folder() / "report" / "fold0-random-cpu")
+    run = read_run(results_folder() / "report" / "fold1-random-cpu")
 except InputError as error:  # an installed package without the repository
     raise SystemExit(str(error)) from None
 about = run.about
@@ -349,7 +352,7 @@ published = pd.read_csv(
 unets = published[published["method"].str.endswith("U-Net")]["dice"]
 epoch_seconds = run.history["seconds"].median()
 mine = about["command"].replace(
-    "--out results/report/fold0-random-cpu", "--out results/mine/fold0"
+    "--out results/report/fold1-random-cpu", "--out results/mine/fold1"
 )
 command = mine.replace(" --", " \\\n    --")
 Markdown(
@@ -377,7 +380,7 @@ with `NUCSEG_DATA` set to the folder of the images."""
 # ```bash
 # nucseg fetch nuinsseg --out data/nuinsseg     # 1.6 GB from Zenodo, verified
 # nucseg fetch mobile_sam                       # 41 MB, verified; from then on the default base
-# nucseg train --preset report --root data/nuinsseg --fold 0 --out results/report/fold0
+# nucseg train --preset report --root data/nuinsseg --fold 1 --out results/report/fold1
 # ```
 #
 # Stop it whenever you like: the same command goes on where it was. Every option is in

@@ -22,14 +22,10 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from nucseg import figures
-from nucseg.tables import (
-    bootstrap_mean,
-    results_folder,
-    study_runs,
-    summarise,
-    variance_explained,
-)
+from nucseg.viz import figures
+from nucseg.records import provenance
+from nucseg.records.statistics import bootstrap_mean, summarise, variance_explained
+from nucseg.records.runs import results_folder, study_runs
 
 figures.use_style()
 FACTORS = ["rank", "alpha", "lr"]
@@ -39,7 +35,7 @@ grid = next(iter(study_runs("report-grid").values()), {})  # ours, where it was 
 if len(grid) != 36 * 3:  # a grid with holes explains nothing
     grid = {}
 ablation = next(iter(study_runs("ablation").values()))
-Markdown(figures.provenance(runs=[*grid.values(), *ablation.values()]))
+Markdown(provenance.provenance(runs=[*grid.values(), *ablation.values()]))
 
 # %% [markdown]
 # ## Overview

@@ -30,11 +30,14 @@ import torch
 from IPython.display import Markdown
 from torch import nn
 
-from nucseg import figures, lora
-from nucseg.model import ModelConfig, build_model, parameter_ledger
-from nucseg.sam import build_sam
-from nucseg.synth import TISSUES, generate
-from nucseg.weights import load_base
+from nucseg.viz import figures
+from nucseg.records import provenance
+from nucseg.model import lora
+from nucseg.config import ModelConfig
+from nucseg.model.network import build_model, parameter_ledger
+from nucseg.model.sam import build_sam
+from nucseg.data.synth import TISSUES, generate
+from nucseg.model.bases import load_base
 
 started = time.monotonic()
 torch.manual_seed(0)
@@ -48,7 +51,7 @@ report = ModelConfig(
     base="random", size=128, rank=4, alpha=4, dropout=0.0, unused_head=True
 )
 model = build_model(report, base)
-Markdown(figures.provenance(model=model))
+Markdown(provenance.provenance(model=model))
 
 # %% [markdown]
 # ## Overview
@@ -249,7 +252,7 @@ def ledger(where, unused_head, rank):
     config = ModelConfig(
         base="random",
         size=128,
-        where=where,
+        lora_target=where,
         unused_head=unused_head,
         rank=rank,
         alpha=rank,
@@ -379,7 +382,7 @@ Markdown(
 # correction that is added is exactly zero.
 
 # %%
-plain = build_model(ModelConfig(base="random", size=128, where="none"), base)
+plain = build_model(ModelConfig(base="random", size=128, lora_target="none"), base)
 pixels = (images.float() - model.mean) / model.std
 difference = (
     (model.eval().encoder(pixels) - plain.encoder(pixels)).abs().max().item()

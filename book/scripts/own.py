@@ -30,22 +30,24 @@ from IPython.display import Markdown
 from PIL import Image
 
 import nucseg
-from nucseg import figures
-from nucseg.batch import predict_files
-from nucseg.data import ImageFolder
-from nucseg.evaluate import evaluate
-from nucseg.finetune import finetune, median_diameter, open_own
+from nucseg.viz import figures
+from nucseg.records import provenance
+from nucseg.inference.batch import predict_files
+from nucseg.data.datasets import ImageFolder
+from nucseg.inference.evaluate import evaluate
+from nucseg.training.finetune import finetune, median_diameter, open_own
 from nucseg.metrics import score
-from nucseg.predict import Segmenter, load
-from nucseg.synth import Synthetic
-from nucseg.tables import difference, results_folder
+from nucseg.inference.segmenter import Segmenter, load
+from nucseg.data.synth import Synthetic
+from nucseg.records.statistics import difference
+from nucseg.records.runs import results_folder
 
 started = time.monotonic()
 figures.use_style()
 tissues = ("human kidney", "mouse kidney")
 stand_in = Synthetic(n_per_tissue=8, size=320, seed=11, tissues=tissues)
 model = load()
-Markdown(figures.provenance(stand_in, model))
+Markdown(provenance.provenance(stand_in, model))
 
 # %% [markdown]
 # ## Overview

@@ -26,17 +26,21 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from nucseg import augment, figures
-from nucseg.data import NuInsSeg, folds
-from nucseg.evaluate import evaluate, segment_whole
+from nucseg.data import augment
+from nucseg.viz import figures
+from nucseg.records import provenance
+from nucseg.data.datasets import NuInsSeg
+from nucseg.data.splits import folds
+from nucseg.inference.evaluate import evaluate, segment_whole
 from nucseg.metrics import score
-from nucseg.model import build_model, place, predict
-from nucseg.predict import load
-from nucseg.presets import preset
-from nucseg.pretrain import HELD_OUT
-from nucseg.synth import Synthetic
-from nucseg.tables import difference, results_folder
-from nucseg.widgets import PredictionBrowser
+from nucseg.model.network import build_model, place, predict
+from nucseg.inference.segmenter import load
+from nucseg.config import preset
+from nucseg.training.pretrain import HELD_OUT
+from nucseg.data.synth import Synthetic
+from nucseg.records.statistics import difference
+from nucseg.records.runs import results_folder
+from nucseg.viz.widgets import PredictionBrowser
 
 figures.use_style()
 real = os.environ.get("NUCSEG_DATA")  # the folder of NuInsSeg, where you have it
@@ -51,11 +55,11 @@ if real:  # the adapter that ships, trained on that fold's training images
 else:
     model = build_model(
         dataclasses.replace(
-            preset("instance"), base="offline", where="none", size=320
+            preset("instance"), base="offline", lora_target="none", size=320
         )
     )
 place(model, torch.device("cpu"))
-Markdown(figures.provenance(dataset, model))
+Markdown(provenance.provenance(dataset, model))
 
 # %% [markdown]
 # ## Overview

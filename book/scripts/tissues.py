@@ -24,8 +24,10 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from nucseg import figures
-from nucseg.tables import bootstrap_mean, results_folder, study_runs
+from nucseg.viz import figures
+from nucseg.records import provenance
+from nucseg.records.statistics import bootstrap_mean
+from nucseg.records.runs import results_folder, study_runs
 
 figures.use_style()
 reference = results_folder().parent / "book" / "reference"
@@ -37,7 +39,7 @@ statistics = pd.read_csv(
     resources.files("nucseg") / "assets" / "nuinsseg_tissue_stats.csv",
     index_col="tissue",
 )
-Markdown(figures.provenance(runs=runs))
+Markdown(provenance.provenance(runs=runs))
 
 # %% [markdown]
 # ## Overview

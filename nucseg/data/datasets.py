@@ -1,0 +1,337 @@
+"""Images with their label maps: NuInsSeg, folders of one's own, and how they are split into folds."""
+
+import hashlib
+import itertools
+import operator
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+
+from nucseg.errors import InputError
+from nucseg.files import sha256
+from nucseg.images.polygons import ROI_SUFFIXES, read_rois
+from nucseg.images.raster import SUFFIXES, read_image, read_labels
+
+Name = tuple[str, str]  # (tissue, stem)
+# Some copies of NuInsSeg correct the authors' misspelt folders; the benchmark's list keeps them.
+_SPELLING = {"human salivary gland": "human salivory gland", "human tonsil": "human tonsile"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its label map.
+
+    ``image``: (H, W, 3) uint8 RGB. ``labels``: (H, W) int32 label map, 0 = background, nuclei 1..n.
+    ``vague``: (H, W) bool, True where the annotators could not tell, or None where that is not known.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    tissue: str
+    stem: str
+    vague: np.ndarray | None = None
+
+
+class Dataset(Protocol):
+    """What the rest of the package needs of a dataset: samples by position, and their names in a table."""
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a sample, in the dataset's order, with the text columns ``tissue`` and ``stem``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+def _read_vague(path: Path) -> np.ndarray:
+    """(H, W) bool: the authors paint vague areas in any value above 0."""
+    return read_image(path).max(axis=-1) > 0
+
+
+@dataclass(frozen=True)
+class _Files:
+    tissue: str
+    stem: str
+    image: Path
+    labels: Path
+    vague: Path | None = None
+
+
+class _FileDataset:
+    """Samples read from files when they are asked for; nothing is kept in memory."""
+
+    name = "folder"
+    _split_binary = True
+
+    def __init__(self, rows: Sequence[_Files]) -> None:
+        self._rows = list(rows)
+        self.table = pd.DataFrame({"tissue": [r.tissue for r in rows], "stem": [r.stem for r in rows]}, dtype=str)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[i] for i in range(len(self)))
+
+    def image_path(self, index: int) -> Path:
+        """The image file of a sample."""
+        return self._rows[operator.index(index)].image
+
+    def content_hash(self) -> str:
+        """SHA-256 (64 hexadecimal digits) of the bytes of all images and masks, in their order."""
+        files = [path for row in self._rows for path in (row.image, row.labels)]
+        return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+
+    def __getitem__(self, index: int, /) -> Sample:
+        row = self._rows[operator.index(index)]
+        image = read_image(row.image)
+        if row.labels.suffix.lower() in ROI_SUFFIXES:
+            labels = read_rois(row.labels, image.shape[:2])
+        else:
+            labels = read_labels(row.labels, split_binary=self._split_binary)
+        vague = None if row.vague is None else _read_vague(row.vague)
+        for path, array in ((row.labels, labels), (row.vague, vague)):
+            if array is not None and array.shape != image.shape[:2]:
+                size, right = f"{array.shape[1]} x {array.shape[0]}", f"{image.shape[1]} x {image.shape[0]}"
+                raise InputError(f"'{path}' is {size} px, its image {right} px: export it again at that size.")
+        return Sample(image, labels, row.tissue, row.stem, vague)
+
+
+def _by_stem(files: Iterable[Path], suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """The visible files of those types, by stem; others (Thumbs.db, .DS_Store, ._x.png) are passed over."""
+    found: dict[str, Path] = {}
+    for path in sorted(files):
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file():
+            if path.stem in found:
+                both = f"'{found[path.stem]}' and '{path.name}'"
+                raise InputError(f"{both} have the same name: remove one, as masks are found by name.")
+            found[path.stem] = path
+    return found
+
+
+def _folder(path: str | Path, what: str) -> Path:
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"The {what} folder '{path}' does not exist: check the path.")
+    return path
+
+
+@cache
+def _pinned() -> dict[Name, int]:
+    table = nuinsseg_list()
+    return {name: i for i, name in enumerate(zip(table["tissue"], table["stem"], strict=True))}
+
+
+def nuinsseg_list() -> pd.DataFrame:
+    """The 665 images of NuInsSeg in the benchmark's order: columns ``tissue``, ``stem``, ``nuclei``.
+
+    The order is that of the full paths ``<tissue>/tissue images/<stem>.png``. It ships with the package,
+    because the benchmark's folds depend on it as much as on the seed: sorted by stem, 155 images change fold.
+    """
+    text = resources.files("nucseg") / "assets" / "nuinsseg.csv"
+    with text.open(encoding="utf-8") as handle:
+        return pd.read_csv(handle, dtype={"tissue": str, "stem": str, "nuclei": int}, keep_default_na=False)
+
+
+def _order(names: Sequence[Name]) -> list[int]:
+    """Positions of ``names`` in the benchmark's order; names it does not know follow, by full path."""
+    pinned = _pinned()
+    paths = [f"{tissue}/tissue images/{stem}.png" for tissue, stem in names]
+    return sorted(range(len(names)), key=lambda i: (pinned.get(names[i], len(pinned)), paths[i]))
+
+
+class NuInsSeg(_FileDataset):
+    """The dataset NuInsSeg (Mahbod et al. 2024, doi 10.1038/s41597-024-03117-2) in its authors' layout.
+
+    ``root`` holds a folder a tissue (or one folder that holds them, as an unzip makes), each with
+    ``tissue images/<stem>.png``, ``label masks modify/<stem>.tif`` and, where the copy has them,
+    ``vague areas/mask binary/<stem>.png`` (or ``mask binary_vague``). Files are paired by stem. Samples come
+    in the benchmark's order (`nuinsseg_list`); a partial copy works, and images that are not on the list
+    follow it. Tissues keep the authors' spelling, also where a copy has corrected the folder's name.
+    ``vague`` is None where a copy has no vague mask for the image. Files are read when a sample is asked for.
+
+    Raises `InputError` for a missing folder, one without tissues, or an image without its label map.
+    """
+
+    name = "nuinsseg"
+    _split_binary = False  # an image with one nucleus in two pieces is not a binary mask
+
+    def __init__(self, root: str | Path) -> None:
+        tissues = self._tissue_folders(_folder(root, "NuInsSeg"))
+        rows = [row for folder in tissues for row in self._list(folder)]
+        if not rows:
+            raise InputError(f"'{root}' holds no '<tissue>/tissue images/*.png': give the unzipped NuInsSeg folder.")
+        names = [(row.tissue, row.stem) for row in rows]
+        _check_distinct(names)
+        super().__init__([rows[i] for i in _order(names)])
+
+    @staticmethod
+    def _tissue_folders(root: Path) -> list[Path]:
+        while True:
+            folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith((".", "__MACOSX"))]
+            tissues = [folder for folder in folders if (folder / "tissue images").is_dir()]
+            if tissues or len(folders) != 1:
+                return tissues
+            root = folders[0]
+
+    @staticmethod
+    def _list(folder: Path) -> Iterator[_Files]:
+        tissue = _SPELLING.get(folder.name, folder.name)
+        masks: dict[str, Path] = {}
+        vague: dict[str, Path] = {}
+        if (folder / "label masks modify").is_dir():
+            masks = _by_stem((folder / "label masks modify").iterdir(), (".tif", ".tiff"))
+        for name in ("mask binary_vague", "mask binary"):
+            if (folder / "vague areas" / name).is_dir():
+                vague |= _by_stem((folder / "vague areas" / name).iterdir(), (".png",))
+        for stem, image in _by_stem((folder / "tissue images").iterdir(), (".png",)).items():
+            if stem not in masks:
+                wanted = folder / "label masks modify" / f"{stem}.tif"
+                raise InputError(f"'{image}' has no label map '{wanted}': copy it too, or remove the image.")
+            yield _Files(tissue, stem, image, masks[stem], vague.get(stem))
+
+
+class ImageFolder(_FileDataset):
+    """Anyone's own data: a folder of images and a folder of masks with the same names.
+
+    ``images/x.png`` belongs to ``masks/x.tif``, ``images/liver/y.jpg`` to ``masks/liver/y.png``: the types
+    (`SUFFIXES`) may differ, names and subfolders may not. ``tissue`` is the subfolder's name, "" without
+    one. Samples are sorted by tissue and stem. Masks are read by `read_labels`: label maps, or binary masks,
+    whose connected components then count as nuclei; or by `read_rois`: ImageJ's ``x.zip`` (a saved ROI manager).
+    Files are read when a sample is asked for.
+
+    Raises `InputError` for a missing folder, no images at all, an image without a mask or the reverse, and,
+    when a sample is read, for what `read_image` and `read_labels` refuse and for sizes that differ.
+    """
+
+    def __init__(self, images: str | Path, masks: str | Path) -> None:
+        images, masks = _folder(images, "image"), _folder(masks, "mask")
+        a, b = images.resolve(), masks.resolve()
+        if a.is_relative_to(b) or b.is_relative_to(a):  # masks would be taken for images
+            raise InputError(f"'{images}' and '{masks}' lie in each other: give images and masks a folder each.")
+        image_files, mask_files = self._list(images, SUFFIXES), self._list(masks, SUFFIXES + ROI_SUFFIXES)
+        if not image_files:
+            raise InputError(f"'{images}' holds no images: it needs files that end in {', '.join(SUFFIXES)}.")
+        self._check_paired(image_files, mask_files, "image", "mask", masks)
+        self._check_paired(mask_files, image_files, "mask", "image", images)
+        super().__init__([_Files(*name, image_files[name], mask_files[name]) for name in sorted(image_files)])
+
+    @staticmethod
+    def _list(root: Path, suffixes: tuple[str, ...]) -> dict[Name, Path]:
+        files: dict[Name, Path] = {}
+        for folder, subfolders, names in os.walk(root, followlinks=True):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            tissue = "" if Path(folder) == root else Path(folder).relative_to(root).as_posix()
+            found = _by_stem((Path(folder) / name for name in names), suffixes)
+            files |= {(tissue, stem): path for stem, path in found.items()}
+        return files
+
+    @staticmethod
+    def _check_paired(have: dict[Name, Path], want: dict[Name, Path], a: str, b: str, where: Path) -> None:
+        alone = sorted(have.keys() - want.keys())
+        if alone:
+            more = f" (nor have {len(alone) - 1} more)" if len(alone) > 1 else ""
+            raise InputError(
+                f"The {a} '{have[alone[0]]}' has no {b} of the same name in '{where}'{more}: add or remove."
+            )
+
+
+class InMemory:
+    """A dataset that keeps what it has read: 1.8 MB an image of 512 px, 1.2 GB for all of NuInsSeg.
+
+    Reading takes longer than everything else that is done to an image on its way to the network. A process
+    that loads images beside the main one would keep a copy of its own.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.source = dataset
+        self._samples: dict[int, Sample] = {}
+        self.table = dataset.table
+        self.name = getattr(dataset, "name", "")
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        index = operator.index(index)
+        if index not in self._samples:
+            self._samples[index] = self.source[index]
+        return self._samples[index]
+
+
+def content_hash(dataset: Dataset) -> str:
+    """SHA-256 of one's own images and masks (`ImageFolder`); "" for data that are pinned or made by code."""
+    source = getattr(dataset, "source", dataset)
+    return source.content_hash() if isinstance(source, ImageFolder) else ""
+
+
+def _check_distinct(names: Sequence[Name]) -> None:
+    seen: set[Name] = set()
+    for name in names:
+        if name in seen:
+            raise InputError(f"The dataset has two images '{name[0]}/{name[1]}': rename or remove one.")
+        seen.add(name)
+
+
+def _names(dataset: Dataset) -> list[Name]:
+    names = list(zip(dataset.table["tissue"], dataset.table["stem"], strict=True))
+    _check_distinct(names)
+    return names
+
+
+class Tiles:
+    """The images of some tissues of a dataset; those larger than ``largest`` px are cut into squares of ``side`` px.
+
+    What is left over at the right and at the bottom is not used. ``table`` names a tile by its top left corner.
+    """
+
+    def __init__(self, dataset: Dataset, tissues: tuple[str, ...], largest: int = 320, side: int = 256):
+        self._dataset = dataset
+        self.name = getattr(dataset, "name", "")
+        self._places: list[tuple[int, tuple[slice, slice]]] = []
+        rows = []
+        for i, (tissue, stem) in enumerate(zip(dataset.table["tissue"], dataset.table["stem"], strict=True)):
+            if tissue not in tissues:
+                continue
+            height, width = dataset[i].labels.shape
+            if max(height, width) <= largest:
+                corners, size = [(0, 0)], (height, width)
+            else:
+                grid = itertools.product(range(0, height - side + 1, side), range(0, width - side + 1, side))
+                corners, size = list(grid), (side, side)
+            for top, left in corners:
+                self._places.append((i, np.s_[top : top + size[0], left : left + size[1]]))
+                rows.append((tissue, stem if len(corners) == 1 else f"{stem}_{top}_{left}"))
+        self.table = pd.DataFrame(rows, columns=["tissue", "stem"], dtype=str)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        i, window = self._places[index]
+        sample, row = self._dataset[i], self.table.iloc[index]
+        return Sample(sample.image[window], sample.labels[window], row["tissue"], row["stem"])
+
+
+class Joined:
+    """Several datasets one after the other."""
+
+    def __init__(self, *datasets: Dataset):
+        self.name = " and ".join(getattr(dataset, "name", "") for dataset in datasets)
+        self.table = pd.concat([d.table[["tissue", "stem"]] for d in datasets], ignore_index=True)
+        self._places = [(d, i) for d in datasets for i in range(len(d))]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        dataset, i = self._places[index]
+        return dataset[i]

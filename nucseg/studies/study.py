@@ -1,0 +1,227 @@
+"""Studies: runs that belong together. Cross-validation over folds, and grids over any fields of a config.
+
+One run is a plain function of its configuration and its folder (`run_one`). Finished runs are never repeated,
+broken ones go on, failed ones are listed with their logs and tried again the next time.
+"""
+
+import itertools
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from nucseg.config import Config, ModelConfig, apply, options, preset, read_toml
+from nucseg.data.datasets import Dataset
+from nucseg.data.from_config import open_dataset, select_split
+from nucseg.data.splits import PROTOCOLS
+from nucseg.errors import Busy, InputError
+from nucseg.files import write_atomic, write_json
+from nucseg.inference.evaluate import evaluate
+from nucseg.model.network import load_model, pick_device, place
+from nucseg.records.provenance import command_line, describe
+from nucseg.records.runs import read_run
+from nucseg.records.statistics import summarise
+from nucseg.training.checkpoint import finished
+from nucseg.training.loop import train
+
+Task = tuple[Config, Path]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs that belong together: a configuration, named variants of it, and a grid that each variant goes through.
+
+    ``again``: under a name, the options under which every run is scored a second time (see `rescore`).
+    """
+
+    config: Config
+    runs: dict[str, dict[str, Any]]
+    grid: dict[str, list[Any]]
+    again: dict[str, dict[str, Any]]
+
+    def tasks(self, folder: str | Path) -> list[Task]:
+        """Every run with its folder: variants in their order, in each the grid with its last field fastest."""
+        tasks = []
+        for variant, own in (self.runs or {"": {}}).items():
+            start = apply(self.config, own, f"study, run {variant}")
+            for values in itertools.product(*self.grid.values()):
+                changes = dict(zip(self.grid, values, strict=True))
+                name = "-".join(filter(None, [variant, *(f"{field}_{value}" for field, value in changes.items())]))
+                tasks.append((apply(start, changes, f"study, run {name}"), Path(folder) / name))
+        return tasks
+
+
+def read_study(path: str | Path, budget: str = "", changes: dict[str, Any] | None = None) -> Study:
+    """Read a study's TOML file.
+
+    ``preset`` (a name, optional), then, each going before the one above it: a table ``[fixed]`` of options, the
+    table ``[budget.NAME]`` of the ``budget`` asked for, ``changes`` (the command line's), ``[runs.NAME]`` tables of
+    variants, and ``[grid]``, a table of lists. ``[again.NAME]`` tables score every run a second time.
+
+    Raises ``InputError`` for unknown options, a study without runs, a value that is no list, or one listed twice.
+    """
+    text = read_toml(path)
+    unknown = text.keys() - {"preset", "fixed", "budget", "runs", "grid", "again"}
+    if unknown:
+        raise InputError(
+            f"{path}: unknown entry {min(unknown)!r}; a study has preset, [fixed], [budget], [runs], [grid], [again]."
+        )
+    config = preset(text["preset"]) if "preset" in text else Config()
+    config = apply(config, _table(text, "fixed", path), f"{path} [fixed]")
+    budgets = _table(text, "budget", path)
+    if budget and budget not in budgets:
+        raise InputError(f"{path}: has no table [budget.{budget}]; it has {', '.join(budgets) or 'none'}.")
+    config = apply(config, _table(budgets, budget, path), f"{path} [budget.{budget}]")
+    config = apply(config, changes or {}, "command line")
+    runs, grid, again = (_table(text, name, path) for name in ("runs", "grid", "again"))
+    if not (runs or grid):
+        raise InputError(f"{path}: has neither [runs.NAME] tables nor a table [grid]: list what is to be run.")
+    for table, name in ((runs, "runs"), (again, "again")):
+        for one in table:
+            apply(config, _table(table, one, path), f"{path} [{name}.{one}]").check()
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
+            raise InputError(f"{path}: [grid] {name} must be a list of different values, as in {name} = [1, 2].")
+        for value in values:
+            apply(config, {name: value}, f"{path} [grid]").check()
+    return Study(config, runs, grid, again)
+
+
+def _table(text: dict[str, Any], name: str, path: str | Path) -> dict[str, Any]:
+    table = text.get(name, {})
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: {name} must be a table, written [{name}] on a line of its own.")
+    return table
+
+
+def fold_tasks(config: Config, dataset: Dataset, folder: str | Path, only: Iterable[int] = ()) -> list[Task]:
+    """One task a fold of the config's protocol (or those of ``only``), in folders ``fold1``, ``fold2``, …"""
+    count = len(PROTOCOLS[config.protocol](dataset))
+    chosen = list(dict.fromkeys(only)) or list(range(1, count + 1))
+    wrong = [k for k in chosen if not 1 <= k <= count]
+    if wrong:
+        raise InputError(f"Fold {wrong[0]} does not exist: the protocol {config.protocol!r} has folds 1 to {count}.")
+    return [(replace(config, fold=k), Path(folder) / f"fold{k}") for k in chosen]
+
+
+def run_one(
+    config: Config, folder: str | Path, root: str | Path | None = None, again: dict[str, dict[str, Any]] | None = None
+) -> None:
+    """Train one run in its folder, and score it again: all that a worker anywhere needs to be told."""
+    dataset = _dataset(config, root)
+    train(config, dataset, folder, progress=False)
+    for name, other in (again or {}).items():
+        rescore(folder, apply(config, other, f"again, {name}"), dataset, name)
+
+
+_opened: dict[tuple, Dataset] = {}
+
+
+def _dataset(config: Config, root: str | Path | None) -> Dataset:
+    # one dataset for all runs of a process that read the same images: it keeps what it has read
+    key = (
+        config.data,
+        config.synthetic_per_tissue,
+        config.seed if config.data == "synthetic" else 0,
+        config.num_workers,
+    )
+    if (root, key) not in _opened:
+        _opened.clear()
+        _opened[root, key] = open_dataset(config, root)
+    return _opened[root, key]
+
+
+def rescore(run: str | Path, config: Config, dataset: Dataset, name: str, *, progress: bool = False) -> pd.DataFrame:
+    """Score a finished run's adapter under another ``config``: another protocol, scoring, threshold or fold.
+
+    Written to ``run / name``: ``scores.csv``, with a column ``part`` that says where the run itself had the image
+    (train, val, test, or none of them), and ``run.json``. Not repeated where it is there already.
+    Raises ``InputError`` where the run's adapter is missing (it is not kept in the repository), or where ``config``
+    describes another model than the run's.
+    """
+    run, folder = Path(run), Path(run) / name
+    if finished(config, folder):
+        return read_run(folder).scores
+    began, about = time.monotonic(), read_run(run).about
+    own = apply(config, {k: v for k, v in about["config"].items() if k in options(Config) and k != "base"}, str(run))
+    mine, split = select_split(own, dataset), select_split(config, dataset)
+    for field in fields(ModelConfig):
+        if field.name != "base" and getattr(config, field.name) != getattr(own, field.name):
+            was = getattr(own, field.name)
+            raise InputError(f"{run}: the adapter was trained with {field.name} = {was!r}: that cannot be changed.")
+    where = {i: part for part in ("train", "val", "test") for i in getattr(mine, part)}
+    model = place(load_model(run / "best.safetensors", config.base), pick_device(config.device), config.precision)
+    scores = evaluate(
+        model,
+        dataset,
+        split.test,
+        fold=split.name,
+        scoring=config.scoring,
+        threshold=config.threshold,
+        progress=progress,
+    )
+    scores.insert(3, "part", [where.get(i, "none") for i in split.test])
+    with write_atomic(folder / "scores.csv") as part:
+        scores.to_csv(part, index=False, float_format="%.6f")
+    words = command_line(config, folder, "rescore")
+    about = describe(config, dataset, split, model, run, words)
+    write_json(folder / "run.json", about | {"seconds": round(time.monotonic() - began, 1)})
+    return scores
+
+
+def run_all(
+    tasks: list[Task], run: Callable[[Config, Path], Any], *, progress: bool = True
+) -> tuple[pd.DataFrame, dict[Path, str]]:
+    """Run the tasks that are not finished, one after the other; returns the table of finished runs and failures.
+
+    ``failures`` maps a run's folder to the last line of its error; the whole of it is in ``error.log`` there.
+    ``InputError`` and everything else a run raises is a failure of that run; Ctrl-C stops the study.
+    """
+    failures: dict[Path, str] = {}
+    open_tasks = []
+    for config, folder in tasks:
+        try:
+            if not finished(config, folder):
+                open_tasks.append((config, folder))
+        except InputError as error:  # the folder holds another run, which is neither counted nor overwritten
+            failures[folder] = str(error)
+    bar = tqdm(open_tasks, desc="runs", unit="run", disable=not progress)
+    for config, folder in bar:
+        bar.set_postfix_str(folder.name)
+        log = folder / "error.log"
+        try:
+            run(config, folder)
+            log.unlink(missing_ok=True)
+        except Busy:  # two processes share the study: this run is the other's
+            continue
+        except Exception as error:
+            folder.mkdir(parents=True, exist_ok=True)
+            log.write_text(traceback.format_exc(), encoding="utf-8")
+            failures[folder] = f"{type(error).__name__}: {error}"
+            continue
+        if progress:
+            means = read_run(folder).scores.mean(numeric_only=True)
+            tqdm.write(f"{folder.name}: " + ", ".join(f"{k} {means[k]:.4f}" for k in ("dice", "aji", "pq")))
+    return table_of_runs([folder for _, folder in tasks if folder not in failures]), failures
+
+
+def table_of_runs(folders: Iterable[Path]) -> pd.DataFrame:
+    """A row a finished run: its name, its configuration, the best validation scores, the means of its scores."""
+    rows = []
+    for folder in folders:
+        if (folder / "run.json").exists():
+            run = read_run(folder)
+            means = summarise(run.scores)["mean"]
+            best = {f"val_{k}": run.history[f"val_{k}"].max() for k in ("dice", "aji", "pq")}
+            rows.append({"run": folder.name} | run.about["config"] | best | means.to_dict())
+    return pd.DataFrame(rows)
+
+
+def pooled_scores(folders: Iterable[Path]) -> pd.DataFrame:
+    """The per-image scores of several finished runs one under the other."""
+    return pd.concat([read_run(folder).scores for folder in folders], ignore_index=True)

@@ -1,0 +1,103 @@
+"""What a run leaves in its folder while it trains, and how it is resumed from there."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from nucseg.config import Config, options
+from nucseg.data.datasets import Dataset, content_hash
+from nucseg.data.from_config import select_split
+from nucseg.errors import InputError
+from nucseg.files import sha256, write_atomic
+from nucseg.model.adapters import adapter_path
+from nucseg.model.bases import resolve_base
+from nucseg.model.network import NucleiModel
+from nucseg.records.runs import read_run
+
+
+def _write_history(folder: Path, history: list[dict]) -> None:
+    with write_atomic(folder / "history.csv") as part:
+        pd.DataFrame(history).to_csv(part, index=False)
+
+
+def _save_state(
+    path: Path, config: Config, identity: dict, model: NucleiModel, optimiser, history: list[dict], seconds: float
+) -> None:
+    state = {
+        "config": asdict(config),
+        "identity": identity,
+        "model": model.adapter_state(),
+        "optimiser": optimiser.state_dict(),
+        "history": history,
+        "seconds": seconds,
+    }
+    with write_atomic(path) as part:
+        torch.save(state, part)
+
+
+def _resume(
+    path: Path, config: Config, identity: dict, model: NucleiModel, optimiser: torch.optim.Optimizer
+) -> tuple[list[dict], float]:
+    """Put the state of the last whole epoch back: (history so far, seconds spent so far)."""
+    if not path.exists():
+        return [], 0.0
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises several kinds for a damaged file
+        raise InputError(
+            f"{path}: the checkpoint to resume from is damaged; delete the folder to start again."
+        ) from error
+    _same_config(state["config"], config, path.parent)
+    for what, mine in identity.items():
+        if state.get("identity", identity).get(what, mine) != mine:
+            raise InputError(f"{path.parent}: holds a run with another {what}; choose another folder.")
+    model.load_adapter_state(state["model"], str(path))
+    optimiser.load_state_dict(state["optimiser"])
+    return state["history"], state["seconds"]
+
+
+# what may differ between two sittings of one run, because it does not change what is computed
+_FREE = {"device", "num_workers", "data_note"}
+
+
+def finished(config: Config, folder: str | Path) -> bool:
+    """Whether ``folder`` holds this run, finished. ``InputError`` if it holds another one, or a damaged one."""
+    folder = Path(folder)
+    if not (folder / "run.json").exists():
+        return False
+    about = read_run(folder).about
+    _same_config(about["config"], config, folder)
+    if Path(config.base).is_file():
+        if sha256(config.base) != about["base"]["sha256"]:
+            raise InputError(f"{folder}: holds a run with another base; choose another folder.")
+    elif resolve_base(config.base) != about["base"]["name"]:
+        raise InputError(f"{folder}: holds a run with base = {about['base']['name']!r}; choose another folder.")
+    return True
+
+
+def _same_sources(config: Config, dataset: Dataset, folder: Path) -> None:
+    """Raise ``InputError`` unless a finished run had these images, masks and adapter to start from."""
+    about = read_run(folder).about
+    start = sha256(adapter_path(config.start)) if config.start else ""
+    pairs = {
+        "list of images": (about["split"]["sha256"], select_split(config, dataset).file_list_hash(dataset)),
+        "adapter to start from": (about.get("start_sha256", ""), start),
+        "content of images or masks": (about["data"].get("sha256", ""), content_hash(dataset)),
+    }
+    for what, (then, now) in pairs.items():
+        if then and now and then != now:
+            raise InputError(f"{folder}: holds a finished run with another {what}; choose another folder.")
+
+
+def _same_config(stored: dict[str, Any], config: Config, folder: Path) -> None:
+    """Raise ``InputError`` unless the options agree; one that is newer than the run had its default then."""
+    mine = asdict(config)
+    for name, field in options(Config).items():
+        then = stored.get(name, field.default)
+        if name not in _FREE | {"base", "start"} and then != mine[name]:
+            raise InputError(
+                f"{folder}: holds a run with {name} = {then!r}, not {mine[name]!r}; choose another folder."
+            )

@@ -1,0 +1,243 @@
+"""Training: one configuration, one loop, one folder a run. It reads from top to bottom.
+
+Everything random is drawn from (seed, epoch, image), never from a stream that runs on. A run that was killed
+therefore goes on from its last whole epoch exactly as if it had never stopped.
+"""
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from nucseg import instances
+from nucseg.config import Config
+from nucseg.data import augment
+from nucseg.data.datasets import Dataset, content_hash
+from nucseg.data.from_config import select_split
+from nucseg.data.splits import Split
+from nucseg.errors import InputError, TrainingError
+from nucseg.files import only_one, sha256, write_atomic, write_json
+from nucseg.inference.evaluate import evaluate
+from nucseg.model.adapters import adapter_path, check_base, read_adapter
+from nucseg.model.bases import resolve_base
+from nucseg.model.network import NucleiModel, build_model, load_model, pick_device, place, save_model
+from nucseg.records.provenance import commit, describe
+from nucseg.records.runs import read_run
+from nucseg.training.checkpoint import _resume, _same_sources, _save_state, _write_history, finished
+from nucseg.training.losses import dice_focal_loss
+
+
+class _TrainingImages(torch.utils.data.Dataset):
+    """Keys are (epoch, index): what comes out depends on them and the seed alone, in any process."""
+
+    def __init__(self, dataset: Dataset, config: Config):
+        self.dataset, self.config = dataset, config
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """(3, S, S) uint8 image and (C, S, S) target maps; S is ``crop``, or ``size`` where there is none.
+
+        A crop is seen at the scale at which the whole image would be: ``size / field``, or ``/ longer side``.
+        """
+        _, index = key
+        config, rng = self.config, np.random.default_rng([self.config.seed, *key])
+        sample = self.dataset[index]
+        if config.crop:
+            scale = config.size / (config.field_px or max(sample.labels.shape))
+            scale *= augment.zoom(rng) if config.augmentation == "histology" else 1
+            sample = augment.crop(sample, max(1, round(config.crop / scale)), rng)
+        sample = augment.resize(sample, config.crop or config.size)
+        if config.augmentation != "none":
+            sample = getattr(augment, config.augmentation)(sample, rng)
+        image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
+        if (
+            config.head == "instance" and config.without != "distance"
+        ):  # the depth is meant for 512 px images; it scales along
+            targets = instances.encode(sample.labels, instances.DISTANCE_PX * config.size / 512)
+        else:
+            targets = instances.foreground(sample.labels)
+        return image, torch.from_numpy(targets)
+
+
+def batch_keys(config: Config, indices: tuple[int, ...], epoch: int) -> list[list[tuple[int, int]]]:
+    """The epoch's batches as lists of (epoch, image index), shuffled by (seed, epoch)."""
+    order = np.random.default_rng([config.seed, epoch]).permutation(len(indices))
+    keys = [(epoch, indices[i]) for i in order]
+    return [keys[i : i + config.batch_size] for i in range(0, len(keys), config.batch_size)]
+
+
+def learning_rate(config: Config, progress: float) -> float:
+    """Cosine annealing with warm restarts (Loshchilov & Hutter 2017): the rate at ``progress`` 0..1 of the run.
+
+    Over the first ``warmup`` of the run it rises in a straight line to what the cosine is there.
+    """
+    rise = min(1.0, progress / config.warmup) if config.warmup else 1.0
+    within = (progress * config.cycles) % 1.0
+    return rise * (config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * within)))
+
+
+def train_epoch(
+    model: NucleiModel,
+    optimiser: torch.optim.Optimizer,
+    dataset: Dataset,
+    indices: tuple[int, ...],
+    config: Config,
+    epoch: int,
+    progress: bool = True,
+) -> float:
+    """One pass over the training images; returns the mean loss. ``TrainingError`` for a non-finite loss."""
+    device = model.mean.device
+    torch.manual_seed(config.seed * 100_003 + epoch)  # dropout's
+    model.train()
+    batches = batch_keys(config, indices, epoch)
+    loader = DataLoader(
+        _TrainingImages(dataset, config),
+        batch_sampler=batches,
+        num_workers=config.num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    total = 0.0
+    bar = tqdm(loader, desc=f"epoch {epoch + 1}/{config.epochs}", unit="step", disable=not progress, leave=False)
+    for step, (images, targets) in enumerate(bar):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(config, (epoch + step / len(batches)) / config.epochs)
+        logits, stages = model.with_stages(images.to(device, non_blocking=True))
+        targets = targets.to(device, non_blocking=True)
+        loss = _loss(logits, targets, config)
+        if stages:
+            small = F.avg_pool2d(targets, 2)  # the stage heads' stride
+            loss = loss + config.stage_weight * sum(_loss(stage, small, config) for stage in stages)
+        if not torch.isfinite(loss):
+            raise TrainingError(_diverged(f"The loss is {loss.item()}", epoch, step, config))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(_trainable(model), config.grad_clip)
+        if not torch.isfinite(norm):
+            raise TrainingError(_diverged(f"The gradient is {norm.item()}", epoch, step, config))
+        optimiser.step()
+        total += loss.item() * len(images)
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+    return total / len(indices)
+
+
+def _diverged(what: str, epoch: int, step: int, config: Config) -> str:
+    return (
+        f"{what} in epoch {epoch + 1}, step {step + 1}: training stopped. The last whole epoch is kept; lower lr "
+        f"(now {config.lr:g}) or alpha (now {config.alpha:g}) in a new folder."
+    )
+
+
+def _loss(logits: Tensor, targets: Tensor, config: Config) -> Tensor:
+    """Dice and focal for the foreground, and cross entropy for the depth where the head predicts it (scalar)."""
+    loss = dice_focal_loss(logits[:, :1], targets[:, :1], config.dice_weight, config.focal_alpha, config.focal_gamma)
+    if logits.shape[1] > 1:  # a soft target: cross entropy is least where the sigmoid equals it
+        distance = F.binary_cross_entropy_with_logits(logits[:, 1:].float(), targets[:, 1:])
+        loss = loss + config.distance_weight * distance
+    return loss
+
+
+def _trainable(model: NucleiModel) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def train(
+    config: Config, dataset: Dataset, folder: str | Path, *, progress: bool = True, command: str = ""
+) -> pd.DataFrame:
+    """Train one run in ``folder`` and score its best checkpoint on the test part; returns the scores.
+
+    Written there: ``last.pt`` (to resume), ``best.safetensors`` (the adapter of the best validation score),
+    ``history.csv`` (a row an epoch), and at the end ``scores.csv`` (a row a test image) and ``run.json``.
+    A finished run is not repeated; a broken one goes on after its last whole epoch.
+
+    Raises ``InputError`` for a config that does not fit or a folder that holds another run, ``Busy`` where another
+    process works in the folder, ``TrainingError`` for a loss that is not finite.
+    """
+    config.check()
+    config, folder = replace(config, base=resolve_base(config.base)), Path(folder)
+    if finished(config, folder):
+        _same_sources(config, dataset, folder)
+        return read_run(folder).scores
+    began, code, device = time.monotonic(), commit(), pick_device(config.device)
+    split = select_split(config, dataset)
+    if not (split.train and split.val and split.test):
+        raise InputError(f"Fold {config.fold} leaves a part without images: use more images.")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # the head's and LoRA's initial weights
+        model = build_model(config)
+    if config.start:
+        start_from(model, config.start)
+    model = place(model, device, config.precision)
+    with only_one(folder):
+        if finished(config, folder):  # by another process, since it was first asked
+            return read_run(folder).scores
+        seconds = _epochs(model, config, dataset, split, folder, began, progress)
+        start = model.start_sha256
+        model = place(load_model(folder / "best.safetensors", config.base), device, config.precision)
+        model.start_sha256 = start
+        scores = evaluate(
+            model,
+            dataset,
+            split.test,
+            fold=split.name,
+            scoring=config.scoring,
+            threshold=config.threshold,
+            progress=progress,
+        )
+        with write_atomic(folder / "scores.csv") as part:
+            scores.to_csv(part, index=False, float_format="%.6f")
+        about = describe(config, dataset, split, model, folder, command) | {"commit": code}
+        write_json(folder / "run.json", about | {"seconds": round(seconds + time.monotonic() - began, 1)})
+    return scores
+
+
+def start_from(model: NucleiModel, adapter: str | Path) -> None:
+    """Put an adapter's weights into a model of the same make. ``InputError`` where base, names or shapes differ."""
+    path = adapter_path(adapter)
+    tensors, _, base_sha256 = read_adapter(path)
+    check_base(path, base_sha256, model.base_sha256, model.base_name)
+    model.load_adapter_state(tensors, str(path))
+    model.start_sha256 = sha256(path)
+
+
+def _epochs(
+    model: NucleiModel, config: Config, dataset: Dataset, split: Split, folder: Path, began: float, progress: bool
+) -> float:
+    """All epochs that are still to be trained; returns the seconds that earlier sittings took."""
+    optimiser = torch.optim.AdamW(_trainable(model), lr=config.lr, weight_decay=config.weight_decay)
+    identity = {"base": model.base_sha256, "split": split.file_list_hash(dataset), "start": model.start_sha256}
+    identity["images and masks"] = content_hash(dataset)
+    history, spent = _resume(folder / "last.pt", config, identity, model, optimiser)
+    best = max((row[f"val_{config.monitor}"] for row in history), default=-math.inf)
+    while len(history) < config.epochs and _epochs_since_best(history, config.monitor) < config.patience:
+        epoch, start = len(history), time.monotonic()
+        loss = train_epoch(model, optimiser, dataset, split.train, config, epoch, progress)
+        scores = evaluate(
+            model, dataset, split.val, scoring=config.scoring, threshold=config.threshold, progress=progress
+        )
+        row = {"epoch": epoch + 1, "lr": optimiser.param_groups[0]["lr"], "train_loss": loss}
+        row |= {f"val_{name}": float(scores[name].mean()) for name in ("dice", "iou", "aji", "pq")}
+        history.append(row | {"seconds": round(time.monotonic() - start, 2)})
+        if row[f"val_{config.monitor}"] > best:
+            best = row[f"val_{config.monitor}"]
+            save_model(folder / "best.safetensors", model)
+        seconds = spent + time.monotonic() - began
+        _save_state(folder / "last.pt", config, identity, model, optimiser, history, seconds)
+        _write_history(folder, history)
+        if progress:
+            tqdm.write(", ".join(f"{k} {v:.4g}" for k, v in history[-1].items()))
+    _write_history(folder, history)  # once more, for a run that was killed between the two writes above
+    return spent
+
+
+def _epochs_since_best(history: list[dict], monitor: str) -> int:
+    values = [row[f"val_{monitor}"] for row in history]
+    return len(values) - 1 - int(np.argmax(values)) if values else 0

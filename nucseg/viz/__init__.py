@@ -1,0 +1,1 @@
+"""Pictures: figures for the book and the prediction browser. Nothing imports from here but the book."""

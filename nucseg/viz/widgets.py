@@ -1,0 +1,386 @@
+"""The prediction browser: look through images while turning the threshold, without a kernel and with one.
+
+Both faces show the same picture: the image under outlines that are drawn as lines (SVG), so that they stay sharp at
+any size. `PredictionBrowser` computes all steps of its sliders beforehand and needs nothing but the page it stands
+in; `browse` decodes at every move and needs a running notebook with ipywidgets.
+
+Colours are those of `nucseg.figures`; dashes in the errors' view say why a nucleus is wrong.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib import resources
+from string import Template
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from PIL import Image
+from skimage.measure import approximate_polygon
+
+from nucseg.data.datasets import Sample
+from nucseg.errors import InputError
+from nucseg.instances import CHANNELS, components, decode
+from nucseg.metrics import Scores, score
+from nucseg.viz import figures
+
+Item = tuple[Sample, np.ndarray]  # and the target maps that the model predicts for it
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+MIN_AREAS = (0, 50, 100, 200)  # px
+START = 0.5, 50  # where the sliders stand first: the benchmark's threshold and minimum area
+OPACITY = 90  # %
+KINDS = {  # of outlines: words, colour, casing that sets it off from the tissue, dashes
+    "truth": ("true nuclei", figures.TRUTH, "black", ""),
+    "prediction": ("predicted nuclei", figures.PREDICTION, "black", ""),
+    "found": ("found", figures.FOUND, "black", ""),
+    "missed": ("missed", figures.MISSED, "white", ""),
+    "split": ("missed: split", figures.MISSED, "white", "5 4"),
+    "spurious": ("spurious", figures.SPURIOUS, "white", ""),
+    "merged": ("spurious: merger", figures.SPURIOUS, "white", "5 4"),
+}
+VIEWS = {
+    "truth": ("truth",),
+    "prediction": ("prediction",),
+    "errors": ("found", "missed", "split", "spurious", "merged"),
+}
+SCORES = {"pq": "PQ", "aji": "AJI", "dice": "Dice"}
+SORTS, ORDERS = {"name": "name"} | SCORES, ("ascending", "descending")
+ALT = {
+    "truth": "{name}: tissue with the outlines of {truth} true nuclei.",
+    "prediction": "{name}: tissue with the outlines of {prediction} predicted nuclei, threshold {threshold}, "
+    "minimum area {area} px.",
+    "errors": "{name}: tissue with the outlines of nuclei, found {found}, missed {missed}, split {split}, "
+    "spurious {spurious}, mergers {merged}, threshold {threshold}, minimum area {area} px.",
+}
+OUTPUT = ("PQ {pq}", "AJI {aji}", "Dice {dice}", "{prediction} nuclei predicted", "{truth} true")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What one choice of threshold and minimum area gives: scores, and outlines (SVG path data) by kind."""
+
+    scores: Scores
+    lines: dict[str, list[str]]
+
+
+class Scene:
+    """A sample and its predicted target maps, (C, H, W) float32, 0..1: C = 2 for `decode`, 1 for `components`.
+
+    Raises ``InputError`` if the maps do not fit the sample.
+    """
+
+    def __init__(self, sample: Sample, maps: np.ndarray) -> None:
+        if maps.ndim != 3 or len(maps) not in (1, len(CHANNELS)) or maps.shape[1:] != sample.labels.shape:
+            want = " x ".join(map(str, sample.labels.shape))
+            raise InputError(
+                f"The maps of '{sample.stem}' have shape {maps.shape}: give (1 or 2, H, W), with {want} px."
+            )
+        self.sample, self.maps = sample, maps
+        # a stem usually begins with its tissue
+        rest = sample.stem.removeprefix(sample.tissue.replace(" ", "_")).strip("_ ")
+        self.name = f"{sample.tissue} {rest or sample.stem}"
+        self.box = f"0 0 {2 * maps.shape[2]} {2 * maps.shape[1]}"  # lines are counted in half pixels
+        self._truth = _lines(sample.labels)
+        self._cut: tuple[float, np.ndarray, dict[int, str]] | None = None
+        self._frames: dict[tuple[float, int], Frame] = {}
+
+    def frame(self, threshold: float, min_area: int) -> Frame:
+        """The nuclei above ``threshold``, 0..1, of at least ``min_area`` px, held against the true ones."""
+        labels, lines = self._cut_at(threshold)
+        keep = np.bincount(labels.ravel()) >= min_area
+        same = threshold, int(keep[1:].sum())  # as many nuclei left: the same ones, the same frame
+        if same not in self._frames:
+            self._frames[same] = self._judge(np.where(keep, np.arange(len(keep)), 0)[labels], lines)
+        return self._frames[same]
+
+    def _judge(self, labels: np.ndarray, lines: dict[int, str]) -> Frame:
+        truth = self.sample.labels
+        _, missed, spurious = figures.errors(truth, labels)
+        merged, split = set(spurious) & _holders(truth, labels), set(missed) & _holders(labels, truth)
+        predicted = [int(i) for i in np.unique(labels) if i]
+        ids = {
+            "prediction": predicted,
+            "found": sorted(set(predicted) - set(spurious)),
+            "spurious": [i for i in spurious if i not in merged],
+            "merged": sorted(merged),
+        }
+        shown = {kind: [lines[i] for i in some] for kind, some in ids.items()}
+        shown["truth"] = list(self._truth.values())
+        shown["missed"] = [self._truth[i] for i in missed if i not in split]
+        shown["split"] = [self._truth[i] for i in sorted(split)]
+        return Frame(score(truth, labels), shown)
+
+    def _cut_at(self, threshold: float) -> tuple[np.ndarray, dict[int, str]]:
+        """The label map and its lines before small nuclei are dropped, kept for the next minimum area."""
+        if self._cut is None or self._cut[0] != threshold:
+            two = len(self.maps) == len(CHANNELS)
+            labels = decode(self.maps, threshold, min_area=0) if two else components(self.maps[0], threshold)
+            self._cut = threshold, labels, _lines(labels)
+        return self._cut[1:]
+
+    def picture(self, size: int) -> tuple[str, int, int]:
+        """The image as a data URI of at most ``size`` px, with its width and height."""
+        image = Image.fromarray(self.sample.image)
+        image.thumbnail((size, size), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", quality=68, method=6)
+        return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}", *image.size
+
+
+def _lines(labels: np.ndarray) -> dict[int, str]:
+    """Each nucleus's outline as the data of an SVG path, in half pixels, within a pixel of its true course."""
+    lines: dict[int, str] = {}
+    for i, xy in figures.outlines(labels):
+        simple = approximate_polygon(xy, 0.7)
+        points = np.rint(2 * (simple if len(simple) > 3 else xy) + 1).astype(int)  # of a speck nothing would be left
+        (x, y), steps = points[0], np.diff(points, axis=0)[:-1]
+        path = f"M{x} {y}l{' '.join(f'{dx} {dy}' for dx, dy in steps)}z".replace(" -", "-")
+        lines[i] = lines.get(i, "") + path
+    return lines
+
+
+def _holders(inner: np.ndarray, outer: np.ndarray) -> set[int]:
+    """Ids of ``outer`` that two or more nuclei of ``inner``, each lying there for the most part, fill to over half."""
+    both = (inner > 0) & (outer > 0)
+    pairs, shared = np.unique(inner[both].astype(np.int64) << 32 | outer[both], return_counts=True)
+    held, holder = np.divmod(pairs, 1 << 32)
+    most = 2 * shared > np.bincount(inner.ravel())[held]
+    size = np.bincount(outer.ravel())
+    count = np.bincount(holder[most], minlength=len(size))
+    filled = np.bincount(holder[most], weights=shared[most], minlength=len(size))
+    return set(np.flatnonzero((count > 1) & (2 * filled > size)).tolist())
+
+
+def _scenes(items: Iterable[Item]) -> list[Scene]:
+    scenes = sorted((Scene(sample, maps) for sample, maps in items), key=lambda scene: scene.name)
+    if not scenes:
+        raise InputError("There is nothing to browse: give at least one sample with its maps.")
+    return scenes
+
+
+def _asset(name: str) -> str:
+    return (resources.files("nucseg") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _values(scene: Scene, frame: Frame, threshold: float, min_area: int) -> dict[str, Any]:
+    """What ``ALT`` and ``OUTPUT`` are filled with."""
+    scores = {key: f"{getattr(frame.scores, key):.2f}" for key in SCORES}
+    counts = {kind: len(lines) for kind, lines in frame.lines.items()}
+    return {"name": scene.name, "threshold": f"{threshold:g}", "area": min_area} | scores | counts
+
+
+def _stroke(kind: str, data: str) -> str:
+    _, colour, casing, dashes = KINDS[kind]
+    return (
+        f'<g class="{kind}"><path class="casing" style="stroke:{casing}" d="{data}"/>'
+        f'<path style="stroke:{colour};stroke-dasharray:{dashes or "none"}" d="{data}"/></g>'
+    )
+
+
+def _picture(scene: Scene, frame: Frame, view: str, values: dict[str, Any], image: tuple[str, int, int]) -> str:
+    """The image, the outlines of one of ``VIEWS`` over it, and their legend."""
+    uri, width, height = image
+    strokes = "".join(_stroke(kind, "".join(frame.lines[kind]) if kind in VIEWS[view] else "") for kind in KINDS)
+    legend = "".join(
+        f'<span class="{kind}"{"" if kind in VIEWS[view] else " hidden"}><svg viewBox="0 0 26 12" aria-hidden="true">'
+        f"{_stroke(kind, 'M3 6H23')}</svg><b>{len(frame.lines[kind])}</b> {words}</span>"
+        for kind, (words, *_) in KINDS.items()
+    )
+    return (
+        f'<div class="picture"><div class="stage"><img src="{uri}" width="{width}" height="{height}" decoding="sync" '
+        f'alt="{escape(ALT[view].format(**values))}"><svg viewBox="{scene.box}" preserveAspectRatio="none" '
+        f'aria-hidden="true">{strokes}</svg></div><div class="legend">{legend}</div></div>'
+    )
+
+
+def _output(values: dict[str, Any]) -> str:
+    return " ".join(f"<span>{escape(text.format(**values))}</span>" for text in OUTPUT)
+
+
+def _options(words: dict[Any, str]) -> str:
+    return "".join(f'<option value="{escape(str(value))}">{escape(text)}</option>' for value, text in words.items())
+
+
+class PredictionBrowser:
+    """Images with true and predicted outlines, errors and scores, as one piece of HTML that needs no kernel.
+
+    ``items``: (sample, target maps) pairs; the maps are (C, H, W) float32, 0..1, as `nucseg.model.predict` gives
+    them, of the sample's size. ``thresholds``: the slider's steps, probabilities 0..1; ``min_areas``: px, predicted
+    nuclei that are smaller are dropped. The sliders start at the steps nearest to 0.5 and 50 px. ``size``: px, the
+    longest side of the embedded images. Everything is computed here, about a second an image. Raises ``InputError``
+    if there is no item or no step, if maps do not fit their sample, or if a step is out of range.
+
+    Shown by being the last value of a notebook's cell. The page it stands in needs no network: images are embedded
+    (WebP), outlines are lines, and the script is a few lines of ours.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Item],
+        *,
+        thresholds: Sequence[float] = THRESHOLDS,
+        min_areas: Sequence[int] = MIN_AREAS,
+        size: int = 448,
+    ) -> None:
+        self.thresholds, self.min_areas = sorted(set(thresholds)), sorted(set(min_areas))
+        if not self.thresholds or not self.min_areas or self.min_areas[0] < 0 or size < 1:
+            raise InputError("Give at least one threshold and one min_area, none below 0, and a size of 1 px or more.")
+        self._scenes = _scenes(items)
+        self._images = [scene.picture(size) for scene in self._scenes]
+        self._frames = [
+            [[scene.frame(t, a) for a in self.min_areas] for t in self.thresholds] for scene in self._scenes
+        ]
+
+    def data(self) -> dict[str, Any]:
+        """All that the script needs: every frame of every sample, each outline and each frame stored once."""
+        parts = zip(self._scenes, self._frames, self._images, strict=True)
+        return {
+            "samples": [_packed(scene, frames, image) for scene, frames, (image, _, _) in parts],
+            "thresholds": [f"{t:g}" for t in self.thresholds],
+            "areas": self.min_areas,
+            "views": VIEWS,
+            "scores": SCORES,
+            "alt": ALT,
+            "output": OUTPUT,
+        }
+
+    def _repr_html_(self) -> str:
+        t, a = _nearest(self.thresholds, START[0]), _nearest(self.min_areas, START[1])
+        scene, frame = self._scenes[0], self._frames[0][t][a]
+        values = _values(scene, frame, self.thresholds[t], self.min_areas[a])
+        tissues = sorted({scene.sample.tissue for scene in self._scenes})
+        data = json.dumps(self.data(), ensure_ascii=False, separators=(",", ":"))
+        return Template(_asset("browser.html")).substitute(
+            id=f"nucseg-{uuid4().hex[:12]}",  # another one each time: a page may show outputs of several notebooks
+            css=_asset("browser.css"),
+            images=_options(dict(enumerate(scene.name for scene in self._scenes))),
+            tissues=_options({"": "all"} | {tissue: tissue for tissue in tissues}),
+            sorts=_options(SORTS),
+            orders=_options({order: order for order in ORDERS}),
+            picture=_picture(scene, frame, "prediction", values, self._images[0]),
+            threshold=values["threshold"],
+            thresholds=len(self.thresholds) - 1,
+            at_threshold=t,
+            area=values["area"],
+            areas=len(self.min_areas) - 1,
+            at_area=a,
+            opacity=OPACITY,
+            overlay=OPACITY / 100,
+            output=_output(values),
+            script=_asset("browser.js").strip(),
+            data=data.replace("<", "\\u003c"),  # or a sample's name could end the script
+        )
+
+
+def _nearest(steps: Sequence[float], wanted: float) -> int:
+    return min(range(len(steps)), key=lambda i: abs(steps[i] - wanted))
+
+
+def _packed(scene: Scene, frames: list[list[Frame]], image: str) -> dict[str, Any]:
+    """A sample for the script; outlines and frames are numbers into lists, in which nothing stands twice."""
+    lines: dict[str, int] = {}
+    unique: dict[str, int] = {}
+
+    def numbers(some: list[str]) -> list[int]:
+        return [lines.setdefault(line, len(lines)) for line in some]
+
+    def number(frame: Frame) -> int:
+        content: dict[str, Any] = {key: round(getattr(frame.scores, key), 4) for key in SCORES}
+        content |= {kind: numbers(frame.lines[kind]) for kind in VIEWS["errors"]}
+        return unique.setdefault(json.dumps(content), len(unique))
+
+    truth = numbers(frames[0][0].lines["truth"])
+    steps = [[number(frame) for frame in row] for row in frames]
+    return {
+        "name": scene.name,
+        "tissue": scene.sample.tissue,
+        "image": image,
+        "box": scene.box,
+        "truth": truth,
+        "steps": steps,
+        "frames": [json.loads(content) for content in unique],
+        "lines": list(lines),
+    }
+
+
+def browse(items: Iterable[Item], *, size: int = 512) -> Any:
+    """The same browser in a running notebook: thresholds and areas in fine steps, decoded at every move.
+
+    ``items`` and ``size`` as for `PredictionBrowser`. The scores in the list of images are those at the threshold
+    0.5 and the minimum area 50 px, whatever the sliders say. Returns an ``ipywidgets.VBox``: let it be the last
+    value of a cell. Raises ``InputError`` where ipywidgets is not installed, and as `PredictionBrowser` does.
+    """
+    try:
+        import ipywidgets
+    except ImportError as error:
+        raise InputError("browse needs ipywidgets: install 'nucseg[book]', or show a PredictionBrowser.") from error
+    scenes = _scenes(items)
+    images = [scene.picture(size) for scene in scenes]
+    listed = [scene.frame(*START).scores for scene in scenes]
+    style, picture = ipywidgets.HTML(f"<style>{_asset('browser.css')}</style>"), ipywidgets.HTML()
+    controls = _controls(ipywidgets, sorted({scene.sample.tissue for scene in scenes}))
+    image, threshold, area = controls["image"], controls["threshold"], controls["area"]
+
+    def fill(_: Any = None) -> None:
+        shown = [i for i, scene in enumerate(scenes) if controls["tissue"].value in ("", scene.sample.tissue)]
+        key, chosen = controls["sort"].value, image.value
+        if key != "name":
+            shown.sort(key=lambda i: getattr(listed[i], key))
+        if controls["order"].value == "descending":
+            shown.reverse()
+        key = "pq" if key == "name" else key
+        image.unobserve(draw, "value")  # a new list would draw its first image before the chosen one is back
+        image.options = [(f"{scenes[i].name} — {SCORES[key]} {getattr(listed[i], key):.2f}", i) for i in shown]
+        image.value = chosen if chosen in shown else shown[0]
+        image.observe(draw, "value")
+        draw()
+
+    def draw(_: Any = None) -> None:
+        scene = scenes[image.value]
+        frame = scene.frame(threshold.value, area.value)
+        values = _values(scene, frame, threshold.value, area.value)
+        drawn = _picture(scene, frame, controls["view"].value, values, images[image.value])
+        overlay = controls["opacity"].value / 100
+        picture.value = (
+            f'<div class="nucseg-browser" style="--overlay:{overlay}">{drawn}<output>{_output(values)}</output></div>'
+        )
+
+    for name in ("tissue", "sort", "order"):
+        controls[name].observe(fill, "value")
+    for name in ("image", "view", "threshold", "area", "opacity"):
+        controls[name].observe(draw, "value")
+    fill()
+    return ipywidgets.VBox([style, *controls.values(), picture])
+
+
+def _controls(w: Any, tissues: list[str]) -> dict[str, Any]:
+    """The widgets by name, in the order in which they stand; ``w`` is ipywidgets."""
+    at_start = f"scores at threshold {START[0]} and minimum area {START[1]} px"
+    look: dict[str, Any] = {"style": {"description_width": "11em"}, "layout": {"width": "36em", "max_width": "100%"}}
+    steps = {"min": 0.02, "max": 0.98, "step": 0.02}
+    hints = ["Nuclei as annotated", "Nuclei as predicted", "Found, missed and spurious nuclei"]
+
+    def dropdown(what: str, hint: str, *options: tuple[str, str]) -> Any:
+        return w.Dropdown(options=options, description=what, tooltip=hint, **look)
+
+    def slider(what: str, hint: str, start: int, top: int) -> Any:
+        return w.IntSlider(start, min=0, max=top, description=what, tooltip=hint, **look)
+
+    threshold = w.FloatSlider(START[0], description="Probability threshold", **steps, **look)
+    threshold.tooltip = "Pixels above it belong to nuclei"
+    view = w.ToggleButtons(options=list(VIEWS), value="prediction", description="Outlines", tooltips=hints, **look)
+    view.tooltip, view.style.button_width = "What is drawn", "7em"
+    return {
+        "tissue": dropdown("Tissue", "Which images the list shows", ("all", ""), *((t, t) for t in tissues)),
+        "sort": dropdown("Sort by", f"By name, or by {at_start}", *((words, key) for key, words in SORTS.items())),
+        "order": dropdown("Order", "Of the list of images", *((order, order) for order in ORDERS)),
+        "image": dropdown("Image", f"The image shown; {at_start}"),
+        "view": view,
+        "threshold": threshold,
+        "area": slider("Minimum area, px", "Smaller nuclei are dropped", START[1], 400),
+        "opacity": slider("Opacity, %", "How much the outlines cover", OPACITY, 100),
+    }

@@ -1,0 +1,328 @@
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+yaml = pytest.importorskip("yaml")
+nbformat = pytest.importorskip("nbformat")
+jupytext = pytest.importorskip("jupytext")
+
+ROOT = Path(__file__).parents[2]
+BOOK = ROOT / "book"
+if not BOOK.is_dir():
+    pytest.skip("the book is not part of an installed package", allow_module_level=True)
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+sync = load(BOOK / "sync.py")
+build = load(BOOK / "build.py")
+CONFIG = yaml.safe_load((BOOK / "_config.yml").read_text(encoding="utf-8"))
+TOC = yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8"))
+NOTEBOOKS = sorted((BOOK / "chapters").glob("*.ipynb"))
+
+a_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path: Path, kind: str) -> list:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def figure_names(path: Path) -> list[str]:
+    figures = [cell.metadata.get("mystnb", {}).get("figure") for cell in cells(path, "code")]
+    return [figure["name"] for figure in figures if figure]
+
+
+class TestNotebooks:
+    def test_there_are_some(self):
+        assert NOTEBOOKS
+
+    @a_notebook
+    def test_it_agrees_with_its_twin(self, path):
+        twin = BOOK / "scripts" / f"{path.stem}.py"
+        assert sync.difference(path, twin) == ""
+        mine, its = (jupytext.read(p) for p in (path, twin))  # and by jupytext's own reading
+        assert [(c.cell_type, c.source) for c in mine.cells] == [(c.cell_type, c.source) for c in its.cells]
+
+    @a_notebook
+    def test_it_is_committed_without_outputs(self, path):
+        for cell in cells(path, "code"):
+            assert not cell.outputs and cell.execution_count is None
+
+    @a_notebook
+    def test_it_has_the_parts_of_the_template(self, path):
+        text = "\n".join(cell.source for cell in cells(path, "markdown"))
+        text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+        wanted = ["Overview", "What you need", "Summary", "Further reading"]
+        headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+        assert [heading for heading in headings if heading in wanted] == wanted
+        assert headings[:2] == wanted[:2] and headings[-2:] == wanted[2:] and len(headings) > 4
+        assert len(re.findall(r"^# .+$", text, re.MULTILINE)) == 1
+
+    @a_notebook
+    def test_its_first_words_say_what_is_behind_it(self, path):
+        first = next(cell.source for cell in cells(path, "code") if "remove-cell" not in cell.metadata.tags)
+        assert "figures.provenance(" in first.splitlines()[-1]
+
+    @a_notebook
+    def test_every_picture_has_alternative_text_a_caption_and_a_name(self, path):
+        names = []
+        for cell in cells(path, "code"):
+            draws = "plt.show()" in cell.source or re.search(r"^show_\w+\(", cell.source, re.MULTILINE)
+            mystnb = cell.metadata.get("mystnb", {})
+            assert bool(draws) == ("figure" in mystnb), cell.source
+            if draws:
+                assert len(mystnb["image"]["alt"]) > 40 and mystnb["figure"]["caption"].endswith(".")
+                names.append(mystnb["figure"]["name"])
+        others = {n for other in NOTEBOOKS if other != path for n in figure_names(other)}
+        assert len(set(names)) == len(names) and not others & set(names)
+        assert all(n.startswith("fig-") for n in names)
+        for cell in cells(path, "markdown"):
+            assert not re.search(r"!\[\s*\]", cell.source)
+
+    @a_notebook
+    def test_it_installs_the_package_on_colab_from_the_books_repository(self, path):
+        first = cells(path, "code")[0]
+        assert "remove-cell" in first.metadata.tags and '"google.colab" in sys.modules' in first.source
+        assert re.findall(r"url = \"(\S+?)\"", first.source) == [CONFIG["repository"]["url"]]
+
+    @a_notebook
+    def test_it_is_in_the_table_of_contents(self, path):
+        assert f"chapters/{path.stem}" in [entry["file"] for entry in TOC["chapters"]]
+
+
+class TestSync:
+    @pytest.fixture
+    def pair(self, tmp_path) -> tuple[Path, Path]:
+        shutil.copy(ROOT / "jupytext.toml", tmp_path)
+        for folder in ("chapters", "scripts"):
+            (tmp_path / "book" / folder).mkdir(parents=True)
+        pair = (tmp_path / "book/chapters/x.ipynb", tmp_path / "book/scripts/x.py")
+        pair[1].write_text(
+            '# %% [markdown]\n# # A title\n\n# %% tags=["hide-input"]\na = 1\n\n# %%\na = 1\n', encoding="utf-8"
+        )
+        assert sync.sync(*pair) == "x.ipynb from x.py"
+        return pair
+
+    def edit(self, notebook: Path, **changes) -> None:
+        content = json.loads(notebook.read_text(encoding="utf-8"))
+        content["cells"][1] |= changes
+        notebook.write_text(json.dumps(content), encoding="utf-8")
+
+    def test_in_agreement_nothing_is_written(self, pair):
+        before = [path.stat().st_mtime_ns for path in pair]
+        assert sync.sync(*pair) == "" == sync.difference(*pair)
+        assert [path.stat().st_mtime_ns for path in pair] == before
+
+    def test_a_changed_twin_wins_whatever_the_dates(self, pair):
+        notebook, twin = pair
+        twin.write_text(twin.read_text().replace("a = 1", "b = 2"), encoding="utf-8")
+        os.utime(twin, (1, 1))
+        assert "x.ipynb and x.py differ" in sync.difference(*pair)
+        assert sync.sync(*pair) == "x.ipynb from x.py"
+        assert "b = 2" in notebook.read_text() and sync.difference(*pair) == ""
+
+    def test_a_changed_notebook_wins_whatever_the_dates(self, pair):
+        notebook, twin = pair
+        self.edit(notebook, source=["c = 3"])
+        os.utime(notebook, (1, 1))
+        assert sync.sync(*pair) == "x.py from x.ipynb"
+        assert "c = 3" in twin.read_text() and '# %% tags=["hide-input"]' in twin.read_text()
+        assert sync.difference(*pair) == ""
+
+    def test_a_run_of_the_notebook_is_no_change_of_it(self, pair):
+        notebook, twin = pair
+        before = twin.read_bytes()
+        output = {"output_type": "stream", "name": "stdout", "text": ["hello"]}
+        self.edit(notebook, outputs=[output], execution_count=3)
+        assert "outputs" in sync.difference(*pair)
+        assert sync.sync(*pair) == "x.ipynb from x.py"
+        assert "hello" not in notebook.read_text() and twin.read_bytes() == before
+
+    def test_two_changes_are_left_for_a_person_to_settle(self, pair):
+        notebook, twin = pair
+        self.edit(notebook, source=["c = 3"])
+        twin.write_text(twin.read_text().replace("a = 1", "b = 2"), encoding="utf-8")
+        before = notebook.read_bytes(), twin.read_bytes()
+        with pytest.raises(SystemExit, match="both changed"):
+            sync.sync(*pair)
+        assert (notebook.read_bytes(), twin.read_bytes()) == before
+
+    def test_a_missing_one_is_made_from_the_other(self, pair):
+        notebook, twin = pair
+        texts = notebook.read_bytes(), twin.read_bytes()
+        notebook.unlink()
+        assert "x.ipynb is missing" in sync.difference(*pair)
+        sync.sync(*pair)
+        twin.unlink()
+        assert "x.py is missing" in sync.difference(*pair)
+        sync.sync(*pair)
+        assert (notebook.read_bytes(), twin.read_bytes()) == texts
+
+    def test_cell_ids_depend_on_the_cells_alone(self, pair):
+        ids = [cell.id for cell in sync.read(pair[1]).cells]
+        assert len(set(ids)) == 3  # although two cells have the same text
+        pair[1].write_text("# %%\nnew = 0\n\n" + pair[1].read_text(), encoding="utf-8")
+        assert [cell.id for cell in sync.read(pair[1]).cells][1:] == ids
+
+    def test_check_exits_1_and_changes_nothing(self, pair, monkeypatch, capsys):
+        notebook, twin = pair
+        monkeypatch.setattr(sync, "pairs", lambda: [pair])
+        assert sync.main(["--check"]) == 0
+        twin.write_text(twin.read_text() + "\n# %%\nmore = 1\n", encoding="utf-8")
+        before = notebook.read_bytes()
+        assert sync.main(["--check"]) == 1
+        assert "x.ipynb and x.py differ" in capsys.readouterr().err and notebook.read_bytes() == before
+        assert sync.main([]) == 0 and sync.main(["--check"]) == 0
+
+    def test_templates_have_no_notebook(self, tmp_path):
+        for folder in ("chapters", "scripts"):
+            (tmp_path / folder).mkdir()
+        (tmp_path / "scripts" / "_template.py").touch()
+        (tmp_path / "scripts" / "a.py").touch()
+        (tmp_path / "chapters" / "b.ipynb").touch()
+        assert [(n.name, t.name) for n, t in sync.pairs(tmp_path)] == [("a.ipynb", "a.py"), ("b.ipynb", "b.py")]
+
+
+class TestBuild:
+    @pytest.fixture
+    def tree(self, tmp_path) -> Path:
+        for name in ("nucseg/a.py", "nucseg/assets/t.csv", "results/s/r/run.json"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("1")
+        return tmp_path
+
+    @pytest.mark.parametrize("name", ["nucseg/a.py", "nucseg/assets/t.csv", "results/s/r/run.json"])
+    def test_the_fingerprint_sees_a_change_of_what_notebooks_read(self, tree, name):
+        before = build.fingerprint(tree, "")
+        (tree / name).write_text("2")
+        assert build.fingerprint(tree, "") != before
+
+    def test_it_sees_new_files_and_other_data_but_not_caches_or_dates(self, tree):
+        before = build.fingerprint(tree, "")
+        assert build.fingerprint(tree, "/somewhere") != before
+        (tree / "nucseg/__pycache__").mkdir()
+        (tree / "nucseg/__pycache__/a.pyc").write_text("x")
+        os.utime(tree / "nucseg/a.py", (1, 1))
+        assert build.fingerprint(tree, "") == before
+        (tree / "nucseg/b.py").touch()
+        assert build.fingerprint(tree, "") != before
+
+    def test_what_is_kept_between_builds_and_that_the_exit_code_is_passed_on(self, tree, monkeypatch, capsys):
+        monkeypatch.setattr(build, "BUILD", tree / "book/_build")
+        monkeypatch.setattr(build, "fingerprint", lambda: fingerprint)
+        monkeypatch.setattr(build, "problems", lambda html: broken)
+        cache, parsed = tree / "book/_build/.jupyter_cache", tree / "book/_build/.doctrees"
+        commands = []
+
+        def build_with(code: int) -> tuple[int, bool, bool]:
+            """(exit code, whether outputs were there to use, whether parsed pages are left)."""
+
+            def run(command, **_):
+                commands.append(command)
+                used = cache.exists()
+                for folder in (cache, parsed):
+                    folder.mkdir(parents=True, exist_ok=True)
+                commands.append(used)
+                return subprocess.CompletedProcess(command, code)
+
+            monkeypatch.setattr(build.subprocess, "run", run)
+            return build.main(), commands[-1], parsed.exists()
+
+        fingerprint, broken = "a", []
+        assert build_with(0) == (0, False, True)
+        assert {"-W", "--keep-going"} <= set(commands[0])
+        assert build_with(0) == (0, True, True)
+        assert build_with(3) == (3, True, False)  # so that the next build meets the same warnings
+        assert build_with(0) == (0, True, True)
+        fingerprint = "b"
+        assert build_with(0) == (0, False, True)
+        broken = ["a.html refers to b.html, which does not exist"]
+        assert build_with(0) == (1, True, True) and broken[0] in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def offline() -> ModuleType:
+    pytest.importorskip("latex2mathml")
+    pytest.importorskip("sphinx")
+    return load(BOOK / "_ext" / "offline.py")
+
+
+class TestOffline:
+    def test_a_formula_becomes_mathml(self, offline):
+        element = ElementTree.fromstring(offline.mathml(r"W_0 x + \frac{\alpha}{r} B A x", "block"))
+        assert element.tag == "{http://www.w3.org/1998/Math/MathML}math" and element.get("display") == "block"
+        assert "".join(element.itertext()) == "W0x+αrBAx"
+
+    @pytest.mark.parametrize("latex", [r"\unknowncommand x", r"\frac{1", r"x^"])
+    def test_one_that_would_come_out_half_converted_stops_the_build(self, offline, latex):
+        from sphinx.errors import SphinxError
+
+        with pytest.raises(SphinxError, match="Formula"):
+            offline.mathml(latex, "inline")
+
+    def test_all_formulas_of_the_book_convert(self, offline):
+        text = (BOOK / "intro.md").read_text(encoding="utf-8")
+        for path in NOTEBOOKS:
+            text += "\n\n".join(cell.source for cell in cells(path, "markdown")) + "\n\n"
+        found = re.findall(r"\$\$(.+?)\$\$", text, re.DOTALL) + re.findall(r"(?<!\$)\$([^$\n]+)\$(?!\$)", text)
+        assert found
+        for latex in found:
+            offline.mathml(latex, "inline")
+
+    def test_nothing_is_configured_to_come_from_elsewhere(self):
+        config = CONFIG["sphinx"]["config"]
+        assert config["html_math_renderer"] == "mathml" and config["nb_ipywidgets_js"] == {}
+        assert "thebe" not in CONFIG["launch_buttons"]
+
+    def test_built_pages_load_nothing_from_elsewhere(self):
+        pages = sorted((BOOK / "_build" / "html").rglob("*.html"))
+        if not pages:
+            pytest.skip("the book is not built")
+        for page in pages:
+            html = page.read_text(encoding="utf-8")
+            loaded = re.findall(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"([^\"]+)", html)
+            loaded += re.findall(r"<link\b[^>]*rel=\"(?:stylesheet|preload|icon)\"[^>]*href=\"([^\"]+)", html)
+            assert not [url for url in loaded if re.match(r"(https?:)?//", url)], page.name
+            assert not re.search(r"mathjax@|unpkg\.com|cdn\.jsdelivr|requirejs", html), page.name
+
+
+class TestPlumbing:
+    def test_the_links_at_the_top_are_relative_and_lead_to_the_book(self):
+        for name in ("_config.yml", "_toc.yml"):
+            link = ROOT / name
+            if not link.is_symlink():
+                pytest.skip("this checkout has no symbolic links")
+            assert os.readlink(link) == f"book/{name}" and link.resolve() == BOOK / name
+
+    def test_a_failing_cell_and_a_warning_stop_the_build(self):
+        assert CONFIG["execute"]["raise_on_error"] is True and CONFIG["execute"]["execute_notebooks"] == "cache"
+        assert CONFIG["only_build_toc_files"] is True
+
+    def test_what_is_cited_is_in_the_one_bibliography(self):
+        keys = set(re.findall(r"^@\w+\{(\w+),", (BOOK / "references.bib").read_text(encoding="utf-8"), re.MULTILINE))
+        texts = [path.read_text(encoding="utf-8") for path in (*BOOK.glob("*.md"), *BOOK.glob("scripts/*.py"))]
+        cited = {
+            key for text in texts for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text) for key in keys.split(",")
+        }
+        assert cited <= keys and {"hu2021lora", "mahbod2024nuinsseg"} <= cited
+        assert sum(text.count("```{bibliography}") for text in texts) == 1
+
+    def test_conda_installs_what_pyproject_says_and_nothing_else(self):
+        content = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+        names = [d.split("=")[0] for d in content["dependencies"] if isinstance(d, str)]
+        (pip,) = (d["pip"] for d in content["dependencies"] if isinstance(d, dict))
+        assert names == ["python", "pip"] and pip == ["-e .[book]"]

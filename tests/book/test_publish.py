@@ -1,0 +1,198 @@
+"""What is published beside the chapters: the check of links, the reference pages, the citation, the workflows."""
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+yaml = pytest.importorskip("yaml")
+
+ROOT = Path(__file__).parents[2]
+BOOK = ROOT / "book"
+HTML = BOOK / "_build" / "html"
+if not BOOK.is_dir():
+    pytest.skip("the book is not part of an installed package", allow_module_level=True)
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+links = load(BOOK / "links.py")
+
+
+class TestLinks:
+    @pytest.fixture
+    def site(self, tmp_path) -> Path:
+        """A front page that leads on to another one, all in order."""
+        for name, text in {
+            "index.html": '<meta http-equiv="Refresh" content="0; url=intro.html">',
+            "intro.html": '<h1 id="top">x</h1><a href="a%20b/page.html#caf%C3%A9">on</a> <a href="https://x.org/y">out</a>'
+            '<a href="mailto:a@x.org">mail</a><img src="data:image/png;base64,AA=="><a href="#top">up</a>'
+            '<link rel="stylesheet" href="_static/s.css?v=1"><link rel="canonical" href="https://x.org/">',
+            "a b/page.html": '<p id="café"><a href="../intro.html"><img src="../i.png" srcset="../i.png 2x"></a></p>',
+            "_static/s.css": "@font-face { src: url('fonts/f.woff') } p { background: url(data:image/png;base64,A) }",
+            "_static/fonts/f.woff": "",
+            "i.png": "",
+            "left-over.html": '<a href="nowhere.html">from a build before, which no page leads to</a>',
+        }.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text, encoding="utf-8")
+        return tmp_path
+
+    def test_a_book_in_order_has_no_problems(self, site):
+        assert links.problems(site) == []
+
+    @pytest.mark.parametrize(
+        ("html", "told"),
+        [
+            ('<a href="missing.html">', "missing.html, which does not exist"),
+            ('<a href="Page.html">', "Page.html, which does not exist"),
+            ('<a href="../intro.html#no">', "../intro.html#no, an anchor"),
+            ('<a href="#no">', "#no, an anchor"),
+            ('<img src="no.png">', "no.png, which does not exist"),
+            ('<img srcset="../i.png, no.png 2x">', "no.png, which does not exist"),
+            ('<script src="https://x.org/s.js"></script>', "loads https://x.org/s.js"),
+            ('<img src="//x.org/i.png">', "loads //x.org/i.png"),
+            ('<iframe src="https://x.org"></iframe>', "loads https://x.org"),
+            ('<link rel="preload" href="https://x.org/f">', "loads https://x.org/f"),
+            ('<style>@import "https://x.org/s.css";</style>', "loads https://x.org/s.css"),
+            ('<p style="background: url(https://x.org/b.png)">', "loads https://x.org/b.png"),
+        ],
+    )
+    def test_what_is_wrong_is_told_with_the_page(self, site, html, told):
+        page = site / "a b" / "page.html"
+        page.write_text(page.read_text(encoding="utf-8") + html, encoding="utf-8")
+        (found,) = links.problems(site)
+        assert found.startswith("a b/page.html ") and told in found
+
+    def test_style_sheets_are_looked_into(self, site):
+        (site / "_static" / "s.css").write_text("p { background: url(//x.org/f.woff) }")
+        assert links.problems(site) == ["_static/s.css loads //x.org/f.woff, which is not of the book"]
+
+    def test_no_book_is_a_problem(self, tmp_path):
+        assert "no index.html" in links.problems(tmp_path)[0]
+
+    def test_the_built_book_has_none(self):
+        if not HTML.is_dir():
+            pytest.skip("the book is not built")
+        assert links.problems(HTML) == []
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    pytest.importorskip("sphinx")
+    return load(BOOK / "_ext" / "reference.py")
+
+
+class TestReference:
+    @pytest.mark.parametrize(
+        ("docstring", "rest"),
+        [
+            ("2 |T| / ``|P|``", r"2 \|T\| / ``|P|``"),
+            ("±``degrees``, (``a``) ``b``", r"±\ ``degrees``, (``a``) ``b``"),
+            ("(H, W) -> ``a -> b``", "(H, W) → ``a -> b``"),
+            ("Raises ``InputError`` for ``labels``, ``TRUTH``", "Raises `InputError` for ``labels``, ``TRUTH``"),
+            ("A |b|.\n\n>>> a | b\n1\n\nC |d|.", "A \\|b\\|.\n\n>>> a | b\n1\n\nC \\|d\\|."),
+        ],
+    )
+    def test_prose_is_no_markup(self, reference, docstring, rest):
+        assert reference.as_rest(docstring) == rest
+
+    def test_every_option_has_its_reason(self, reference):
+        from nucseg.config import Config, options
+
+        assert list(reference.reasons(Config)) == list(options(Config))
+        assert reference.reasons(int) == {} == reference.reasons(Path)
+
+    def test_arguments_as_one_types_them(self, reference):
+        import argparse
+
+        parser = argparse.ArgumentParser()
+        what = parser.add_argument("what", choices=["a", "b"], help="which")
+        out = parser.add_argument("--out", default="here", choices=["here", "there"], required=True, help="100%% where")
+        flag = parser.add_argument("-q", "--quiet", action="store_true", default=None, help="be so (default: no)")
+        assert [reference.invocation(a) for a in (what, out, flag)] == ["a|b", "--out OUT", "-q, --quiet"]
+        assert reference.explanation(what) == "which"
+        assert reference.explanation(out) == "100% where: here, there (default: here) (required)"
+        assert reference.explanation(flag) == "be so (default: no)"
+
+    def test_every_module_but_the_plumbing_is_on_one_page_and_in_the_list(self):
+        plumbing = {"__init__", "config", "files", "provenance", "sam"}
+        modules = {path.stem for path in (ROOT / "nucseg").glob("*.py")} - plumbing
+        pages = "".join(path.read_text(encoding="utf-8") for path in sorted((BOOK / "api").glob("*.md")))
+        documented = re.findall(r"^\.\. automodule:: nucseg\.(\w+)$", pages, re.MULTILINE)
+        listed = re.findall(r"^```\{modules\} (.+)$", (BOOK / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+        assert sorted(documented) == sorted(modules) == sorted(" ".join(listed).split())
+
+    def test_every_page_is_in_the_table_of_contents(self):
+        toc = (BOOK / "_toc.yml").read_text(encoding="utf-8")
+        for path in (*BOOK.glob("*.md"), *BOOK.glob("api/*.md")):
+            name = path.relative_to(BOOK).with_suffix("").as_posix()
+            assert re.search(rf"(root|- file): {name}$", toc, re.MULTILINE), name
+
+    def test_the_built_pages_have_every_command_and_option(self):
+        if not (HTML / "cli.html").exists():
+            pytest.skip("the book is not built")
+        from nucseg.cli import _parser
+        from nucseg.config import Config, options
+
+        html = (HTML / "cli.html").read_text(encoding="utf-8")
+        commands = re.findall(r"^    ([a-z-]+) ", _parser().format_help(), re.MULTILINE)
+        assert len(commands) > 5
+        for command in commands:
+            assert f'id="nucseg-{command}"' in html
+        for option in options(Config):
+            assert f"--{option.replace('_', '-')}" in html
+        evaluate = html[html.index('id="nucseg-evaluate"') : html.index('id="nucseg-predict"')]
+        assert "--threshold THRESHOLD" in re.sub("<[^>]+>", "", evaluate)  # it has some of the names, not the options
+        assert "[OPTION" not in evaluate
+
+
+class TestTopLevel:
+    def test_it_has_what_it_should(self):
+        for name in ("book", "nucseg", "tests", "environment.yml", "README.md", "LICENSE", "LICENSE-TEXT"):
+            assert (ROOT / name).exists(), name
+
+    def test_the_citation_says_what_pyproject_says(self):
+        cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        assert (cited["cff-version"], cited["type"]) == ("1.2.0", "software")
+        assert (cited["title"], cited["version"], cited["license"]) == (
+            project["name"],
+            project["version"],
+            project["license"],
+        )
+        assert cited["authors"] == project["authors"] and cited["keywords"] == project["keywords"]
+        config = yaml.safe_load((BOOK / "_config.yml").read_text(encoding="utf-8"))
+        assert cited["repository-code"] == config["repository"]["url"]
+
+    def test_its_references_are_those_of_the_book(self):
+        entries = (BOOK / "references.bib").read_text(encoding="utf-8")
+        for work in yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["references"]:
+            where = work.get("doi") or work["identifiers"][0]["value"]
+            (entry,) = [text for text in entries.split("\n\n") if where in text]
+            assert [author["family-names"] for author in work["authors"]] == re.findall(
+                r"(?:and|\{)\s*([^,{}]+), ", re.search(r"author\s*= (\{.+\})", entry)[1]
+            )
+
+    def test_workflows_have_least_permissions_and_run_targets_that_exist(self):
+        targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+        paths = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+        assert [path.stem for path in paths] == ["ci", "links", "publish"]
+        for path in paths:
+            text = path.read_text(encoding="utf-8")
+            workflow = yaml.safe_load(text)
+            assert workflow["permissions"] == {"contents": "read"}
+            assert set(re.findall(r"make (\w+)", text)) <= targets
+            for test in re.findall(r"tests/\w+\.py", text):
+                assert (ROOT / test).exists(), test
+            for uses in re.findall(r"uses: (\S+)", text):
+                assert re.fullmatch(r"actions/[\w-]+@v\d+", uses), uses

@@ -1,0 +1,195 @@
+"""Outlines and back: by hand, on random masks, and through the files of QuPath and ImageJ."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import roifile
+from geojson_pydantic import FeatureCollection
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from nucseg.errors import InputError
+from nucseg.images import polygons
+from nucseg.images.polygons import feature, filled, nuclei_rings, read_geojson, read_rois, rings, roi, write_geojson
+
+
+def label_map():
+    """Six nuclei: a disc, two that touch, one at the border, one with a hole, one in two pieces."""
+    y, x = np.mgrid[:80, :100]
+    labels = np.zeros((80, 100), np.int32)
+    labels[(y - 20) ** 2 + (x - 20) ** 2 < 100] = 1
+    labels[40:60, 10:20], labels[40:60, 20:30] = 2, 3
+    labels[0:9, 50:70] = 4
+    labels[(y - 50) ** 2 + (x - 60) ** 2 < 200] = 5
+    labels[(y - 50) ** 2 + (x - 60) ** 2 < 30] = 0
+    labels[70:76, 80:90], labels[70:76, 92:98] = 6, 6
+    return labels
+
+
+def test_one_pixel_by_hand():
+    mask = np.zeros((5, 5), bool)
+    mask[1, 2] = True
+    [[ring]] = rings(mask, top=10, left=20)
+    # the centre of the pixel is at x = 22.5, y = 11.5; the outline runs half a px around it
+    assert {tuple(p) for p in ring.tolist()} == {(22.0, 11.5), (23.0, 11.5), (22.5, 11.0), (22.5, 12.0)}
+    assert (ring[0] == ring[-1]).all() and polygons._signed_area(ring) == 0.5
+
+
+def test_a_square_with_a_hole_turns_as_the_specification_says():
+    mask = np.ones((9, 9), bool)
+    mask[3:6, 3:6] = False
+    [[outer, hole]] = rings(mask)
+    assert polygons._signed_area(outer) > 0 > polygons._signed_area(hole)
+    assert len(outer) == 9  # eight corners of an octagon: points on straight lines are left out
+
+
+@settings(deadline=None)
+@given(arrays(bool, st.tuples(st.integers(1, 14), st.integers(1, 14))))
+def test_filling_the_rings_gives_the_mask_back(mask):
+    found = rings(mask, 3, 7)
+    assert (filled(found, mask.shape, 3, 7) == mask).all()
+    assert all((ring[0] == ring[-1]).all() and len(ring) >= 4 for polygon in found for ring in polygon)
+
+
+def test_geojson_is_valid_and_round_trips(tmp_path):
+    labels = label_map()
+    features = [feature("a", n, p, {"area_px": float((labels == n).sum())}) for n, p in nuclei_rings(labels)]
+    path = tmp_path / "a.geojson"
+    write_geojson(path, features)
+    collection = FeatureCollection.model_validate_json(path.read_text())
+    assert len(collection.features) == 6 and len({f.id for f in collection.features}) == 6
+    assert [f.geometry.type for f in collection.features] == ["Polygon"] * 5 + ["MultiPolygon"]
+    assert all(f.properties["objectType"] == "detection" for f in collection.features)
+    assert (read_geojson(path, labels.shape) == labels).all()
+    write_geojson(path, [])
+    assert FeatureCollection.model_validate_json(path.read_text()).features == []
+    assert not read_geojson(path, (4, 4)).any()
+
+
+def zip_of(path, entries):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries:
+            archive.writestr(name, data)
+    return path
+
+
+def test_rois_round_trip_but_for_holes(tmp_path):
+    labels = np.where(label_map() == 6, 0, label_map())  # in two pieces: ImageJ's polygon has one
+    path = zip_of(tmp_path / "a.zip", [(f"{n:06d}.roi", roi(n, p)) for n, p in nuclei_rings(labels)])
+    expected = labels.copy()
+    y, x = np.mgrid[:80, :100]
+    expected[(y - 50) ** 2 + (x - 60) ** 2 < 30] = 5
+    assert (read_rois(path, labels.shape) == expected).all()
+    assert [r.name for r in roifile.roiread(path)] == [f"{n:06d}" for n in range(1, 6)]
+
+
+def test_rois_as_people_draw_them(tmp_path):
+    rectangle = (
+        roifile.ImagejRoi.new(roifile.ROI_TYPE.RECT, 10, 20, 30, 60) if hasattr(roifile.ImagejRoi, "new") else None
+    )
+    if rectangle is None:
+        rectangle = roifile.ImagejRoi(roitype=roifile.ROI_TYPE.RECT, top=10, left=20, bottom=30, right=60)
+    oval = roifile.ImagejRoi(roitype=roifile.ROI_TYPE.OVAL, top=40, left=20, bottom=60, right=40)
+    triangle = roifile.ImagejRoi.frompoints([[70, 10], [90, 10], [70, 30]])
+    path = zip_of(tmp_path / "x.zip", [(f"{i}.roi", r.tobytes()) for i, r in enumerate((rectangle, oval, triangle))])
+    labels = read_rois(path, (80, 100))
+    assert (labels[10:30, 20:60] == 1).all() and (labels == 1).sum() == 20 * 40
+    assert (labels == 2).sum() == pytest.approx(np.pi * 100, rel=0.02) and labels[50, 30] == 2
+    assert (labels == 3).sum() == pytest.approx(200, rel=0.1)
+    (tmp_path / "one.roi").write_bytes(triangle.tobytes())
+    assert (read_rois(tmp_path / "one.roi", (80, 100)) > 0).sum() == (labels == 3).sum()
+
+
+def test_what_is_no_nucleus_is_refused(tmp_path, monkeypatch):
+    line = roifile.ImagejRoi(roitype=roifile.ROI_TYPE.LINE)
+    with pytest.raises(InputError, match="line"):
+        read_rois(zip_of(tmp_path / "l.zip", [("1.roi", line.tobytes())]), (9, 9))
+    monkeypatch.setattr(polygons, "LARGEST_ROI", 1000)
+    with pytest.raises(InputError, match="larger entries"):
+        read_rois(zip_of(tmp_path / "big.zip", [("1.roi", bytes(1001))]), (9, 9))
+    for text in ("", "{}", "[1]", '{"features": [{"geometry": {"type": "Point", "coordinates": [1, 2]}}]}'):
+        (tmp_path / "x.geojson").write_text(text)
+        with pytest.raises(InputError, match=r"x.geojson"):
+            read_geojson(tmp_path / "x.geojson", (9, 9))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_damaged_rois_end_in_an_answer_or_an_input_error(tmp_path_factory, data):
+    whole = bytearray(roi(1, rings(np.ones((6, 6), bool))))
+    for _ in range(data.draw(st.integers(1, 6))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.roi", bytes(whole[: data.draw(st.integers(0, len(whole)))]))
+    raw = bytearray(buffer.getvalue())
+    if data.draw(st.booleans()):
+        raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
+    path = tmp_path_factory.mktemp("rois") / "a.zip"
+    path.write_bytes(raw)
+    try:
+        labels = read_rois(path, (20, 20))
+    except InputError as error:
+        assert str(path) in str(error)
+    else:
+        assert labels.shape == (20, 20) and labels.max() <= 1
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(st.sampled_from(["features", "geometry", "type", "coordinates", "x"]), inner, max_size=4)
+        ),
+        max_leaves=12,
+    )
+)
+def test_any_json_is_read_or_refused(tmp_path_factory, value):
+    path = tmp_path_factory.mktemp("json") / "a.geojson"
+    for wrapped in (value, {"features": [{"geometry": {"type": "Polygon", "coordinates": value}}]}):
+        path.write_text(json.dumps(wrapped))
+        try:
+            labels = read_geojson(path, (8, 8))
+        except InputError as error:
+            assert "a.geojson" in str(error)
+        else:
+            assert labels.shape == (8, 8)
+
+
+def composite(*shapes):
+    """A ROI as ImageJ saves joined or hollow selections: a rectangle with a path in it."""
+    path = []
+    for shape in shapes:
+        path += [0, *shape[0]] + [v for point in shape[1:] for v in (1, *point)] + [4]
+    one = roifile.ImagejRoi()
+    one.roitype = roifile.ROI_TYPE.RECT
+    points = np.concatenate([np.array(shape) for shape in shapes])
+    (one.left, one.top), (one.right, one.bottom) = points.min(0).tolist(), points.max(0).tolist()
+    one.multi_coordinates, one.shape_roi_size = np.array(path, np.float32), len(path)
+    return one.tobytes()
+
+
+def test_joined_and_hollow_rois_are_filled_and_not_their_boxes(tmp_path):
+    square = lambda low, high: [(low, low), (high, low), (high, high), (low, high)]
+    (tmp_path / "two.roi").write_bytes(composite(square(2, 5), square(10, 14)))
+    labels = read_rois(tmp_path / "two.roi", (20, 20))
+    assert (labels > 0).sum() == 9 + 16 and labels[3, 3] == labels[12, 12] == 1 and labels[7, 7] == 0
+    (tmp_path / "ring.roi").write_bytes(composite(square(2, 12), square(5, 9)))
+    labels = read_rois(tmp_path / "ring.roi", (20, 20))
+    assert (labels > 0).sum() == 100 - 16 and labels[6, 6] == 0
+
+
+def test_archives_without_a_roi_in_the_image_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    with pytest.raises(InputError, match=r"a\.zip.*holds no ROI"):
+        read_rois(tmp_path / "a.zip", (20, 20))
+    (tmp_path / "b.roi").write_bytes(composite([(30, 30), (35, 30), (35, 35)]))
+    with pytest.raises(InputError, match=r"b\.roi.*20 x 10 px"):
+        read_rois(tmp_path / "b.roi", (10, 20))

@@ -1,0 +1,230 @@
+"""Fields, blocks and seams, with a network that reads the maps off the image: what is cut differently must agree."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import nucseg.inference.evaluate as evaluating
+import nucseg.inference.segmenter as predicting
+from nucseg.cli import _parser
+from nucseg.config import ModelConfig
+from nucseg.errors import InputError
+from nucseg.images.slides import open_slide
+from nucseg.inference.evaluate import segment_whole
+from nucseg.inference.segmenter import Segmenter, segment, spans
+from nucseg.instances import encode
+from nucseg.metrics import score
+from nucseg.model.network import build_model, predict
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(ModelConfig(base="random", head="instance", size=128, rank=1))
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The network's place is taken by one that finds both maps in the image's first two channels."""
+    monkeypatch.setattr(
+        predicting, "predict", lambda model, image, scale: image[..., :2].transpose(2, 0, 1).astype(np.float32) / 255
+    )
+
+
+def painted(labels):
+    """The image in which the true maps of ``labels`` can be read."""
+    maps = np.rint(encode(labels) * 255).astype(np.uint8)
+    return np.stack([maps[0], maps[1], np.zeros_like(maps[0])], axis=-1)
+
+
+def discs(height, width, count, seed=0, radius=14):
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((height, width), np.int32)
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+    disc = y**2 + x**2 < radius**2
+    for number in range(1, count + 1):
+        top, left = rng.integers(0, height - 2 * radius), rng.integers(0, width - 2 * radius)
+        window = labels[top : top + 2 * radius + 1, left : left + 2 * radius + 1]
+        free = disc[: window.shape[0], : window.shape[1]] & (window == 0)
+        window[free] = number
+    return labels
+
+
+@given(st.integers(1, 5000), st.integers(64, 700))
+def test_cores_cover_a_side_once(length, side):
+    margin = round(side * predicting.MARGIN)
+    fields = spans(length, side, margin)
+    assert fields[0][1] == 0 and fields[-1][2] == length
+    assert all(a[2] == b[1] for a, b in itertools.pairwise(fields))
+    for start, low, high in fields:
+        assert 0 <= start <= low < high <= start + min(side, length) <= length
+        assert low == 0 or low - start >= margin
+        assert high == length or start + side - high >= margin
+
+
+def test_blocks_give_the_same_nuclei_as_the_whole(model, seen):
+    segmenter, truth = Segmenter([model]), discs(700, 900, 250)
+    image = painted(truth)
+    with open_slide(image) as slide:
+        maps = np.zeros((2, *slide.shape), np.uint8)
+        assert list(segmenter.predict_rows(slide, maps, progress=False)) == [1, 2]
+        np.testing.assert_array_equal(maps, image[..., :2].transpose(2, 0, 1))
+    whole, parts = np.zeros((700, 900), np.int32), np.zeros((700, 900), np.int32)
+    [one] = segmenter.label_blocks(maps, whole, block=2000)
+    blocks = list(segmenter.label_blocks(maps, parts, block=200, halo=64))
+    assert len(blocks) == 20 and sum(b.count for b in blocks) == parts.max() == one.count
+    agreement = score(whole, parts)
+    assert agreement.aji > 0.99 and agreement.pq > 0.99 and agreement.dice > 0.999
+    for block in blocks:  # each knows its own nuclei, and only them
+        window = parts[block.top : block.top + block.labels.shape[0], block.left : block.left + block.labels.shape[1]]
+        assert (window[block.labels > 0] == block.labels[block.labels > 0]).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10**6), st.integers(60, 300), st.integers(30, 90))
+def test_lone_nuclei_do_not_depend_on_the_blocks(seed, block, halo):
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((320, 320), np.int32)
+    for number, (y, x) in enumerate(np.ndindex(8, 8), 1):
+        top, left = np.array([y, x]) * 40 + rng.integers(2, 12, 2)
+        labels[top : top + rng.integers(8, 26), left : left + rng.integers(8, 26)] = number
+    maps = np.rint(encode(labels) * 255).astype(np.uint8)
+    out = np.zeros_like(labels)
+    segmenter = Segmenter([build_tiny()])
+    count = sum(b.count for b in segmenter.label_blocks(maps, out, block, halo))
+    assert count == 64 == out.max()
+    pairs = np.unique(np.stack([labels.ravel(), out.ravel()]), axis=1)
+    assert pairs.shape[1] == 65  # background and one each: the same nuclei under other numbers
+
+
+def build_tiny():
+    class Tiny:
+        config = ModelConfig(head="instance")
+        n_maps = 2
+
+    return Tiny()
+
+
+def test_one_field_is_what_evaluation_sees(model):
+    image = np.random.default_rng(1).integers(0, 220, (512, 512, 3), dtype=np.uint8)
+    sure = np.abs(predict(model, image)[0] - 0.5) > 1 / 255  # maps are kept in steps of 1/255
+    assert sure.mean() > 0.9
+    # A network that has learnt nothing finds specks: one px more or less at the rim decides which are large enough.
+    whole, fields = segment_whole(model, image, min_area=0), segment(image, model, min_area=0)
+    np.testing.assert_array_equal(whole[sure] > 0, fields[sure] > 0)
+
+
+def test_one_field_drops_what_evaluation_drops(model, seen, monkeypatch):
+    monkeypatch.setattr(evaluating, "predict", lambda model, image: predicting.predict(model, image, 1))
+    labels = np.zeros((512, 512), np.int32)
+    for number, side in enumerate((4, 6, 8, 10, 20), 1):  # 16, 36, 64, 100 and 400 px, around the 50 of `MIN_AREA`
+        labels[40 : 40 + side, 60 * number : 60 * number + side] = number
+    image = painted(labels)
+    whole, fields = segment_whole(model, image), segment(image, model)
+    np.testing.assert_array_equal(whole, fields)
+    assert whole.max() == 3
+
+
+def test_a_lower_ridge_cuts_fewer_apart():
+    labels = np.repeat([[1, 2]], 40, axis=0).repeat(40, axis=1)
+    maps = np.rint(encode(labels) * 255)
+    maps[1] = 255 - (255 - maps[1]) * 0.4  # a valley of 0.6 or a little more, of peaks of 1
+
+    def nuclei(ridge):
+        out = np.zeros_like(labels)
+        return sum(b.count for b in Segmenter([build_tiny()], ridge=ridge).label_blocks(maps.astype(np.uint8), out))
+
+    assert [nuclei(ridge) for ridge in (0.5, 0.9)] == [1, 2]
+
+
+def test_scale_follows_the_micrometres(model, monkeypatch):
+    asked = []
+
+    def fake(model, image, scale):
+        asked.append((image.shape[:2], round(scale, 4)))
+        return np.zeros((2, *image.shape[:2]), np.float32)
+
+    monkeypatch.setattr(predicting, "predict", fake)
+    known = build_model(dataclasses.replace(model.config, um_per_px=0.25))
+    image = np.zeros((300, 600, 3), np.uint8)
+    segment(image, known)
+    assert asked == [((300, 512), 0.25)] * 2  # 512 px are seen as 128
+    asked.clear()
+    segment(image, known, um_per_px=0.5)  # each px is two of the training images'
+    assert set(asked) == {((256, 256), 0.5)}
+    assert Segmenter([known], um_per_px=0.5).smallest() == 12
+    assert Segmenter([known], um_per_px=0.5, min_area=30).smallest() == 30  # px of these images, as it says
+    assert Segmenter([known], um_per_px=0.5).smooth() == 1  # half the 2 px of the training images
+    asked.clear()
+    segment(image, model, um_per_px=0.5)  # the training resolution is not known: as they are
+    assert set(asked) == {((300, 512), 0.25)}
+
+
+def test_flips_average_four_views_in_place(model, monkeypatch):
+    monkeypatch.setattr(
+        predicting, "predict", lambda model, image, scale: np.stack([np.cumsum(np.ones(image.shape[:2]), axis=1)] * 2)
+    )
+    maps = Segmenter([model], tta=True).maps(np.zeros((4, 9, 3), np.uint8), model)
+    np.testing.assert_allclose(maps, 5.0)  # 1..9 from the left and from the right
+
+
+def test_an_ensemble_averages_and_blank_fields_are_skipped(model, monkeypatch):
+    values = iter([0.2, 1.0])
+    monkeypatch.setattr(predicting, "predict", lambda model, image, scale: np.full((2, 8, 8), next(values)))
+    maps = np.zeros((2, 8, 8), np.uint8)
+    with open_slide(np.zeros((8, 8, 3), np.uint8)) as slide:
+        list(Segmenter([model, model]).predict_rows(slide, maps, progress=False))
+    assert (maps == 153).all()
+    assert segment(np.full((40, 40, 3), 240, np.uint8), model).max() == 0  # or the iterator would be empty
+
+
+def test_bad_values_are_refused(model):
+    image = np.zeros((8, 8, 3), np.uint8)
+    for change, word in (
+        ({"um_per_px": -1.0}, "um_per_px"),
+        ({"threshold": 2.0}, "threshold"),
+        ({"min_area": -1}, "min_area"),
+        ({"ridge": 1.1}, "ridge"),
+    ):
+        with pytest.raises(InputError, match=word):
+            segment(image, model, **change)
+    with pytest.raises(InputError, match="uint8"):
+        segment(image.astype(float), model)
+    with pytest.raises(InputError, match="nor one that ships"):
+        segment(image, "nothing-of-that-name")
+    with pytest.raises(InputError, match="one kind"):
+        Segmenter([model, build_model(ModelConfig(base="random", size=64, rank=1))]).check()
+
+
+def test_the_command_line_has_the_same_defaults():
+    options = vars(_parser().parse_args(["predict", "a.png", "--out", "out"]))
+    for field in dataclasses.fields(Segmenter):
+        if field.name != "models":
+            assert options[field.name] == field.default, field.name
+
+
+def test_nuclei_that_an_adapter_knows_as_small_are_kept(model):
+    small = build_model(dataclasses.replace(model.config, field_px=128))  # a quarter of NuInsSeg's size
+    segmenter = Segmenter([small])
+    assert (segmenter.smallest(), segmenter.smooth()) == (3, 0.5)
+    both = Segmenter([build_model(dataclasses.replace(small.config, um_per_px=0.5))], um_per_px=0.25)
+    assert (both.smallest(), both.smooth()) == (12, 1)  # and twice as large again in images of half the µm per px
+
+
+def test_a_file_says_its_own_resolution(model, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(
+        predicting,
+        "predict",
+        lambda model, image, scale: asked.append(round(scale, 4)) or np.zeros((2, *image.shape[:2]), np.float32),
+    )
+    known = build_model(dataclasses.replace(model.config, um_per_px=0.25))
+    image = np.zeros((100, 100, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", image, resolution=(20000, 20000), resolutionunit="CENTIMETER")  # 0.5 µm
+    for segmenter in (Segmenter([known]), Segmenter([known], um_per_px=1)):
+        assert segmenter.segment(tmp_path / "a.tif").shape == (100, 100)
+    assert asked == [0.5, 1.0]

@@ -1,0 +1,131 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from nucseg.errors import InputError
+from nucseg.model import lora
+from nucseg.model.adapters import read_adapter, save_adapter
+from nucseg.model.lora import LoRALinear, inject
+
+
+def test_the_update_is_the_papers_equation_by_hand():
+    layer = LoRALinear(nn.Linear(2, 3), r=1, alpha=2.0)
+    with torch.no_grad():
+        layer.linear.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
+        layer.linear.bias.copy_(torch.tensor([0.5, 0.0, 0.0]))
+        layer.lora_A.copy_(torch.tensor([[1.0, -1.0]]))
+        layer.lora_B.copy_(torch.tensor([[1.0], [2.0], [0.0]]))
+    # W0 x + b = (3.5, 1, 4); A x = 2; B A x = (2, 4, 0); scaling = 2 / 1
+    assert layer(torch.tensor([3.0, 1.0])).tolist() == [7.5, 9.0, 4.0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    inputs=st.integers(1, 9),
+    outputs=st.integers(1, 9),
+    share=st.floats(0, 1),
+    alpha=st.floats(0.1, 32),
+    seed=st.integers(0, 99),
+)
+def test_invariants(inputs, outputs, share, alpha, seed):
+    torch.manual_seed(seed)
+    linear = nn.Linear(inputs, outputs)
+    r = 1 + int(share * (min(inputs, outputs) - 1))
+    x = torch.randn(4, inputs)
+    frozen = linear(x)
+    layer = LoRALinear(linear, r, alpha)
+    assert torch.equal(layer(x), frozen)  # B = 0
+    assert [n for n, p in layer.named_parameters() if p.requires_grad] == ["lora_A", "lora_B"]
+    nn.init.normal_(layer.lora_B)
+    assert torch.linalg.matrix_rank(layer.delta(), rtol=1e-4) <= r
+    expected = frozen + (alpha / r) * x @ layer.lora_A.T @ layer.lora_B.T
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+    weight = linear.weight.clone()
+    layer.merge()
+    torch.testing.assert_close(linear(x), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+    layer.unmerge()
+    assert torch.equal(linear.weight, weight)
+
+
+def test_dropout_touches_the_update_alone():
+    torch.manual_seed(0)
+    layer = LoRALinear(nn.Linear(50, 5), r=2, alpha=2.0, dropout=0.5)
+    x = torch.randn(3, 50)
+    assert torch.equal(layer.train()(x), layer.linear(x))  # B = 0, dropped or not
+    nn.init.normal_(layer.lora_B)
+    assert not torch.equal(layer(x), layer(x))
+    layer.eval()
+    assert torch.equal(layer(x), layer(x))
+
+
+def test_non_finite_weights_are_not_merged():
+    layer = LoRALinear(nn.Linear(4, 4), r=2, alpha=2.0)
+    weight = layer.linear.weight.clone()
+    with torch.no_grad():
+        layer.lora_B.fill_(math.inf)
+    with pytest.raises(InputError, match="not finite"):
+        layer.merge()
+    assert torch.equal(layer.linear.weight, weight) and not layer.merged
+
+
+def network() -> nn.Module:
+    return nn.ModuleDict({"a": nn.Linear(8, 8), "b": nn.Sequential(nn.Linear(8, 2), nn.ReLU())})
+
+
+def test_inject_changes_nothing_when_one_layer_cannot_take_the_rank():
+    model = network()
+    with pytest.raises(InputError, match="8 -> 2"):
+        inject(model, r=4, alpha=4)
+    assert not lora.lora_layers(model)
+    assert inject(model, r=4, alpha=4, skip=("b",)) == ["a"]
+    with pytest.raises(InputError, match="already"):
+        inject(model, r=1, alpha=1)
+
+
+def test_inject_refuses_a_placement_that_matches_nothing():
+    with pytest.raises(InputError, match="matches no Linear"):
+        inject(network(), r=1, alpha=1, lora_target="qkv")
+    with pytest.raises(InputError, match="not known"):
+        inject(network(), r=1, alpha=1, lora_target="nowhere")
+
+
+def test_a_merged_model_unmerges_as_a_whole():
+    model = network()
+    inject(model, r=1, alpha=1)
+    for layer in lora.lora_layers(model).values():
+        nn.init.normal_(layer.lora_B)
+    lora.merge(model)
+    assert all(layer.merged for layer in lora.lora_layers(model).values())
+    lora.unmerge(model)
+    assert not any(layer.merged for layer in lora.lora_layers(model).values())
+
+
+def test_adapter_files_hold_config_and_base(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_adapter(path, {"x": torch.arange(3.0)}, {"rank": 8, "lora_target": "all"}, "f" * 64)
+    tensors, config, base = read_adapter(path)
+    assert tensors["x"].tolist() == [0, 1, 2]
+    assert config == {"rank": 8, "lora_target": "all"}
+    assert base == "f" * 64
+
+
+def test_a_foreign_safetensors_file_is_named_as_such(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="not an adapter written by nucseg"):
+        read_adapter(tmp_path / "other.safetensors")
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=300))
+def test_random_bytes_are_never_an_adapter(data, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "fuzz.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(InputError):
+        read_adapter(path)

@@ -1,0 +1,71 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.ops import sigmoid_focal_loss
+
+from nucseg.training.losses import dice_focal_loss, dice_loss, focal_loss
+
+
+def test_dice_by_hand():
+    # probabilities 1/2 on four pixels, two of them true: overlap 1, sums 2 + 2 -> 1 - (2 + 1) / (4 + 1)
+    loss = dice_loss(torch.zeros(1, 1, 2, 2), torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]]]))
+    assert math.isclose(loss.item(), 1 - 3 / 5, abs_tol=1e-6)
+
+
+def test_dice_is_a_mean_over_images_not_over_pixels():
+    target = torch.zeros(2, 1, 4, 4)
+    target[0] = 1
+    logits = torch.full_like(target, 50.0)
+    # image 0 is perfect; image 1 predicts 16 px of nothing: 1 - 1 / 17
+    assert math.isclose(dice_loss(logits, target).item(), (1 - 1 / 17) / 2, abs_tol=1e-6)
+
+
+def test_focal_by_hand():
+    # p = 1/2 everywhere: alpha_t * 1/4 * log 2
+    target = torch.tensor([[[[1.0, 0.0]]]])
+    expected = (0.25 + 0.75) / 2 * 0.25 * math.log(2)
+    assert math.isclose(focal_loss(torch.zeros(1, 1, 1, 2), target).item(), expected, rel_tol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 999), alpha=st.floats(0, 1), gamma=st.sampled_from([0.0, 1.0, 2.0, 5.0]))
+def test_focal_equals_torchvisions(seed, alpha, gamma):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 5 * torch.randn(2, 1, 8, 8, generator=generator)
+    target = (torch.rand(2, 1, 8, 8, generator=generator) > 0.7).float()
+    expected = sigmoid_focal_loss(logits, target, alpha=alpha, gamma=gamma, reduction="mean")
+    torch.testing.assert_close(focal_loss(logits, target, alpha, gamma), expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("value", [50.0, -50.0, 1000.0, -1000.0])
+@pytest.mark.parametrize("truth", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_stable_at_large_logits(value, truth, dtype):
+    logits = torch.full((1, 1, 4, 4), value, dtype=dtype, requires_grad=True)
+    loss = dice_focal_loss(logits, torch.full((1, 1, 4, 4), truth))
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
+    right = (value > 0) == (truth == 1)
+    assert loss.item() < 1e-6 if right else loss.item() > 0.4
+    if not right and truth and abs(value) == 50:
+        assert logits.grad.abs().sum() > 0  # a confident miss still learns
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 999))
+def test_better_predictions_lose_less(seed):
+    generator = torch.Generator().manual_seed(seed)
+    target = (torch.rand(1, 1, 8, 8, generator=generator) > 0.5).float()
+    toward = 2 * target - 1
+    losses = [dice_focal_loss(scale * toward, target).item() for scale in (-4, -1, 0, 1, 4, 40)]
+    assert losses == sorted(losses, reverse=True)
+    assert 0 <= losses[-1] < 1e-6
+
+
+def test_the_sum_is_the_weighted_sum():
+    logits, target = torch.randn(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
+    expected = 0.3 * dice_loss(logits, target) + 0.7 * focal_loss(logits, target)
+    torch.testing.assert_close(dice_focal_loss(logits, target, dice_weight=0.3), expected)

@@ -1,0 +1,271 @@
+import matplotlib
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from blobs import Blobs
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
+
+from nucseg.data.datasets import Sample
+from nucseg.errors import InputError
+from nucseg.records import provenance
+from nucseg.viz import figures
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def mosaic(cells: int, size: int = 80, gap: int = 0, seed: int = 0) -> np.ndarray:
+    """A label map without background: each pixel belongs to the nearest of random points; ``gap`` px between."""
+    rng = np.random.default_rng(seed)
+    points = rng.random((cells, 2)) * size
+    y, x = np.mgrid[:size, :size]
+    distances = np.sqrt((y[..., None] - points[:, 0]) ** 2 + (x[..., None] - points[:, 1]) ** 2)
+    near = np.sort(distances, axis=-1)
+    labels = distances.argmin(axis=-1).astype(np.int32) + 1
+    labels[near[..., 1] - near[..., 0] < gap] = 0
+    return labels
+
+
+def touching_pairs(labels: np.ndarray, reach: int) -> set[tuple[int, int]]:
+    """Slow and plain: ids that occur within ``reach`` px of each other, in a square."""
+    pairs = set()
+    for y, x in np.argwhere(labels > 0):
+        window = labels[max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1]
+        pairs |= {(int(labels[y, x]), int(other)) for other in np.unique(window) if other}
+    return {(a, b) for a, b in pairs if a < b}
+
+
+class TestColours:
+    @pytest.mark.parametrize("seed", range(4))
+    def test_neighbours_differ(self, seed):
+        labels = mosaic(40, gap=1, seed=seed)
+        pairs = touching_pairs(labels, reach=2)
+        assert len(pairs) > 40
+        colours = figures.neighbour_colours(labels, reach=2)
+        assert all(colours[a] != colours[b] for a, b in pairs)
+
+    @pytest.mark.parametrize("seed", range(8))
+    def test_six_colours_are_enough_where_nuclei_only_touch(self, seed):
+        colours = figures.neighbour_colours(mosaic(60, seed=seed), reach=1)
+        assert max(colours.values()) < len(figures.OUTLINES)
+
+    def test_every_id_has_one_whatever_its_number(self):
+        labels = np.zeros((9, 9), np.int32)
+        labels[0, 0], labels[8, 8] = 7, 4_000_000
+        assert set(figures.neighbour_colours(labels)) == {7, 4_000_000}
+        assert figures.neighbour_colours(np.zeros((4, 4), np.int32)) == {}
+
+    def test_a_diagonal_neighbour_counts(self):
+        labels = np.array([[1, 0], [0, 2]], np.int32)
+        colours = figures.neighbour_colours(labels, reach=1)
+        assert colours[1] != colours[2]
+        flipped = figures.neighbour_colours(labels[:, ::-1], reach=1)
+        assert flipped[1] != flipped[2]
+
+    def test_the_palettes_have_no_colour_twice(self):
+        named = (figures.TRUTH, figures.PREDICTION, figures.MISSED, figures.SPURIOUS, figures.FOUND)
+        for palette in (named, figures.OUTLINES, figures.SERIES):
+            assert len(set(palette)) == len(palette)
+
+
+class TestOutlines:
+    def test_they_lie_between_a_nucleus_and_what_is_not_it(self):
+        labels = mosaic(12, size=40, gap=2)
+        seen = set()
+        for i, line in figures.outlines(labels):
+            seen.add(i)
+            for x, y in line:
+                # halfway between two pixels: one of the nucleus, one not (or beyond the image)
+                a = np.array([np.floor(y), np.floor(x)]).astype(int)
+                b = np.array([np.ceil(y), np.ceil(x)]).astype(int)
+                inside = [bool((p >= 0).all() and (p < labels.shape).all() and labels[tuple(p)] == i) for p in (a, b)]
+                assert sorted(inside) == [False, True]
+        assert seen == set(np.unique(labels[labels > 0]).tolist())
+
+    def test_a_square_is_traced_at_its_border_in_x_and_y(self):
+        labels = np.zeros((20, 30), np.int32)
+        labels[5:9, 20:28] = 3
+        ((i, line),) = figures.outlines(labels)
+        assert i == 3
+        assert line.min(axis=0).tolist() == [19.5, 4.5] and line.max(axis=0).tolist() == [27.5, 8.5]
+
+    def test_a_nucleus_in_two_pieces_has_two(self):
+        labels = np.zeros((9, 9), np.int32)
+        labels[1, 1] = labels[7, 7] = 1
+        assert [i for i, _ in figures.outlines(labels)] == [1, 1]
+
+
+class TestOverlay:
+    def lines(self, ax) -> LineCollection:
+        (collection,) = (c for c in ax.collections if isinstance(c, LineCollection))
+        return collection
+
+    def test_touching_nuclei_get_different_colours(self):
+        labels = np.zeros((10, 10), np.int32)
+        labels[2:8, 2:5], labels[2:8, 5:8] = 1, 2
+        colours = self.lines(figures.overlay(np.zeros((10, 10, 3), np.uint8), labels)).get_colors()
+        assert to_hex(colours[0]) != to_hex(colours[1])
+
+    def test_one_colour_for_all_and_thin_lines(self):
+        sample = Blobs()[0]
+        lines = self.lines(figures.overlay(sample.image, sample.labels, colour=figures.TRUTH))
+        assert {to_hex(c) for c in lines.get_colors()} == {figures.TRUTH}
+        assert max(lines.get_linewidths()) <= 1
+
+    def test_no_nuclei(self):
+        ax = figures.overlay(np.zeros((10, 10, 3), np.uint8), np.zeros((10, 10), np.int32))
+        ax.figure.canvas.draw()
+
+    def test_sizes_that_differ(self):
+        with pytest.raises(InputError, match="differ in size"):
+            figures.overlay(np.zeros((10, 12, 3), np.uint8), np.zeros((10, 10), np.int32))
+
+
+class TestErrors:
+    truth = np.zeros((20, 60), np.int32)
+    truth[5:15, 5:15], truth[5:15, 25:35], truth[5:15, 35:45] = 4, 7, 9  # the last two touch
+
+    def test_found_missed_and_spurious(self):
+        prediction = np.zeros_like(self.truth)
+        prediction[5:15, 6:15] = 50  # IoU 0.9 with nucleus 4
+        prediction[5:15, 25:45] = 60  # merges 7 and 9: IoU 0.5 with each is not above it
+        assert figures.errors(self.truth, prediction) == ([4], [7, 9], [60])
+
+    def test_nothing_predicted_nothing_there(self):
+        nothing = np.zeros_like(self.truth)
+        assert figures.errors(self.truth, nothing) == ([], [4, 7, 9], [])
+        assert figures.errors(nothing, self.truth) == ([], [], [4, 7, 9])
+        assert figures.errors(nothing, nothing) == ([], [], [])
+
+    def test_the_map_fills_nuclei_with_their_colour_and_counts_them(self):
+        prediction = np.where(self.truth == 4, 1, 0).astype(np.int32)
+        prediction[17:20, 50:60] = 2
+        ax = figures.error_map(self.truth, prediction)
+        plate = ax.images[0].get_array()
+        assert to_hex(plate[10, 10]) == figures.FOUND
+        assert to_hex(plate[10, 30]) == to_hex(plate[10, 40]) == figures.MISSED
+        assert to_hex(plate[0, 0]) == "#ffffff"
+        words = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert words == ["found 1", "missed 2", "spurious 1"]
+
+
+class TestScaleBar:
+    def on(self, width: int, **options):
+        ax = figures.overlay(np.zeros((width // 2, width, 3), np.uint8), np.zeros((width // 2, width), np.int32))
+        return ax, figures.scale_bar(ax, **options)
+
+    @pytest.mark.parametrize(("um_per_px", "um", "px"), [(0.25, 20, 80), (0.5, 20, 40), (0.25, 5, 20)])
+    def test_its_length_in_px(self, um_per_px, um, px):
+        ax, bar = self.on(512, um_per_px=um_per_px, um=um)
+        assert bar.get_width() == px
+        assert f"{um} µm" in [text.get_text() for text in ax.texts]
+
+    @pytest.mark.parametrize("width", [64, 100, 512, 2000])
+    def test_a_round_length_that_fits(self, width):
+        ax, bar = self.on(width)
+        assert 0.1 * width <= bar.get_width() <= width / 3
+        assert bar.get_x() >= 0 and bar.get_x() + bar.get_width() <= width
+        label = float(ax.texts[0].get_text().split()[0])
+        assert label / figures.MICROMETRES_PER_PIXEL == bar.get_width()
+        assert str(label).strip("0.")[0] in "125"
+
+
+class TestShowRow:
+    def test_a_panel_a_sample_with_the_bar_on_the_first(self):
+        samples = [Blobs()[i] for i in range(3)]
+        figure = figures.show_row(*samples)
+        assert [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes] == [s.tissue for s in samples]
+        assert [bool(ax.texts) for ax in figure.axes] == [True, False, False]
+
+    def test_without_outlines_and_with_titles(self):
+        figure = figures.show_row(Blobs()[0], outlined=False, titles=["mine"])
+        assert not figure.axes[0].collections
+
+    def test_nothing_to_show(self):
+        with pytest.raises(InputError, match="nothing to show"):
+            figures.show_row()
+
+
+class TestLearningCurves:
+    history = pd.DataFrame(
+        {
+            "epoch": [1, 2, 3],
+            "train_loss": [0.9, 0.5, 0.4],
+            "val_dice": [0.3, 0.7, 0.6],
+            "val_iou": [0.2, 0.5, 0.45],
+            "val_aji": [0.1, 0.3, 0.2],
+            "val_pq": [0.1, 0.2, 0.25],
+        }
+    )
+
+    def test_the_kept_epoch_is_the_best_of_the_monitored_score(self):
+        for monitor, best in (("dice", 2), ("pq", 3)):
+            figure = figures.learning_curves(self.history, monitor)
+            assert f"kept: {best}" in figure.axes[1].texts[0].get_text()
+
+    def test_the_curves_are_the_history(self):
+        loss, scores = figures.learning_curves(self.history).axes
+        assert loss.lines[0].get_ydata().tolist() == [0.9, 0.5, 0.4]
+        drawn = {line.get_label(): list(line.get_ydata()) for line in scores.lines[:4]}
+        assert drawn["PQ"] == [0.1, 0.2, 0.25] and set(drawn) == {"Dice", "IoU", "AJI", "PQ"}
+
+    def test_another_table(self):
+        with pytest.raises(InputError, match=r"history\.csv"):
+            figures.learning_curves(pd.DataFrame({"epoch": [1]}))
+
+
+class TestProvenance:
+    def test_data_that_is_not_real_is_called_so(self):
+        line = provenance.provenance(Blobs(5))
+        assert "synthetic" in line and "no real image" in line and "5 images of 2 tissues" in line
+
+    def test_base_and_device(self):
+        from nucseg.config import ModelConfig
+        from nucseg.model.network import build_model
+
+        model = build_model(ModelConfig(base="random", size=64, lora_target="none"))
+        line = provenance.provenance(model=model)
+        assert "random weights" in line and model.base_sha256[:8] in line and "CPU" in line
+
+
+def test_a_style_leaves_the_data_alone():
+    with plt.rc_context():
+        figures.use_style()
+        sample = Blobs()[0]
+        before = sample.image.copy(), sample.labels.copy()
+        figures.show_row(Sample(sample.image, sample.labels, "a", "b"))
+        assert (sample.image == before[0]).all() and (sample.labels == before[1]).all()
+
+
+def test_errors_names_the_right_nuclei_when_ids_are_not_in_reading_order():
+    truth = np.zeros((20, 10), np.int32)
+    truth[1:5, 1:5], truth[10:15, 1:6] = 2, 1  # the upper one has the greater id
+    prediction = np.zeros_like(truth)
+    prediction[1:5, 1:5], prediction[17:19, 7:9] = 9, 4
+    assert figures.errors(truth, prediction) == ([2], [1], [4])
+
+
+def test_the_line_behind_a_page_names_what_its_runs_ran_on():
+    from nucseg.records.runs import read_run, results_folder
+
+    runs = [read_run(path) for path in sorted((results_folder(__file__) / "folds" / "offline-small").iterdir())]
+    line = provenance.provenance(runs=runs)
+    about = runs[0].about
+    for word in (
+        "5 recorded runs",
+        "re-encoded",
+        "base: offline",
+        about["device"],
+        about["commit"][:7],
+        about["date"][:10],
+    ):
+        assert word in line
+    assert "no data" in provenance.provenance()

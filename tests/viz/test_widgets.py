@@ -1,0 +1,426 @@
+import json
+import re
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from browser import PROGRAM, Browser
+from scipy import ndimage
+from skimage.draw import polygon2mask
+
+from nucseg.data import synth
+from nucseg.data.datasets import Sample
+from nucseg.errors import InputError
+from nucseg.instances import components, decode, encode
+from nucseg.metrics import score
+from nucseg.viz import figures, widgets
+from nucseg.viz.widgets import KINDS, MIN_AREAS, THRESHOLDS, VIEWS, PredictionBrowser, Scene, browse
+
+HOSTILE = Sample(
+    np.full((64, 64, 3), 200, np.uint8),
+    np.kron(np.arange(4).reshape(2, 2), np.ones((32, 32))).astype(np.int32),
+    "skin <b>& 'hair'",
+    '</script><script>window.harmed = true</script>"',
+)
+
+
+def guess(labels: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Target maps as a fair model might give: some nuclei lost, the rest blurred, and noise that makes specks."""
+    rng = np.random.default_rng(seed)
+    keep = rng.random(labels.max() + 1) > 0.1
+    maps = ndimage.gaussian_filter(encode(np.where(keep[labels], labels, 0)), (0, 2.5, 2.5))
+    maps += 1.6 * ndimage.gaussian_filter(rng.standard_normal(maps.shape), (0, 4, 4))
+    return np.clip(maps, 0, 1).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def items() -> list[widgets.Item]:
+    names = (("mouse kidney", 1), ("human spleen", 1), ("human spleen", 2))
+    samples = [*(synth.generate(*name, size=192) for name in names), HOSTILE]
+    return [(sample, guess(sample.labels, seed)) for seed, sample in enumerate(samples)]
+
+
+@pytest.fixture(scope="module")
+def browser(items) -> PredictionBrowser:
+    return PredictionBrowser(items, min_areas=(0, 50, 400, 1200), size=96)
+
+
+@pytest.fixture(scope="module")
+def data(browser) -> dict:
+    return browser.data()
+
+
+class Page(HTMLParser):
+    """The start tags of a page, and the texts of its scripts."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, text):
+        if self.lasttag == "script" and text.strip():
+            self.scripts.append(text)
+
+    def all(self, *names: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+
+def polygon(line: str) -> np.ndarray:
+    """(n, 2) x, y in px of the one closed line in an SVG path's data."""
+    start, steps = line.removeprefix("M").removesuffix("z").split("l")
+    numbers = [np.array(re.findall(r"-?\d+", part), int).reshape(-1, 2) for part in (start, steps)]
+    return (np.concatenate(numbers).cumsum(axis=0) - 1) / 2
+
+
+class TestFrames:
+    @pytest.mark.parametrize("min_area", MIN_AREAS)
+    @pytest.mark.parametrize("threshold", THRESHOLDS)
+    def test_scores_and_counts_are_those_of_the_decoded_label_map(self, items, threshold, min_area):
+        for sample, maps in items:
+            predicted = decode(maps, threshold, min_area=min_area)
+            frame = Scene(sample, maps).frame(threshold, min_area)
+            assert frame.scores == score(sample.labels, predicted)
+            n = {kind: len(lines) for kind, lines in frame.lines.items()}
+            assert (n["truth"], n["prediction"]) == (frame.scores.nuclei_true, frame.scores.nuclei_predicted)
+            found, missed, spurious = figures.errors(sample.labels, predicted)
+            assert n["found"] == len(found)
+            assert (n["missed"] + n["split"], n["spurious"] + n["merged"]) == (len(missed), len(spurious))
+
+    def test_a_scene_gives_the_same_whatever_was_asked_before(self, items):
+        scene = Scene(*items[0])
+        for threshold, min_area in ((0.5, 0), (0.2, 100), (0.5, 100), (0.5, 0), (0.2, 0)):
+            assert scene.frame(threshold, min_area) == Scene(*items[0]).frame(threshold, min_area)
+
+    def test_maps_without_depth_are_taken_for_foreground_alone(self, items):
+        sample, maps = items[1]
+        frame = Scene(sample, maps[:1]).frame(0.4, 50)
+        assert frame.scores == score(sample.labels, components(maps[0], 0.4, 50))
+
+    def test_two_nuclei_taken_for_one_are_a_merger_and_one_taken_for_two_is_split(self):
+        truth, predicted = np.zeros((2, 40, 60), np.int32)
+        truth[5:15, 5:15], truth[5:15, 15:25] = 1, 2  # one prediction over both
+        predicted[5:15, 5:25] = 1
+        truth[5:35, 30:40] = 3  # two predictions in it
+        predicted[5:19, 30:40], predicted[21:35, 30:40] = 2, 3
+        truth[25:35, 45:55] = 4  # missed; two specks in it do not split it
+        predicted[28:30, 48:50], predicted[32:34, 52:54] = 4, 5
+        predicted[1:4, 45:55] = 6  # out of nothing
+        frame = Scene(Sample(np.zeros((40, 60, 3), np.uint8), truth, "t", "s"), encode(predicted)).frame(0.5, 0)
+        counts = {kind: len(frame.lines[kind]) for kind in VIEWS["errors"]}
+        assert counts == {"found": 0, "missed": 3, "split": 1, "spurious": 5, "merged": 1}
+
+    def test_lines_go_round_the_nuclei(self, items):
+        labels = items[1][0].labels
+        lines = widgets._lines(labels)
+        assert sorted(lines) == [i for i in np.unique(labels) if i]
+        for i, line in lines.items():
+            if line.count("M") == 1:
+                y_x = polygon(line)[:, ::-1]
+                drawn, mask = polygon2mask(labels.shape, y_x), labels == i
+                rim = ndimage.binary_dilation(mask) & ~ndimage.binary_erosion(mask)
+                assert not (drawn ^ mask)[~rim].any()
+
+    def test_a_speck_of_one_pixel_has_a_line(self):
+        labels = np.zeros((9, 9), np.int32)
+        labels[4, 6] = 1
+        assert np.ptp(polygon(widgets._lines(labels)[1]), axis=0).tolist() == [1, 1]
+
+    @pytest.mark.parametrize("shape", [(2, 64, 32), (3, 64, 64), (64, 64)])
+    def test_maps_must_fit_the_sample(self, shape):
+        with pytest.raises(InputError, match=r"maps of .* have shape"):
+            Scene(HOSTILE, np.zeros(shape, np.float32))
+
+
+class TestData:
+    def test_every_step_of_every_sample_is_there(self, data):
+        assert len(data["samples"]) == 4 and len(data["thresholds"]) == 9 and len(data["areas"]) == 4
+        for sample in data["samples"]:
+            assert np.shape(sample["steps"]) == (9, 4)
+            assert set(np.ravel(sample["steps"])) == set(range(len(sample["frames"])))
+
+    def test_steps_lead_to_the_lines_and_scores_of_their_frames(self, browser, data, items):
+        scenes = {scene.name: scene for scene in (Scene(*item) for item in items)}
+        for sample in data["samples"]:
+            scene = scenes[sample["name"]]
+            for t, a in ((0, 0), (4, 1), (8, 3)):
+                packed = sample["frames"][sample["steps"][t][a]]
+                frame = scene.frame(browser.thresholds[t], browser.min_areas[a])
+                for kind in VIEWS["errors"]:
+                    assert [sample["lines"][i] for i in packed[kind]] == frame.lines[kind]
+                assert [sample["lines"][i] for i in sample["truth"]] == frame.lines["truth"]
+                assert packed["pq"] == pytest.approx(frame.scores.pq, abs=1e-4)
+                predicted = sorted(line for kind in ("found", "spurious", "merged") for line in frame.lines[kind])
+                assert predicted == sorted(frame.lines["prediction"])
+
+    def test_nothing_is_stored_twice(self, data):
+        for sample in data["samples"]:
+            assert len(set(sample["lines"])) == len(sample["lines"])
+            frames = [json.dumps(frame) for frame in sample["frames"]]
+            assert len(set(frames)) == len(frames)
+        assert any(len(sample["frames"]) < 36 for sample in data["samples"])
+
+    def test_samples_come_by_name(self, data):
+        names = [sample["name"] for sample in data["samples"]]
+        assert names == sorted(names) and "human spleen synthetic_0001" in names
+
+    def test_a_sample_of_the_usual_size_takes_less_than_120_kB(self):
+        sample = synth.generate("human liver", 1)
+        noise = np.random.default_rng(0).normal(0, 6, sample.image.shape)  # real images compress less well
+        noisy = Sample(np.clip(sample.image + noise, 0, 255).astype(np.uint8), sample.labels, "a", "b")
+        html = PredictionBrowser([(noisy, guess(sample.labels))])._repr_html_()
+        assert len(html.encode()) < 120_000
+
+    def test_bad_arguments_are_named(self, items):
+        for arguments in ({"thresholds": ()}, {"min_areas": ()}, {"min_areas": (-1,)}, {"size": 0}):
+            with pytest.raises(InputError, match="at least one threshold"):
+                PredictionBrowser(items[:1], **arguments)
+        with pytest.raises(InputError, match="between 0 and 1"):
+            PredictionBrowser(items[:1], thresholds=(0.5, 1.5))
+        with pytest.raises(InputError, match="nothing to browse"):
+            PredictionBrowser([])
+
+
+class TestHtml:
+    @pytest.fixture
+    def html(self, browser) -> str:
+        return browser._repr_html_()
+
+    @pytest.fixture
+    def page(self, html) -> Page:
+        return Page(html)
+
+    def test_two_on_a_page_share_no_id(self, html, browser):
+        ids = [a["id"] for _, a in Page(html + browser._repr_html_()).tags if "id" in a]
+        assert len(ids) > 20 and len(set(ids)) == len(ids)
+
+    def test_every_input_has_a_label_and_every_label_an_input(self, page):
+        inputs = [a["id"] for a in page.all("input", "select")]
+        assert len(inputs) == 10 and sorted(inputs) == sorted(a["for"] for a in page.all("label"))
+        ids = {a["id"] for _, a in page.tags if "id" in a}
+        (output,) = page.all("output")
+        assert output["aria-live"] == "polite" and set(output["for"].split()) <= ids
+
+    def test_sliders_have_all_steps_and_start_at_the_benchmarks(self, page):
+        ranges = {a["data-part"]: a for a in page.all("input") if a["type"] == "range"}
+        found = {part: (a["min"], a["max"], a["value"], a["aria-valuetext"]) for part, a in ranges.items()}
+        assert found["threshold"] == ("0", "8", "4", "0.5") and found["area"] == ("0", "3", "1", "50 px")
+        assert found["opacity"] == ("0", "100", "90", "90 %")
+
+    def test_other_steps_start_nearest_to_the_benchmarks(self, items):
+        page = Page(PredictionBrowser(items[:1], thresholds=(0.9, 0.45, 0.3), min_areas=(10,))._repr_html_())
+        ranges = {a["data-part"]: (a["max"], a["value"]) for a in page.all("input") if a["type"] == "range"}
+        assert ranges["threshold"] == ("2", "1") and ranges["area"] == ("0", "0")
+
+    def test_names_are_escaped_and_reach_the_script_whole(self, page, browser, data):
+        assert len(page.scripts) == 1 and not page.all("b")[len(KINDS) :]
+        assert HOSTILE.tissue in [a.get("value") for a in page.all("option")]
+        text = page.scripts[0]
+        sent = json.loads(text[text.rindex('", {') + 3 : text.rindex(");")])
+        assert sent == json.loads(json.dumps(data))
+        assert f"{HOSTILE.tissue} {HOSTILE.stem}" in [sample["name"] for sample in sent["samples"]]
+
+    def test_nothing_is_fetched(self, html, page):
+        assert all(a["src"].startswith("data:image/webp;base64,") for _, a in page.tags if "src" in a)
+        assert not page.all("link", "iframe", "form") and not re.search(r"https?:|url\(|@import", html)
+
+    def test_it_shows_the_first_image_before_any_script_runs(self, html, page, browser, data, items):
+        sample = data["samples"][0]
+        (image,) = page.all("img")
+        assert image["src"] == sample["image"] and sample["name"] in image["alt"] and "0.5" in image["alt"]
+        frame = next(scene for scene in map(Scene, *zip(*items, strict=True)) if scene.name == sample["name"]).frame(
+            0.5, 50
+        )
+        assert f'd="{"".join(frame.lines["prediction"])}"' in html
+        assert f"<span>PQ {frame.scores.pq:.2f}</span>" in html
+
+    def test_colours_are_those_of_the_figures(self, html):
+        for colour in (figures.TRUTH, figures.PREDICTION, figures.FOUND, figures.MISSED, figures.SPURIOUS):
+            assert f"stroke:{colour};" in html
+
+
+class TestBrowse:
+    @pytest.fixture
+    def box(self, items):
+        pytest.importorskip("ipywidgets")
+        return browse(items)
+
+    @pytest.fixture
+    def controls(self, box) -> dict:
+        return {child.description: child for child in box.children if child.description}
+
+    def test_every_control_says_what_it_is(self, controls):
+        assert len(controls) == 8 and all(control.tooltip for control in controls.values())
+
+    def test_each_change_is_drawn(self, box, controls):
+        picture, seen = box.children[-1], set()
+        seen.add(picture.value)
+        for name, value in (
+            ("Probability threshold", 0.3),
+            ("Minimum area, px", 150),
+            ("Opacity, %", 40),
+            ("Outlines", "errors"),
+            ("Image", 1),
+        ):
+            controls[name].value = value
+            assert picture.value not in seen
+            seen.add(picture.value)
+        assert "threshold 0.3, minimum area 150 px" in picture.value and "--overlay:0.4" in picture.value
+
+    def test_scores_are_those_of_the_label_map_at_the_threshold(self, box, controls, items):
+        controls["Probability threshold"].value, controls["Minimum area, px"].value = 0.64, 35
+        sample, maps = min(items, key=lambda item: Scene(*item).name)
+        scores = score(sample.labels, decode(maps, 0.64, min_area=35))
+        assert f"<span>PQ {scores.pq:.2f}</span> <span>AJI {scores.aji:.2f}</span>" in box.children[-1].value
+
+    def test_the_list_is_filtered_and_sorted_and_keeps_the_choice(self, box, controls):
+        image = controls["Image"]
+        assert len(image.options) == 4 and all(" — PQ 0." in words for words, _ in image.options)
+        image.value = 1
+        controls["Tissue"].value = "human spleen"
+        assert len(image.options) == 2 and image.value == 1
+        controls["Sort by"].value = "dice"
+        controls["Order"].value = "descending"
+        values = [float(words.split()[-1]) for words, _ in image.options]
+        assert values == sorted(values, reverse=True) and image.value == 1
+        controls["Tissue"].value = "mouse kidney"
+        assert [i for _, i in image.options] == [image.value] and "mouse kidney" in box.children[-1].value
+
+    def test_names_are_escaped(self, box, controls):
+        controls["Tissue"].value = HOSTILE.tissue
+        assert not Page(box.children[-1].value).scripts and "&lt;/script&gt;" in box.children[-1].value
+
+    def test_without_ipywidgets_it_says_what_to_install(self, items, monkeypatch):
+        monkeypatch.setitem(sys.modules, "ipywidgets", None)
+        with pytest.raises(InputError, match="ipywidgets"):
+            browse(items)
+
+
+ROOT = "document.querySelectorAll('.nucseg-browser')"
+
+
+@pytest.fixture(scope="module")
+def url(browser, tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    fragments = browser._repr_html_() + browser._repr_html_()
+    head = '<!doctype html><html lang="en"><meta name="viewport" content="width=device-width"><title>t</title>'
+    path.write_text(head + fragments, encoding="utf-8")
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    chromium = Browser(tmp_path_factory.mktemp("profile"))
+    yield chromium
+    chromium.close()
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium")
+class TestInChromium:
+    @pytest.fixture
+    def page(self, chromium, url):
+        chromium.open(url)
+        yield chromium
+        assert chromium.complaints() == []
+        assert not chromium.eval("window.harmed")
+
+    def seen(self, page: Browser, number: int = 0) -> list:
+        """What a reader sees of the picture: image, alternative text, lines, their opacity, the scores, the list."""
+        return page.eval(
+            f"""(root => [root.querySelector('img').src, root.querySelector('img').alt,
+            [...root.querySelectorAll('.stage path')].map(path => path.getAttribute('d')).join(),
+            getComputedStyle(root.querySelector('.stage svg')).opacity, root.querySelector('output').textContent,
+            [...root.querySelector('select').options].map(option => option.text)])({ROOT}[{number}])"""
+        )
+
+    def changed(self, page: Browser, before: list) -> set[str]:
+        names = ("image", "alt", "lines", "opacity", "scores", "list")
+        return {name for name, a, b in zip(names, before, self.seen(page), strict=True) if a != b}
+
+    def test_the_script_draws_what_was_there_without_it(self, page, browser):
+        static = Page(browser._repr_html_())
+        image, alt, lines, opacity, scores, _ = self.seen(page)
+        assert [image, alt] == [static.all("img")[0][key] for key in ("src", "alt")]
+        paths = [a["d"] for a in static.all("path")]
+        assert lines == ",".join(paths[: 2 * len(KINDS)]) and opacity == "0.9" and scores.startswith("PQ 0.")
+
+    @pytest.mark.parametrize("how", ["keyboard", "mouse"])
+    @pytest.mark.parametrize(
+        ("part", "changes"),
+        [
+            ("threshold", {"alt", "lines", "scores", "list"}),
+            ("area", {"alt", "lines", "scores", "list"}),
+            ("opacity", {"opacity"}),
+        ],
+    )
+    def test_each_slider_changes_the_picture(self, page, part, changes, how):
+        before, other = self.seen(page), self.seen(page, 1)
+        slider = f"[data-part={part}]"
+        value = page.eval(f"document.querySelector('{slider}').value")
+        if how == "keyboard":
+            page.eval(f"document.querySelector('{slider}').focus()")
+            page.press("ArrowRight")
+        else:
+            page.click(slider, 0.25 if part == "opacity" else 0.99)
+        assert page.eval(f"document.querySelector('{slider}').value") != value
+        assert self.changed(page, before) == changes
+        assert self.seen(page, 1) == other
+        text = page.eval(f"document.querySelector('{slider}').ariaValueText")
+        assert text == page.eval(f"document.querySelector('[data-part={part}-value]').textContent")
+
+    def test_views_can_be_chosen_by_keyboard_and_mouse(self, page):
+        before = self.seen(page)
+        page.eval("document.querySelector('input[value=prediction]').focus()")
+        page.press("ArrowRight")
+        assert self.changed(page, before) == {"alt", "lines"}
+        assert "missed" in self.seen(page)[1]
+        shown = "[...document.querySelectorAll('.legend span')].filter(e => e.offsetParent).map(e => e.className)"
+        assert page.eval(f"{ROOT}[0].querySelectorAll('.legend > :not([hidden])').length") == 5
+        page.click("input[value=truth]")
+        assert page.eval(shown)[0] == "truth" and "true nuclei" in self.seen(page)[1]
+
+    def test_the_next_image_is_an_arrow_key_away(self, page):
+        before = self.seen(page)
+        page.eval("document.querySelector('[data-part=image]').focus()")
+        page.press("ArrowDown")
+        assert self.changed(page, before) == {"image", "alt", "lines", "scores"}
+
+    def choose(self, page: Browser, part: str, value: str) -> None:
+        page.eval(
+            f"(e => {{ e.value = '{value}'; e.dispatchEvent(new Event('input', {{bubbles: true}})); }})"
+            f"(document.querySelector('[data-part={part}]'))"
+        )
+
+    def test_the_list_is_filtered_and_sorted_by_what_it_says(self, page):
+        self.choose(page, "tissue", "human spleen")
+        assert all(words.startswith("human spleen") for words in self.seen(page)[-1])
+        assert "human spleen" in self.seen(page)[1]  # the image shown is one of the list
+        self.choose(page, "tissue", "")
+        names = self.seen(page)[-1]
+        assert len(names) == 4 and names == sorted(names)
+        for key, words in (("pq", "PQ"), ("aji", "AJI"), ("dice", "Dice")):
+            self.choose(page, "sort", key)
+            for order, sign in (("ascending", 1), ("descending", -1)):
+                self.choose(page, "order", order)
+                assert all(f"— {words} " in text for text in self.seen(page)[-1])
+                values = [sign * float(text.split()[-1]) for text in self.seen(page)[-1]]
+                assert values == sorted(values)
+
+    def test_every_control_has_a_name_for_assistive_technology(self, page):
+        nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+        named = [(n["role"]["value"], n["name"]["value"]) for n in nodes if not n["ignored"] and "name" in n]
+        of = lambda role: [name for r, name in named if r == role]
+        assert of("slider") == 2 * ["Probability threshold", "Minimum area", "Opacity of the outlines"]
+        assert of("combobox") == 2 * ["Image", "Tissue", "Sort by", "Order"]
+        assert of("radio") == 2 * ["truth", "prediction", "errors"]
+        assert of("image") == [self.seen(page, n)[1] for n in (0, 1)]
+
+    def test_it_fits_a_phone(self, chromium, url):
+        chromium.open(url, 360)
+        assert chromium.eval("document.documentElement.scrollWidth") <= 360
+        assert chromium.eval("document.querySelector('input[type=range]').offsetWidth") > 280
