@@ -1,4 +1,4 @@
-"""Random changes of a training image and its label map, drawn from one generator, so that they can be repeated."""
+"""Random, repeatable changes of a training image and its label map, drawn from one generator."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from nucseg.data.datasets import Sample
 
 
 def resize(sample: Sample, size: int) -> Sample:
-    """Scale to a square of ``size`` px: the image bilinearly (averaging where it shrinks), labels by nearest."""
+    """Scale to a square of ``size`` px: the image bilinearly (averaging if it shrinks), labels by nearest neighbour."""
     if sample.labels.shape == (size, size):
         return sample
     image = Image.fromarray(sample.image).resize((size, size), Image.Resampling.BILINEAR)
@@ -20,19 +20,19 @@ def resize(sample: Sample, size: int) -> Sample:
 
 
 def crop(sample: Sample, size: int, rng: np.random.Generator) -> Sample:
-    """A random square of ``size`` px; along a side that is not longer, all of it."""
+    """Cut a random square of ``size`` px; a side that is not longer is kept whole."""
     top, left = (int(rng.integers(0, max(0, side - size) + 1)) for side in sample.labels.shape)
     window = np.s_[top : top + size, left : left + size]
     return Sample(sample.image[window], sample.labels[window], sample.tissue, sample.stem)
 
 
 def zoom(rng: np.random.Generator, most: float = 1.35) -> float:
-    """A random magnification between ``1 / most`` and ``most``, as likely to enlarge as to shrink."""
+    """Draw a magnification between ``1 / most`` and ``most``, as likely to enlarge as to shrink."""
     return float(most ** rng.uniform(-1, 1))
 
 
 def flip(sample: Sample, rng: np.random.Generator) -> Sample:
-    """Each flip with chance 1/2."""
+    """Flip vertically and horizontally, each with probability 1/2."""
     image, labels = sample.image, sample.labels
     for axis in (0, 1):
         if rng.random() < 0.5:
@@ -41,7 +41,7 @@ def flip(sample: Sample, rng: np.random.Generator) -> Sample:
 
 
 def flip_and_rotate(sample: Sample, rng: np.random.Generator, degrees: float = 10.0) -> Sample:
-    """The report's augmentation: each flip with chance 1/2, then a turn within ±``degrees``, corners black."""
+    """Flip as in `flip`, then rotate by up to ±``degrees`` with black corners: the report's augmentation."""
     sample = flip(sample, rng)
     angle = float(rng.uniform(-degrees, degrees))
     image = Image.fromarray(np.ascontiguousarray(sample.image)).rotate(angle, Image.Resampling.BILINEAR)
@@ -52,10 +52,10 @@ def flip_and_rotate(sample: Sample, rng: np.random.Generator, degrees: float = 1
 
 
 def histology(sample: Sample, rng: np.random.Generator) -> Sample:
-    """What a slide can differ in without being another tissue: direction, stain, focus. The shape stays a square.
+    """Vary orientation, stain and focus, in which slides of the same tissue differ; the sample must be square.
 
-    Flips and quarter turns (no direction is special under a microscope), the amounts of haematoxylin and eosin
-    (`stain`), and for one image in five a slight blur.
+    Flips and quarter turns (no orientation is special under a microscope), the amounts of haematoxylin and eosin
+    (`stain`), and a slight blur of one image in five.
     """
     sample = flip(sample, rng)
     turns = int(rng.integers(4))
@@ -82,7 +82,7 @@ def restain(
 
     ``factors`` multiply the three amounts (optical density of base 10), ``shifts`` are added to them after that.
     """
-    # as skimage.color.rgb2hed and hed2rgb, in float32: optical density of base 10, clipped where light is none
+    # as skimage.color.rgb2hed and hed2rgb, in float32: optical density of base 10, clipped where there is no light
     density = -np.log10(np.maximum(image.astype(np.float32) / 255, 1e-6))
     amounts = density @ hed_from_rgb.astype(np.float32)
     changed = amounts * np.asarray(factors, np.float32) + np.asarray(shifts, np.float32)

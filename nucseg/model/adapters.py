@@ -20,7 +20,7 @@ DEFAULT_ADAPTER = "nuinsseg-1"
 def save_adapter(path: str | Path, tensors: "dict[str, Tensor]", config: dict[str, Any], base_sha256: str) -> None:
     """Write an adapter: its tensors in safetensors, its configuration and its base's SHA-256 in the header.
 
-    Raises ``InputError`` if a tensor is not finite. The file is written whole or not at all.
+    Raises ``InputError`` if a tensor is not finite. The file is written completely or not at all.
     """
     import torch
     from safetensors.torch import save_file
@@ -54,7 +54,7 @@ def read_adapter(path: str | Path) -> "tuple[dict[str, Tensor], dict[str, Any], 
 
 
 def check_base(path: str | Path, adapter_sha256: str, base_sha256: str, base_name: str) -> None:
-    """Raise ``InputError`` unless the adapter was trained on this very base."""
+    """Raise ``InputError`` unless the adapter was trained on this base."""
     if adapter_sha256 != base_sha256:
         raise InputError(
             f"{path}: this adapter was trained on another base (SHA-256 {adapter_sha256[:12]}…) than "
@@ -63,12 +63,12 @@ def check_base(path: str | Path, adapter_sha256: str, base_sha256: str, base_nam
 
 
 def adapters() -> list[str]:
-    """The names of the adapters that ship with nucseg; each has a card beside it."""
+    """Return the names of the adapters that ship with nucseg; each has a model card beside it."""
     return sorted(path.stem for path in ADAPTERS.glob("*.safetensors"))
 
 
 def adapter_path(adapter: str | Path) -> Path:
-    """The file of an adapter: given that, a run's folder, or the name of one that ships; else ``InputError``."""
+    """Return the file of an adapter, given a file, a run's folder or a shipped adapter's name; else ``InputError``."""
     path = Path(adapter)
     if path.suffix or path.is_file():
         return path

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685) on any ``nn.Linear``, and the adapter files that hold it.
+"""LoRA (Hu et al. 2021, arXiv:2106.09685) on any ``nn.Linear`` and ``nn.Conv2d``.
 
 The names are the paper's and microsoft/LoRA's: ``r``, ``alpha``, ``lora_A``, ``lora_B``, ``scaling``.
 """
@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from nucseg.errors import InputError
 
-# A placement says which Linear layers get a low-rank update, by the end (or the start) of their name.
+# The layers that get a low-rank update, as a pattern that their name must match.
 # The names are TinyViT's (the image encoder) and SAM's (the mask decoder).
 TARGETS: dict[str, str] = {
-    "all": r".",  # what the report's code does: every Linear
-    "attention": r"\.(qkv|proj|[qkv]_proj|out_proj)$",  # what the report's text says
-    "qkv": r"\.(qkv|[qkv]_proj)$",  # the paper's own choice
+    "all": r".",  # every layer, as in the report's code
+    "attention": r"\.(qkv|proj|[qkv]_proj|out_proj)$",  # as in the report's text
+    "qkv": r"\.(qkv|[qkv]_proj)$",  # the choice of the LoRA paper
     "mlp": r"\.mlp\.(fc1|fc2|lin1|lin2)$",
     "late": r"^layers\.[23]\.",  # the last two of the encoder's four stages
 }
@@ -61,7 +61,7 @@ class LoRALinear(nn.Module):
 
     @property
     def merged(self) -> bool:
-        """Whether the update is folded into the frozen weight at the moment."""
+        """Whether the update is folded into the frozen weight now."""
         return self._frozen_weight is not None
 
     def delta(self) -> Tensor:
@@ -89,7 +89,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Put the frozen weight back, bit for bit. Idempotent."""
+        """Restore the frozen weight, bit for bit. Idempotent."""
         if self._frozen_weight is not None:
             self.linear.weight.copy_(self._frozen_weight)
             self._frozen_weight = None
@@ -107,18 +107,18 @@ def inject(
     lora_target: str = "all",
     skip: Sequence[str] = (),
 ) -> list[str]:
-    """Wrap the Linear layers of ``model`` that the placement names in ``LoRALinear``; return their names.
+    """Wrap the target modules of ``model`` in `LoRALinear`; return their names.
 
-    ``lora_target`` is a key of ``TARGETS``. ``skip`` lists prefixes of names to leave alone (layers that never
-    run would be trained in vain). The layers' weights are frozen; freezing the rest is the caller's choice.
+    ``lora_target`` is a key of ``TARGETS``. ``skip``: prefixes of names to leave out, such as layers that
+    never run. The layers' weights are frozen; freezing the rest is the caller's choice.
 
-    Raises ``InputError`` for an unknown placement, one that matches no layer, a rank that does not fit, or
-    a model that is wrapped already. Nothing is changed then.
+    Raises ``InputError`` for unknown target modules, a pattern that matches no layer, a rank that does not fit, or a
+    model that is already wrapped. The model is then left unchanged.
     """
     if lora_target not in TARGETS:
-        raise InputError(f"LoRA placement {lora_target!r} is not known: choose one of {', '.join(TARGETS)}.")
+        raise InputError(f"LoRA target {lora_target!r} is not known: choose one of {', '.join(TARGETS)}.")
     if any(isinstance(module, LoRALinear) for module in model.modules()):
-        raise InputError("The model has LoRA layers already: build a fresh one before injecting again.")
+        raise InputError("The model already has LoRA layers: build a new one before injecting again.")
     pattern = re.compile(TARGETS[lora_target])
     names = [
         name
@@ -126,8 +126,8 @@ def inject(
         if isinstance(module, nn.Linear) and pattern.search(name) and not name.startswith(tuple(skip))
     ]
     if not names:
-        raise InputError(f"LoRA placement {lora_target!r} matches no Linear layer of this model.")
-    # all are made before one is put in place, so that a rank that fits only some leaves the model whole
+        raise InputError(f"LoRA target {lora_target!r} matches no Linear layer of this model.")
+    # all are built before any is inserted, so that a rank that fits only some leaves the model unchanged
     wrapped = {name: LoRALinear(model.get_submodule(name), r, alpha, dropout) for name in names}  # type: ignore[arg-type]
     for name, layer in wrapped.items():
         parent, _, child = name.rpartition(".")

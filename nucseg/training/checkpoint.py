@@ -1,4 +1,4 @@
-"""What a run leaves in its folder while it trains, and how it is resumed from there."""
+"""Saving and resuming a run, and recognising a finished one."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -41,7 +41,7 @@ def _save_state(
 def _resume(
     path: Path, config: Config, identity: dict, model: NucleiModel, optimiser: torch.optim.Optimizer
 ) -> tuple[list[dict], float]:
-    """Put the state of the last whole epoch back: (history so far, seconds spent so far)."""
+    """Restore the state after the last complete epoch; return (history so far, seconds spent so far)."""
     if not path.exists():
         return [], 0.0
     try:
@@ -59,12 +59,12 @@ def _resume(
     return state["history"], state["seconds"]
 
 
-# what may differ between two sittings of one run, because it does not change what is computed
+# options that may change when a run is resumed, because they do not affect the result
 _FREE = {"device", "num_workers", "data_note"}
 
 
 def finished(config: Config, folder: str | Path) -> bool:
-    """Whether ``folder`` holds this run, finished. ``InputError`` if it holds another one, or a damaged one."""
+    """Whether ``folder`` holds this run, finished. Raises ``InputError`` if it holds another or a damaged one."""
     folder = Path(folder)
     if not (folder / "run.json").exists():
         return False
@@ -79,7 +79,7 @@ def finished(config: Config, folder: str | Path) -> bool:
 
 
 def _same_sources(config: Config, dataset: Dataset, folder: Path) -> None:
-    """Raise ``InputError`` unless a finished run had these images, masks and adapter to start from."""
+    """Raise ``InputError`` unless a finished run used these images, masks and initial adapter."""
     about = read_run(folder).about
     start = sha256(adapter_path(config.start)) if config.start else ""
     pairs = {
@@ -93,7 +93,7 @@ def _same_sources(config: Config, dataset: Dataset, folder: Path) -> None:
 
 
 def _same_config(stored: dict[str, Any], config: Config, folder: Path) -> None:
-    """Raise ``InputError`` unless the options agree; one that is newer than the run had its default then."""
+    """Raise ``InputError`` unless the options agree; options newer than the run count with their defaults."""
     mine = asdict(config)
     for name, field in options(Config).items():
         then = stored.get(name, field.default)

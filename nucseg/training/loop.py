@@ -1,7 +1,7 @@
-"""Training: one configuration, one loop, one folder a run. It reads from top to bottom.
+"""Training: one configuration, one loop, one folder per run. It reads from top to bottom.
 
-Everything random is drawn from (seed, epoch, image), never from a stream that runs on. A run that was killed
-therefore goes on from its last whole epoch exactly as if it had never stopped.
+All random numbers are drawn from (seed, epoch, image), never from shared generator state, so that resuming reproduces
+the run: one that was killed continues after its last complete epoch exactly as if it had never stopped.
 """
 
 import math
@@ -36,15 +36,15 @@ from nucseg.training.losses import dice_focal_loss
 
 
 class _TrainingImages(torch.utils.data.Dataset):
-    """Keys are (epoch, index): what comes out depends on them and the seed alone, in any process."""
+    """Training samples by (epoch, index); they depend on the key and the seed alone, in any process."""
 
     def __init__(self, dataset: Dataset, config: Config):
         self.dataset, self.config = dataset, config
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(3, S, S) uint8 image and (C, S, S) target maps; S is ``crop``, or ``size`` where there is none.
+        """(3, S, S) uint8 image and (C, S, S) target maps; S is ``crop``, or ``size`` if that is 0.
 
-        A crop is seen at the scale at which the whole image would be: ``size / field``, or ``/ longer side``.
+        A crop has the scale that the whole image would have: ``size / field_px``, or ``size / longer side``.
         """
         _, index = key
         config, rng = self.config, np.random.default_rng([self.config.seed, *key])
@@ -57,9 +57,7 @@ class _TrainingImages(torch.utils.data.Dataset):
         if config.augmentation != "none":
             sample = getattr(augment, config.augmentation)(sample, rng)
         image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
-        if (
-            config.head == "instance" and config.without != "distance"
-        ):  # the depth is meant for 512 px images; it scales along
+        if config.head == "instance" and config.without != "distance":  # DISTANCE_PX is meant for images of 512 px
             targets = instances.encode(sample.labels, instances.DISTANCE_PX * config.size / 512)
         else:
             targets = instances.foreground(sample.labels)
@@ -67,16 +65,16 @@ class _TrainingImages(torch.utils.data.Dataset):
 
 
 def batch_keys(config: Config, indices: tuple[int, ...], epoch: int) -> list[list[tuple[int, int]]]:
-    """The epoch's batches as lists of (epoch, image index), shuffled by (seed, epoch)."""
+    """Return the epoch's batches as lists of (epoch, image index), shuffled by (seed, epoch)."""
     order = np.random.default_rng([config.seed, epoch]).permutation(len(indices))
     keys = [(epoch, indices[i]) for i in order]
     return [keys[i : i + config.batch_size] for i in range(0, len(keys), config.batch_size)]
 
 
 def learning_rate(config: Config, progress: float) -> float:
-    """Cosine annealing with warm restarts (Loshchilov & Hutter 2017): the rate at ``progress`` 0..1 of the run.
+    """Return the learning rate at ``progress`` 0..1 of the run, by cosine annealing with warm restarts.
 
-    Over the first ``warmup`` of the run it rises in a straight line to what the cosine is there.
+    (Loshchilov & Hutter 2017.) Over the fraction ``warmup`` of the run it is also scaled linearly from 0 to 1.
     """
     rise = min(1.0, progress / config.warmup) if config.warmup else 1.0
     within = (progress * config.cycles) % 1.0
@@ -129,7 +127,7 @@ def train_epoch(
 
 def _diverged(what: str, epoch: int, step: int, config: Config) -> str:
     return (
-        f"{what} in epoch {epoch + 1}, step {step + 1}: training stopped. The last whole epoch is kept; lower lr "
+        f"{what} in epoch {epoch + 1}, step {step + 1}: training stopped. The last complete epoch is kept; lower lr "
         f"(now {config.lr:g}) or alpha (now {config.alpha:g}) in a new folder."
     )
 
@@ -150,14 +148,14 @@ def _trainable(model: NucleiModel) -> list[torch.nn.Parameter]:
 def train(
     config: Config, dataset: Dataset, folder: str | Path, *, progress: bool = True, command: str = ""
 ) -> pd.DataFrame:
-    """Train one run in ``folder`` and score its best checkpoint on the test part; returns the scores.
+    """Train one run in ``folder`` and score its best checkpoint on the test images; return the scores.
 
     Written there: ``last.pt`` (to resume), ``best.safetensors`` (the adapter of the best validation score),
-    ``history.csv`` (a row an epoch), and at the end ``scores.csv`` (a row a test image) and ``run.json``.
-    A finished run is not repeated; a broken one goes on after its last whole epoch.
+    ``history.csv`` (one row per epoch), and at the end ``scores.csv`` (one row per test image) and ``run.json``.
+    A finished run is not repeated; an interrupted one continues after its last complete epoch.
 
-    Raises ``InputError`` for a config that does not fit or a folder that holds another run, ``Busy`` where another
-    process works in the folder, ``TrainingError`` for a loss that is not finite.
+    Raises ``InputError`` for an invalid configuration or a folder that holds another run, ``Busy`` if another process
+    works in the folder, and ``TrainingError`` for a loss that is not finite.
     """
     config.check()
     config, folder = replace(config, base=resolve_base(config.base)), Path(folder)
@@ -167,7 +165,7 @@ def train(
     began, code, device = time.monotonic(), commit(), pick_device(config.device)
     split = select_split(config, dataset)
     if not (split.train and split.val and split.test):
-        raise InputError(f"Fold {config.fold} leaves a part without images: use more images.")
+        raise InputError(f"Fold {config.fold} has an empty train, validation or test part: use more images.")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with torch.random.fork_rng(devices=[]):
@@ -177,7 +175,7 @@ def train(
         start_from(model, config.start)
     model = place(model, device, config.precision)
     with only_one(folder):
-        if finished(config, folder):  # by another process, since it was first asked
+        if finished(config, folder):  # by another process, in the meantime
             return read_run(folder).scores
         seconds = _epochs(model, config, dataset, split, folder, began, progress)
         start = model.start_sha256
@@ -200,7 +198,7 @@ def train(
 
 
 def start_from(model: NucleiModel, adapter: str | Path) -> None:
-    """Put an adapter's weights into a model of the same make. ``InputError`` where base, names or shapes differ."""
+    """Load an adapter's weights into a model like its own. ``InputError`` if base, names or shapes differ."""
     path = adapter_path(adapter)
     tensors, _, base_sha256 = read_adapter(path)
     check_base(path, base_sha256, model.base_sha256, model.base_name)
@@ -211,7 +209,7 @@ def start_from(model: NucleiModel, adapter: str | Path) -> None:
 def _epochs(
     model: NucleiModel, config: Config, dataset: Dataset, split: Split, folder: Path, began: float, progress: bool
 ) -> float:
-    """All epochs that are still to be trained; returns the seconds that earlier sittings took."""
+    """Train the remaining epochs; return the seconds spent before the run was resumed."""
     optimiser = torch.optim.AdamW(_trainable(model), lr=config.lr, weight_decay=config.weight_decay)
     identity = {"base": model.base_sha256, "split": split.file_list_hash(dataset), "start": model.start_sha256}
     identity["images and masks"] = content_hash(dataset)
@@ -234,7 +232,7 @@ def _epochs(
         _write_history(folder, history)
         if progress:
             tqdm.write(", ".join(f"{k} {v:.4g}" for k, v in history[-1].items()))
-    _write_history(folder, history)  # once more, for a run that was killed between the two writes above
+    _write_history(folder, history)  # again, in case the run was killed between the two writes above
     return spent
 
 

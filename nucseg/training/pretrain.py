@@ -1,8 +1,8 @@
-"""A base that needs no download: MobileSAM's encoder trained from random weights, never on NuInsSeg.
+"""Pretraining of the base ``offline``: MobileSAM's encoder trained from random weights, never on NuInsSeg.
 
-The images are synthetic tissue and the histology and brightfield images of BBBC038 (CC0). The encoder is
-trained whole, with the instance head. Both together are the base ``offline``: the head is small, and a run that starts
-from it needs fewer images (``head_start``).
+The images are synthetic tissue and the histology and brightfield images of BBBC038 (CC0). The whole encoder is
+trained, together with the instance head. Both make up the base: the head is small, and a run that starts from it
+needs fewer images (``head_start``).
 """
 
 import json
@@ -21,7 +21,7 @@ from nucseg.model.network import load_model
 from nucseg.records.provenance import command_line
 from nucseg.training.loop import train
 
-# The book trains on these live: a base that had seen them would make that page say nothing
+# The book trains on these tissues live, so the base must not have seen them
 HELD_OUT = (
     "human kidney",
     "human liver",
@@ -50,7 +50,7 @@ def pretraining_data(bbbc038: str | Path, per_tissue: int = 12, seed: int = 100)
 def pretrain(bbbc038: str | Path, folder: str | Path, config: Config | None = None, *, progress: bool = True) -> Path:
     """Train the base and write its encoder, float16, as ``offline.safetensors`` in ``folder``; returns its path.
 
-    ``config``: the preset ``pretrain`` where none is given. Resumes as any run does.
+    ``config``: by default the preset ``pretrain``. An interrupted run is resumed by the same call.
     """
     config = config or preset("pretrain")
     if config.lora_target != "full" or config.head != "instance":
