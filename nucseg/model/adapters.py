@@ -17,8 +17,16 @@ ADAPTERS = ASSETS / "adapters"
 DEFAULT_ADAPTER = "nuinsseg-1"
 
 
-def save_adapter(path: str | Path, tensors: "dict[str, Tensor]", config: dict[str, Any], base_sha256: str) -> None:
+def save_adapter(
+    path: str | Path,
+    tensors: "dict[str, Tensor]",
+    config: dict[str, Any],
+    base_sha256: str,
+    decoding: dict[str, Any] | None = None,
+) -> None:
     """Write an adapter: its tensors in safetensors, its configuration and its base's SHA-256 in the header.
+
+    ``decoding``: how its maps are best decoded (`inference.decoding.Decoding.to_dict`), kept in the header too.
 
     Raises ``InputError`` if a tensor is not finite. The file is written completely or not at all.
     """
@@ -29,6 +37,7 @@ def save_adapter(path: str | Path, tensors: "dict[str, Tensor]", config: dict[st
     if bad:
         raise InputError(f"{path}: not written, because {bad[0]} holds values that are not finite.")
     header = {"format": ADAPTER_FORMAT, "base_sha256": base_sha256, "config": json.dumps(config)}
+    header |= {"decoding": json.dumps(decoding)} if decoding else {}
     with write_atomic(path) as part:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part, metadata=header)
 
@@ -51,6 +60,22 @@ def read_adapter(path: str | Path) -> "tuple[dict[str, Tensor], dict[str, Any], 
     if header.get("format") != ADAPTER_FORMAT or not isinstance(config, dict):
         raise InputError(f"{path}: a safetensors file, but not an adapter written by nucseg.")
     return tensors, config, header.get("base_sha256", "")
+
+
+def read_decoding(path: str | Path) -> dict[str, Any]:
+    """Read how an adapter's maps are decoded, as `save_adapter` was given it; empty if it holds nothing of the kind.
+
+    Raises ``InputError`` for an entry that is damaged.
+    """
+    with safe_open(path, framework="pt") as handle:
+        text = (handle.metadata() or {}).get("decoding", "{}")
+    try:
+        decoding = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: its decoding parameters are damaged ({error}); train or tune it again.") from error
+    if not isinstance(decoding, dict):
+        raise InputError(f"{path}: its decoding parameters are damaged; train or tune it again.")
+    return decoding
 
 
 def check_base(path: str | Path, adapter_sha256: str, base_sha256: str, base_name: str) -> None:
