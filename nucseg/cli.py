@@ -286,7 +286,7 @@ def _rescore(arguments: argparse.Namespace) -> int:
     return 0
 
 
-STUDIES = ("folds", "ablation", "protocol", "report-grid", "tissues")  # in the order of the book
+STUDIES = ("folds", "ablation", "protocol", "report-grid", "tissues", "recipe")  # in the order of the book
 
 
 def _add_reproduce(commands: Any) -> None:

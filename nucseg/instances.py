@@ -84,6 +84,22 @@ def encode(labels: np.ndarray, distance_px: float = DISTANCE_PX) -> np.ndarray:
     return np.concatenate([foreground(labels), distance[None]])
 
 
+def pixel_weights(labels: np.ndarray, border: float, valley: float, reach: int = 3) -> np.ndarray:
+    """(H, W) label map -> (1, H, W) float32 weights for the losses: 1, and more where nuclei end or meet.
+
+    ``border`` is added at outlines, in the outermost pixels of a nucleus and those beside them outside. ``valley`` is
+    added where two nuclei lie within ``reach`` px (along rows and columns), after the U-Net's weight map (Ronneberger
+    et al. 2015), which is what keeps touching nuclei apart. Both may add up.
+    """
+    farthest, nearest = (f(labels, 3) for f in (ndimage.maximum_filter, ndimage.minimum_filter))
+    weights = 1 + np.float32(border) * (farthest != nearest)
+    empty = np.iinfo(labels.dtype).max  # larger than any id, so that background is never the least
+    farthest = ndimage.maximum_filter(labels, 2 * reach + 1)
+    nearest = ndimage.minimum_filter(np.where(labels > 0, labels, empty), 2 * reach + 1)
+    weights += np.float32(valley) * ((farthest > 0) & (farthest != nearest))
+    return weights.astype(np.float32)[None]
+
+
 def decode(
     maps: np.ndarray,
     threshold: float = 0.5,  # of a probability: keeps areas unbiased

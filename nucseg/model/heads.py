@@ -1,6 +1,6 @@
 """The heads that turn the encoder's features into target maps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -60,19 +60,22 @@ class InstanceHead(nn.Module):
 
     It predicts the target maps of `instances.encode`, one channel each. The stem sees the image itself, because at
     stride 4 the gap between two nuclei that touch along a few px is lost.
+
+    ``width``: channels of the pyramid, a multiple of 32; the stem has half as many. ``norm``: see `NORMS`.
     """
 
-    def __init__(self, without: str = "", lose: float = 0.0, width: int = 64, stem: int = 32) -> None:
+    def __init__(self, without: str = "", lose: float = 0.0, width: int = 64, norm: str = "group") -> None:
         super().__init__()
         self.without = without
         self.lose = lose
         self.coarse = nn.Conv2d(320, width, 1)
         self.middle = nn.Conv2d(128, width, 1)
         self.fine = nn.Conv2d(64, width, 1)
-        self.join_middle = _block(width, width)
-        self.join_fine = _block(width, width)
-        self.stem = nn.Sequential(_block(3, stem // 2, stride=2), _block(stem // 2, stem))
-        self.join_stem = nn.Sequential(_block(width + stem, 48), _block(48, 48))
+        stem = width // 2
+        self.join_middle = _block(width, width, norm)
+        self.join_fine = _block(width, width, norm)
+        self.stem = nn.Sequential(_block(3, stem // 2, norm, stride=2), _block(stem // 2, stem, norm))
+        self.join_stem = nn.Sequential(_block(width + stem, 48, norm), _block(48, 48, norm))
         self.out = nn.Conv2d(48, len(CHANNELS) - (without == "distance"), 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
@@ -113,10 +116,26 @@ class StageHeads(nn.Module):
         ]
 
 
-def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    # GroupNorm: batches are small, and an adapter then carries no running statistics
-    convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-    return nn.Sequential(convolution, nn.GroupNorm(8, outputs), nn.GELU())
+class LayerNorm2d(nn.LayerNorm):
+    """SAM's normalisation of each pixel over its channels: (B, C, H, W) -> the same shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise over dimension 1."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+# "group": statistics of the whole field (Wu & He 2018), so the maps of a nucleus depend on what else is in view.
+# "layer": statistics of one pixel. "batch": statistics of the training images, which the adapter then carries.
+# With the last two a nucleus looks the same in any field.
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "group": lambda channels: nn.GroupNorm(8, channels),
+    "layer": LayerNorm2d,
+    "batch": nn.BatchNorm2d,
+}
+
+
+def _block(inputs: int, outputs: int, norm: str, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), NORMS[norm](outputs), nn.GELU())
 
 
 def _double(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from nucseg.model.sam import PIXEL_MEAN, PIXEL_STD, Encoder, part, sam_parameter
 ENCODER_UNUSED = ("head",)
 DECODER_UNUSED = ("iou_prediction_head", *(f"output_hypernetworks_mlps.{i}" for i in (1, 2, 3)))
 
+PLAIN = 8  # grey levels (0..255): an image with no wider range in any channel shows nothing, at most noise
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 class NucleiModel(nn.Module):
     """A frozen MobileSAM encoder with LoRA, and a head: uint8 images in, logits of the same size out."""
@@ -32,12 +36,16 @@ class NucleiModel(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder()
-        head = InstanceHead(config.without, LOSE if config.stages else 0) if config.head == "instance" else None
-        self.head = head or _HEADS[config.head]()
+        self.head = (
+            InstanceHead(config.without, LOSE if config.stages else 0, config.head_width, config.head_norm)
+            if config.head == "instance"
+            else _HEADS[config.head]()
+        )
         self.stage_heads = StageHeads() if config.stages else None
         self.base_name = ""
         self.base_sha256 = ""
         self.adapter_name = self.adapter_sha256 = self.start_sha256 = ""  # set when an adapter is loaded
+        self.decoding: dict[str, Any] = {}  # of its maps, if tuned for this adapter; see inference.decoding
         self.precision = "float32"  # set by `place`
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
@@ -56,8 +64,7 @@ class NucleiModel(nn.Module):
                 f"The model takes uint8 RGB images, 0..255, not {images.dtype}: it normalises them itself."
             )
         x = (images.float() - self.mean) / self.std
-        # bfloat16 has float32's range, so there is no loss to scale
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with torch.autocast(x.device.type, _AUTOCAST.get(self.precision), enabled=self.precision in _AUTOCAST):
             features = self.encoder.features(x)
             logits = self.head((x, *features))
             stages = self.stage_heads(features) if self.stage_heads and self.training else []
@@ -111,14 +118,16 @@ def build_model(config: ModelConfig, base: Base | None = None) -> NucleiModel:
     if isinstance(model.head, InstanceHead) and trained_head and config.head_start == "base":
         if config.without == "distance":
             trained_head |= {name: trained_head[name][:1] for name in ("out.weight", "out.bias")}
-        model.head.load_state_dict(trained_head)
+        # BatchNorm's running statistics are the head's own: a base trained with another norm has none
+        model.head.load_state_dict(model.head.state_dict() | trained_head)
     if isinstance(model.head, MaskDecoderHead):
         model.head.prompt_encoder.load_state_dict(part(base.state, "prompt_encoder."))
         model.head.mask_decoder.load_state_dict(part(base.state, "mask_decoder."))
         model.head.requires_grad_(config.lora_target == "full")
     if config.lora_target not in ("none", "full"):
-        skip = () if config.unused_head else ENCODER_UNUSED
-        lora.inject(model.encoder, config.rank, config.alpha, config.dropout, config.lora_target, skip)
+        skip = (*(() if config.unused_head else ENCODER_UNUSED), *(("neck",) if config.head == "instance" else ()))
+        target = config.lora_target
+        lora.inject(model.encoder, config.rank, config.alpha, config.dropout, target, skip, config.lora_conv)
     if config.decoder_lora_target != "none":
         decoder = model.head.get_submodule("mask_decoder")
         lora.inject(decoder, config.rank, config.alpha, config.dropout, config.decoder_lora_target, DECODER_UNUSED)
@@ -128,7 +137,8 @@ def build_model(config: ModelConfig, base: Base | None = None) -> NucleiModel:
 def save_model(path: str | Path, model: NucleiModel) -> None:
     """Write the model's adapter file: LoRA and head; of the base only its name and hash."""
     config = {field.name: getattr(model.config, field.name) for field in fields(ModelConfig)}
-    adapters.save_adapter(path, model.adapter_state(), config | {"base": model.base_name}, model.base_sha256)
+    config |= {"base": model.base_name}
+    adapters.save_adapter(path, model.adapter_state(), config, model.base_sha256, model.decoding)
 
 
 def load_model(path: str | Path, base: Base | str | None = None) -> NucleiModel:
@@ -146,6 +156,7 @@ def load_model(path: str | Path, base: Base | str | None = None) -> NucleiModel:
     adapters.check_base(path, base_sha256, base.sha256, base.name)
     model = build_model(config, base)
     model.load_adapter_state(tensors, str(path))
+    model.decoding = adapters.read_decoding(path)
     return model
 
 
@@ -183,13 +194,15 @@ def pick_device(name: str = "auto") -> torch.device:
 def place(model: NucleiModel, device: torch.device, precision: str = "auto") -> NucleiModel:
     """Move the model to a device, in the memory layout and precision that are fast there; return the model.
 
-    ``precision``: float32, bfloat16, or auto, which is bfloat16 where the device computes in it: CUDA cards from
-    Ampere on and processors with AVX512-BF16. Scores then differ from float32's in the third decimal.
+    ``precision``: float32, bfloat16, float16 or auto. auto is bfloat16 where the device computes in it (CUDA cards
+    from Ampere on, processors with AVX512-BF16), float16 on older CUDA cards, and float32 elsewhere. In 16 bits scores
+    differ from float32's in the third decimal. float16 has a small range, so training scales the loss.
     """
     if precision not in CHOICES["precision"]:
         raise InputError(f"Precision {precision!r} is not known: choose one of {', '.join(CHOICES['precision'])}.")
     if precision == "auto":
-        precision = "bfloat16" if _computes_in_bfloat16(device) else "float32"
+        fallback = "float16" if device.type == "cuda" else "float32"
+        precision = "bfloat16" if _computes_in_bfloat16(device) else fallback
     model.precision = precision
     if device.type == "mps":  # its convolutions are faster in the default layout
         return model.to(device)
@@ -209,9 +222,12 @@ def predict(model: NucleiModel, image: np.ndarray, scale: float | None = None) -
 
     The image is scaled by ``scale``; by default ``config.field_px`` px become ``config.size`` px, or the longer side
     does if ``field_px`` is 0. Sides are padded to multiples of 64 px by reflection, and the padding is cut off again.
-    The model keeps its mode and device: call ``model.eval()`` first.
+    The model keeps its mode and device: call ``model.eval()`` first. A plain image (`PLAIN`) has no nuclei, and the
+    network is not asked.
     """
     height, width = image.shape[:2]
+    if np.ptp(image, axis=(0, 1)).max(initial=0) <= PLAIN:
+        return np.zeros((model.n_maps, height, width), np.float32)
     scale = scale or model.config.size / (model.config.field_px or max(height, width))
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
     scaled = np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR))

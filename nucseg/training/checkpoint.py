@@ -16,6 +16,7 @@ from nucseg.model.adapters import adapter_path
 from nucseg.model.bases import resolve_base
 from nucseg.model.network import NucleiModel
 from nucseg.records.runs import read_run
+from nucseg.training.average import WeightAverage
 
 
 def _write_history(folder: Path, history: list[dict]) -> None:
@@ -24,13 +25,23 @@ def _write_history(folder: Path, history: list[dict]) -> None:
 
 
 def _save_state(
-    path: Path, config: Config, identity: dict, model: NucleiModel, optimiser, history: list[dict], seconds: float
+    path: Path,
+    config: Config,
+    identity: dict,
+    model: NucleiModel,
+    optimiser: torch.optim.Optimizer,
+    history: list[dict],
+    seconds: float,
+    average: WeightAverage | None,
+    scaler: torch.amp.GradScaler,
 ) -> None:
     state = {
         "config": asdict(config),
         "identity": identity,
         "model": model.adapter_state(),
         "optimiser": optimiser.state_dict(),
+        "average": average.state() if average else None,
+        "scaler": scaler.state_dict(),  # empty unless training is in float16
         "history": history,
         "seconds": seconds,
     }
@@ -39,7 +50,13 @@ def _save_state(
 
 
 def _resume(
-    path: Path, config: Config, identity: dict, model: NucleiModel, optimiser: torch.optim.Optimizer
+    path: Path,
+    config: Config,
+    identity: dict,
+    model: NucleiModel,
+    optimiser: torch.optim.Optimizer,
+    average: WeightAverage | None,
+    scaler: torch.amp.GradScaler,
 ) -> tuple[list[dict], float]:
     """Restore the state after the last complete epoch; return (history so far, seconds spent so far)."""
     if not path.exists():
@@ -56,6 +73,10 @@ def _resume(
             raise InputError(f"{path.parent}: holds a run with another {what}; choose another folder.")
     model.load_adapter_state(state["model"], str(path))
     optimiser.load_state_dict(state["optimiser"])
+    if average:
+        average.load_state(state["average"])
+    if scaler.is_enabled():
+        scaler.load_state_dict(state["scaler"])
     return state["history"], state["seconds"]
 
 

@@ -6,8 +6,10 @@ the run: one that was killed continues after its last complete epoch exactly as 
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,14 +27,16 @@ from nucseg.data.from_config import select_split
 from nucseg.data.splits import Split
 from nucseg.errors import InputError, TrainingError
 from nucseg.files import only_one, sha256, write_atomic, write_json
+from nucseg.inference.decoding import tune
 from nucseg.inference.evaluate import evaluate
 from nucseg.model.adapters import adapter_path, check_base, read_adapter
 from nucseg.model.bases import resolve_base
-from nucseg.model.network import NucleiModel, build_model, load_model, pick_device, place, save_model
+from nucseg.model.network import NucleiModel, build_model, load_model, pick_device, place, predict, save_model
 from nucseg.records.provenance import commit, describe
 from nucseg.records.runs import read_run
+from nucseg.training.average import WeightAverage
 from nucseg.training.checkpoint import _resume, _same_sources, _save_state, _write_history, finished
-from nucseg.training.losses import dice_focal_loss
+from nucseg.training.losses import dice_focal_loss, distance_loss
 
 
 class _TrainingImages(torch.utils.data.Dataset):
@@ -44,23 +48,32 @@ class _TrainingImages(torch.utils.data.Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """(3, S, S) uint8 image and (C, S, S) target maps; S is ``crop``, or ``size`` if that is 0.
 
+        With ``border_weight`` or ``valley_weight`` the last of the C maps holds the weights of the pixels.
+
         A crop has the scale that the whole image would have: ``size / field_px``, or ``size / longer side``.
         """
         _, index = key
         config, rng = self.config, np.random.default_rng([self.config.seed, *key])
         sample = self.dataset[index]
-        if config.crop:
-            scale = config.size / (config.field_px or max(sample.labels.shape))
-            scale *= augment.zoom(rng) if config.augmentation == "histology" else 1
-            sample = augment.crop(sample, max(1, round(config.crop / scale)), rng)
-        sample = augment.resize(sample, config.crop or config.size)
-        if config.augmentation != "none":
-            sample = getattr(augment, config.augmentation)(sample, rng)
+        scale = config.size / (config.field_px or max(sample.labels.shape))
+        if config.augmentation in ("geometry", "strong"):  # these cut the window themselves, at any angle
+            cut = augment.geometry if config.augmentation == "geometry" else augment.strong
+            sample = cut(sample, config.crop or config.size, scale, rng)
+        else:
+            if config.crop:
+                scale *= augment.zoom(rng) if config.augmentation == "histology" else 1
+                sample = augment.crop(sample, max(1, round(config.crop / scale)), rng)
+            sample = augment.resize(sample, config.crop or config.size)
+            if config.augmentation != "none":
+                sample = getattr(augment, config.augmentation)(sample, rng)
         image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
         if config.head == "instance" and config.without != "distance":  # DISTANCE_PX is meant for images of 512 px
             targets = instances.encode(sample.labels, instances.DISTANCE_PX * config.size / 512)
         else:
             targets = instances.foreground(sample.labels)
+        if config.border_weight or config.valley_weight:
+            weights = instances.pixel_weights(sample.labels, config.border_weight, config.valley_weight)
+            targets = np.concatenate([targets, weights])
         return image, torch.from_numpy(targets)
 
 
@@ -89,8 +102,15 @@ def train_epoch(
     config: Config,
     epoch: int,
     progress: bool = True,
+    average: WeightAverage | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> float:
-    """One pass over the training images; returns the mean loss. ``TrainingError`` for a non-finite loss."""
+    """Train for one pass over the images; return the mean loss. Raises ``TrainingError`` for a non-finite loss.
+
+    ``average`` takes the weights after each step. ``scaler`` scales the loss, which float16 needs; a step whose
+    gradient overflows is then left out, and the scale is halved.
+    """
+    scaler = scaler or torch.amp.GradScaler(model.mean.device.type, enabled=False)
     device = model.mean.device
     torch.manual_seed(config.seed * 100_003 + epoch)  # dropout's
     model.train()
@@ -115,11 +135,16 @@ def train_epoch(
         if not torch.isfinite(loss):
             raise TrainingError(_diverged(f"The loss is {loss.item()}", epoch, step, config))
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimiser)
         norm = torch.nn.utils.clip_grad_norm_(_trainable(model), config.grad_clip)
-        if not torch.isfinite(norm):
+        # an overflow of float16 is no divergence, unless it goes on when nothing is scaled up any more
+        if not torch.isfinite(norm) and (not scaler.is_enabled() or scaler.get_scale() <= 1):
             raise TrainingError(_diverged(f"The gradient is {norm.item()}", epoch, step, config))
-        optimiser.step()
+        scaler.step(optimiser)
+        scaler.update()
+        if average is not None:
+            average.update(model)
         total += loss.item() * len(images)
         bar.set_postfix(loss=f"{loss.item():.3f}")
     return total / len(indices)
@@ -133,11 +158,17 @@ def _diverged(what: str, epoch: int, step: int, config: Config) -> str:
 
 
 def _loss(logits: Tensor, targets: Tensor, config: Config) -> Tensor:
-    """Dice and focal for the foreground, and cross entropy for the depth where the head predicts it (scalar)."""
-    loss = dice_focal_loss(logits[:, :1], targets[:, :1], config.dice_weight, config.focal_alpha, config.focal_gamma)
-    if logits.shape[1] > 1:  # a soft target: cross entropy is least where the sigmoid equals it
-        distance = F.binary_cross_entropy_with_logits(logits[:, 1:].float(), targets[:, 1:])
-        loss = loss + config.distance_weight * distance
+    """Dice and focal for the foreground, and cross-entropy for the distance map where there is one (scalar).
+
+    ``logits``: (B, C, H, W). ``targets``: the same, with one more map where pixels are weighted.
+    """
+    n_maps = logits.shape[1]
+    weights = targets[:, n_maps:] if targets.shape[1] > n_maps else None
+    loss = dice_focal_loss(
+        logits[:, :1], targets[:, :1], config.dice_weight, config.focal_alpha, config.focal_gamma, weights
+    )
+    if n_maps > 1:
+        loss = loss + config.distance_weight * distance_loss(logits[:, 1:], targets[:, 1:n_maps], weights)
     return loss
 
 
@@ -181,20 +212,32 @@ def train(
         start = model.start_sha256
         model = place(load_model(folder / "best.safetensors", config.base), device, config.precision)
         model.start_sha256 = start
+        tuning = _tune(model, dataset, split.val, folder) if config.tune_decoding else {}
         scores = evaluate(
             model,
             dataset,
             split.test,
             fold=split.name,
             scoring=config.scoring,
-            threshold=config.threshold,
+            threshold=None if config.tune_decoding else config.threshold,
             progress=progress,
         )
         with write_atomic(folder / "scores.csv") as part:
             scores.to_csv(part, index=False, float_format="%.6f")
-        about = describe(config, dataset, split, model, folder, command) | {"commit": code}
+        about = describe(config, dataset, split, model, folder, command) | {"commit": code} | tuning
         write_json(folder / "run.json", about | {"seconds": round(seconds + time.monotonic() - began, 1)})
     return scores
+
+
+def _tune(model: NucleiModel, dataset: Dataset, indices: tuple[int, ...], folder: Path) -> dict[str, Any]:
+    """Choose the decoding on the validation images and store it in the run's adapter; return what run.json keeps."""
+    samples = [dataset[index] for index in indices]
+    maps = [predict(model, sample.image) for sample in samples]
+    chosen, about = tune(maps, [sample.labels for sample in samples], scale=model.config.nucleus_scale)
+    model.decoding = chosen.to_dict()
+    save_model(folder / "best.safetensors", model)
+    parameters = {name: value for name, value in model.decoding.items() if name != "classifier"}
+    return {"decoding": parameters | {name: round(value, 6) for name, value in about.items()}}
 
 
 def start_from(model: NucleiModel, adapter: str | Path) -> None:
@@ -213,22 +256,25 @@ def _epochs(
     optimiser = torch.optim.AdamW(_trainable(model), lr=config.lr, weight_decay=config.weight_decay)
     identity = {"base": model.base_sha256, "split": split.file_list_hash(dataset), "start": model.start_sha256}
     identity["images and masks"] = content_hash(dataset)
-    history, spent = _resume(folder / "last.pt", config, identity, model, optimiser)
+    average = WeightAverage(model, config.ema) if config.ema else None
+    scaler = torch.amp.GradScaler(model.mean.device.type, enabled=model.precision == "float16")
+    history, spent = _resume(folder / "last.pt", config, identity, model, optimiser, average, scaler)
     best = max((row[f"val_{config.monitor}"] for row in history), default=-math.inf)
     while len(history) < config.epochs and _epochs_since_best(history, config.monitor) < config.patience:
         epoch, start = len(history), time.monotonic()
-        loss = train_epoch(model, optimiser, dataset, split.train, config, epoch, progress)
-        scores = evaluate(
-            model, dataset, split.val, scoring=config.scoring, threshold=config.threshold, progress=progress
-        )
-        row = {"epoch": epoch + 1, "lr": optimiser.param_groups[0]["lr"], "train_loss": loss}
-        row |= {f"val_{name}": float(scores[name].mean()) for name in ("dice", "iou", "aji", "pq")}
-        history.append(row | {"seconds": round(time.monotonic() - start, 2)})
-        if row[f"val_{config.monitor}"] > best:
-            best = row[f"val_{config.monitor}"]
-            save_model(folder / "best.safetensors", model)
+        loss = train_epoch(model, optimiser, dataset, split.train, config, epoch, progress, average, scaler)
+        with average.applied(model) if average else nullcontext():
+            scores = evaluate(
+                model, dataset, split.val, scoring=config.scoring, threshold=config.threshold, progress=progress
+            )
+            row = {"epoch": epoch + 1, "lr": optimiser.param_groups[0]["lr"], "train_loss": loss}
+            row |= {f"val_{name}": float(scores[name].mean()) for name in ("dice", "iou", "aji", "pq")}
+            history.append(row | {"seconds": round(time.monotonic() - start, 2)})
+            if row[f"val_{config.monitor}"] > best:
+                best = row[f"val_{config.monitor}"]
+                save_model(folder / "best.safetensors", model)
         seconds = spent + time.monotonic() - began
-        _save_state(folder / "last.pt", config, identity, model, optimiser, history, seconds)
+        _save_state(folder / "last.pt", config, identity, model, optimiser, history, seconds, average, scaler)
         _write_history(folder, history)
         if progress:
             tqdm.write(", ".join(f"{k} {v:.4g}" for k, v in history[-1].items()))

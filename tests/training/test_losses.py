@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import sigmoid_focal_loss
 
-from nucseg.training.losses import dice_focal_loss, dice_loss, focal_loss
+from nucseg.training.losses import dice_focal_loss, dice_loss, distance_loss, focal_loss
 
 
 def test_dice_by_hand():
@@ -69,3 +69,29 @@ def test_the_sum_is_the_weighted_sum():
     logits, target = torch.randn(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
     expected = 0.3 * dice_loss(logits, target) + 0.7 * focal_loss(logits, target)
     torch.testing.assert_close(dice_focal_loss(logits, target, dice_weight=0.3), expected)
+
+
+def test_pixel_weights_by_hand():
+    # p = 1/2: the true pixel costs 0.25 * 1/4 * log 2, the other 0.75 * 1/4 * log 2; weights 3 and 1
+    target, weights = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[3.0, 1.0]]]])
+    expected = (3 * 0.25 + 0.75) / 4 * 0.25 * math.log(2)
+    found = focal_loss(torch.zeros(1, 1, 1, 2), target, weights=weights)
+    assert math.isclose(found.item(), expected, rel_tol=1e-5)
+    # cross-entropy at p = 1/2 is log 2 whatever the target; at p = sigmoid(2) and target 1 it is log(1 + e^-2)
+    logits = torch.tensor([[[[0.0, 2.0]]]])
+    expected = (3 * math.log(2) + math.log1p(math.exp(-2))) / 4
+    assert math.isclose(distance_loss(logits, torch.ones(1, 1, 1, 2), weights).item(), expected, rel_tol=1e-5)
+
+
+def test_equal_weights_change_nothing():
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(2, 1, 8, 8, generator=generator), torch.rand(2, 1, 8, 8, generator=generator).round()
+    weights = torch.full((2, 1, 8, 8), 7.0)
+    for loss in (dice_focal_loss, focal_loss, distance_loss):
+        torch.testing.assert_close(loss(logits, target, weights=weights), loss(logits, target))
+
+
+def test_the_distance_loss_is_least_where_the_sigmoid_is_the_target():
+    target = torch.full((1, 1, 1, 1), 0.3)
+    losses = [distance_loss(torch.logit(torch.full((1, 1, 1, 1), p)), target) for p in (0.2, 0.3, 0.4)]
+    assert min(losses) == losses[1]
