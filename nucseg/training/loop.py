@@ -24,12 +24,12 @@ from nucseg.data.datasets import Dataset, content_hash
 from nucseg.data.from_config import select_split
 from nucseg.data.splits import Split
 from nucseg.errors import InputError, TrainingError
-from nucseg.files import only_one, sha256, write_atomic, write_json
-from nucseg.inference.evaluate import evaluate
+from nucseg.files import only_one, sha256
+from nucseg.inference.evaluate import evaluate, evaluate_and_record
 from nucseg.model.adapters import adapter_path, check_base, read_adapter
 from nucseg.model.bases import resolve_base
 from nucseg.model.network import NucleiModel, build_model, load_model, pick_device, place, save_model
-from nucseg.records.provenance import commit, describe
+from nucseg.records.provenance import command_line, commit
 from nucseg.records.runs import read_run
 from nucseg.training.checkpoint import _resume, _same_sources, _save_state, _write_history, finished
 from nucseg.training.losses import dice_focal_loss
@@ -183,20 +183,18 @@ def train(
         start = model.start_sha256
         model = place(load_model(folder / "best.safetensors", config.base), device, config.precision)
         model.start_sha256 = start
-        scores = evaluate(
+        return evaluate_and_record(
             model,
+            config,
             dataset,
-            split.test,
-            fold=split.name,
-            scoring=config.scoring,
-            threshold=config.threshold,
+            split,
+            folder,
+            adapter=folder / "best.safetensors",
+            command=command or command_line(config, folder),
+            started=began - seconds,
+            commit=code,
             progress=progress,
         )
-        with write_atomic(folder / "scores.csv") as part:
-            scores.to_csv(part, index=False, float_format="%.6f")
-        about = describe(config, dataset, split, model, folder, command) | {"commit": code}
-        write_json(folder / "run.json", about | {"seconds": round(seconds + time.monotonic() - began, 1)})
-    return scores
 
 
 def start_from(model: NucleiModel, adapter: str | Path) -> None:
