@@ -26,6 +26,7 @@ The corrections of NucEval (arXiv:2605.03144) are the keywords `vague` and `bord
 and `weighted_mean`. They raise scores without any change of the model: report them beside the plain ones.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,8 +137,7 @@ def contingency(
     are taken from both maps, inside and outside alike; the image's edge is no outline. A nucleus left without
     pixels is gone.
 
-    This is what NucEval's code does, up to its kernel: the disc here is Euclidean; OpenCV's ellipse is the
-    same for k = 1 and, for larger k, a little wider than high.
+    "Within k px" is NucEval's kernel, OpenCV's ellipse (`_ellipse`): a little wider than high.
 
     >>> import numpy as np
     >>> truth = np.zeros((12, 12), np.int32)
@@ -287,7 +287,7 @@ def _without_vague(objects: _Objects, vague: np.ndarray) -> _Objects:
 
 
 def _border_zone(objects: _Objects, shape: tuple[int, ...], k: int) -> np.ndarray:
-    """(H, W) bool: pixels whose disc of radius k holds pixels both of a nucleus and not of it."""
+    """(H, W) bool: pixels around which the ellipse of radius k holds pixels both of a nucleus and not of it."""
     zone = np.zeros(shape, bool)
     overlapping = len(np.unique(objects.pixel)) < len(objects.pixel)
     # Nuclei that share no pixel fit into one label map; otherwise each needs its own.
@@ -299,14 +299,24 @@ def _border_zone(objects: _Objects, shape: tuple[int, ...], k: int) -> np.ndarra
     return zone
 
 
+def _ellipse(k: int) -> list[int]:
+    """How far OpenCV's ellipse of 2 k + 1 px reaches to either side in its rows 0, 1, ... k from the centre.
+
+    The formula of ``cv2.getStructuringElement(MORPH_ELLIPSE, ...)``, rounding halves to even as it does.
+
+    >>> [2 * reach + 1 for reach in _ellipse(2)]
+    [5, 5, 1]
+    """
+    return [round(k * math.sqrt((k * k - dy * dy) / (k * k))) for dy in range(k + 1)]
+
+
 def _mark_changes(labels: np.ndarray, k: int, zone: np.ndarray) -> None:
-    """Set ``zone`` where the label map has another value within k px: one shift and comparison an offset."""
+    """Set ``zone`` where the label map has another value within the ellipse: one shift and comparison per offset."""
     h, w = labels.shape
-    for dy in range(min(k, h - 1) + 1):
-        for dx in range(-min(k, w - 1), min(k, w - 1) + 1):
-            # Half of the disc is enough: what differs seen from one pixel differs seen from the other.
-            if dy * dy + dx * dx > k * k or (dy == 0 and dx <= 0):
-                continue
+    for dy, reach in enumerate(_ellipse(k)[:h]):
+        reach = min(reach, w - 1)
+        # Half of the ellipse is enough: what differs seen from one pixel differs seen from the other.
+        for dx in range(-reach if dy else 1, reach + 1):
             here = slice(0, h - dy), slice(max(-dx, 0), w - max(dx, 0))
             there = slice(dy, h), slice(max(dx, 0), w + min(dx, 0))
             differs = labels[here] != labels[there]
