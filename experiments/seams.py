@@ -66,8 +66,10 @@ def border_nuclei(truth: np.ndarray, whole: np.ndarray, moved: np.ndarray) -> di
 
     A nucleus's score is the IoU of the prediction that overlaps it best, and it is found where that is above 0.5.
     """
-    best = [contingency(truth, labels).iou.max(axis=1, initial=0) for labels in (whole, moved)]
-    ids = np.unique(truth[truth > 0])
+    tables = [contingency(truth, labels) for labels in (whole, moved)]
+    best, ids = [np.zeros(len(table.true_ids)) for table in tables], tables[0].true_ids
+    for table, iou in zip(tables, best, strict=True):
+        np.maximum.at(iou, table.rows, table.iou)
     here, there = (np.isin(ids, truth[on_borders(shift)]) for shift in (0, SHIFT))
     first, second = here & ~there, there & ~here
     crossed = np.concatenate([best[0][first], best[1][second]])
