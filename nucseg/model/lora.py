@@ -6,6 +6,7 @@ The names are the paper's and microsoft/LoRA's: ``r``, ``alpha``, ``lora_A``, ``
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,11 +71,12 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        result = self.linear(x)
         if self.merged:
-            return result
+            return self.linear(x)
+        if not (self.training and self.lora_dropout.p):  # (W0 + s B A) x: one product of the small matrices
+            return _Adapted.apply(x, self.linear.weight, self.linear.bias, self.lora_A, self.lora_B, self.scaling)
         # (..., in) -> (..., r) -> (..., out)
-        return result + self.scaling * F.linear(F.linear(self.lora_dropout(x), self.lora_A), self.lora_B)
+        return self.linear(x) + self.scaling * F.linear(F.linear(self.lora_dropout(x), self.lora_A), self.lora_B)
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -97,6 +99,34 @@ class LoRALinear(nn.Module):
     def extra_repr(self) -> str:
         """The rank and the scaling, for ``print(model)``."""
         return f"r={self.r}, scaling={self.scaling:g}, merged={self.merged}"
+
+
+class _Adapted(torch.autograd.Function):
+    """``(W0 + s B A) x + b`` with gradients for x, A and B, but none for W0 and b, which are frozen.
+
+    Plain autograd would take two passes more over the tokens for the update, or the gradient of the whole weight.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+    ) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # in bfloat16 a small update would be rounded away
+            adapted = torch.addmm(weight, b, a, alpha=scaling)
+        out = F.linear(x, adapted, bias)
+        ctx.save_for_backward(x, adapted.to(out.dtype), a, b)
+        ctx.scaling = scaling
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, adapted, a, b = ctx.saved_tensors
+        gradient = gradients[0].reshape(-1, b.shape[0]).to(adapted.dtype)  # (N, out)
+        tokens = x.reshape(-1, a.shape[1]).to(adapted.dtype)  # (N, in)
+        for_x = (gradient @ adapted).view(x.shape).to(x.dtype) if ctx.needs_input_grad[0] else None
+        for_a = (gradient @ b.to(adapted.dtype)).t() @ tokens  # (r, in)
+        for_b = gradient.t() @ (tokens @ a.to(adapted.dtype).t())  # (out, r)
+        return for_x, None, None, ctx.scaling * for_a.to(a.dtype), ctx.scaling * for_b.to(b.dtype), None
 
 
 def inject(
