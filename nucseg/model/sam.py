@@ -2,6 +2,8 @@
 
 import functools
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +22,15 @@ with warnings.catch_warnings():  # mobile_sam asks timm for old names, and regis
 # SAM's normalisation of 0..255 RGB
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+@contextmanager
+def quiet_tracing() -> Iterator[None]:
+    """Trace a network without the warnings about sizes that become constants: each size is traced for itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        yield
 
 
 def build_sam() -> nn.Module:
@@ -121,7 +132,7 @@ def _attention(attention: Any, x: Tensor, window: int) -> Tensor:
     qkv = attention.qkv(attention.norm(x))
     whole, below, right = qkv, -height % window, -width % window
     if below or right:
-        filling = attention.qkv(attention.norm.bias).to(qkv.dtype).expand(len(x), height + below, width + right, -1)
+        filling = attention.qkv(attention.norm.bias).to(qkv.dtype).expand(x.shape[0], height + below, width + right, -1)
         whole = torch.cat([qkv, filling[:, :height, width:]], dim=2) if right else qkv
         whole = torch.cat([whole, filling[:, height:]], dim=1) if below else whole
     heads, parts = attention.num_heads, [attention.key_dim, attention.key_dim, attention.d]
