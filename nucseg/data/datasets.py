@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -52,6 +52,14 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Sample: ...
+
+
+@runtime_checkable
+class Fresh(Protocol):
+    """A dataset whose training images are other ones in every epoch."""
+
+    def draw(self, epoch: int, index: int, /) -> Sample:
+        """The image of row ``index`` in ``epoch``, counted from 0: the same arguments, the same image."""
 
 
 def _read_vague(path: Path) -> np.ndarray:

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -60,7 +61,20 @@ def _resume(
 
 
 # what may differ between two sittings of one run, because it does not change what is computed
-_FREE = {"device", "num_workers", "data_note"}
+_FREE = {"device", "num_workers", "data_note", "max_hours"}
+
+
+def _read_history(folder: Path) -> list[dict]:
+    return pd.read_csv(folder / "history.csv").to_dict("records")
+
+
+def _ended(history: list[dict], config: Config) -> bool:
+    return len(history) >= config.epochs or _epochs_since_best(history, config.monitor) >= config.patience
+
+
+def _epochs_since_best(history: list[dict], monitor: str) -> int:
+    values = [row[f"val_{monitor}"] for row in history]
+    return len(values) - 1 - int(np.argmax(values)) if values else 0
 
 
 def finished(config: Config, folder: str | Path) -> bool:
@@ -70,6 +84,8 @@ def finished(config: Config, folder: str | Path) -> bool:
         return False
     about = read_run(folder).about
     _same_config(about["config"], config, folder)
+    if about["config"].get("max_hours", 0) != config.max_hours and not _ended(_read_history(folder), config):
+        return False  # it was stopped by the time limit, and this is another limit
     if Path(config.base).is_file():
         if sha256(config.base) != about["base"]["sha256"]:
             raise InputError(f"{folder}: holds a run with another base; choose another folder.")

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from nucseg import instances
 from nucseg.config import Config
 from nucseg.data import augment
-from nucseg.data.datasets import Dataset, content_hash
+from nucseg.data.datasets import Dataset, Fresh, content_hash
 from nucseg.data.from_config import select_split
 from nucseg.data.splits import Split
 from nucseg.errors import InputError, TrainingError
@@ -31,7 +31,7 @@ from nucseg.model.bases import resolve_base
 from nucseg.model.network import NucleiModel, build_model, load_model, pick_device, place, save_model
 from nucseg.records.provenance import command_line, commit
 from nucseg.records.runs import read_run
-from nucseg.training.checkpoint import _resume, _same_sources, _save_state, _write_history, finished
+from nucseg.training.checkpoint import _ended, _resume, _same_sources, _save_state, _write_history, finished
 from nucseg.training.losses import dice_focal_loss
 
 
@@ -46,9 +46,8 @@ class _TrainingImages(torch.utils.data.Dataset):
 
         A crop is seen at the scale at which the whole image would be: ``size / field``, or ``/ longer side``.
         """
-        _, index = key
         config, rng = self.config, np.random.default_rng([self.config.seed, *key])
-        sample = self.dataset[index]
+        sample = self.dataset.draw(*key) if isinstance(self.dataset, Fresh) else self.dataset[key[1]]
         if config.crop:
             scale = config.size / (config.field_px or max(sample.labels.shape))
             scale *= augment.zoom(rng) if config.augmentation == "histology" else 1
@@ -215,7 +214,9 @@ def _epochs(
     identity["images and masks"] = content_hash(dataset)
     history, spent = _resume(folder / "last.pt", config, identity, model, optimiser)
     best = max((row[f"val_{config.monitor}"] for row in history), default=-math.inf)
-    while len(history) < config.epochs and _epochs_since_best(history, config.monitor) < config.patience:
+    while not _ended(history, config):
+        if _out_of_time(history, config, spent + time.monotonic() - began):
+            break
         epoch, start = len(history), time.monotonic()
         loss = train_epoch(model, optimiser, dataset, split.train, config, epoch, progress)
         scores = evaluate(
@@ -232,10 +233,21 @@ def _epochs(
         _write_history(folder, history)
         if progress:
             tqdm.write(", ".join(f"{k} {v:.4g}" for k, v in history[-1].items()))
+            if (fit := _epochs_that_fit(history, config)) < config.epochs and len(history) == 1:
+                tqdm.write(f"About {fit} of {config.epochs} epochs fit into max_hours: plan that many with --epochs.")
     _write_history(folder, history)  # once more, for a run that was killed between the two writes above
     return spent
 
 
-def _epochs_since_best(history: list[dict], monitor: str) -> int:
-    values = [row[f"val_{monitor}"] for row in history]
-    return len(values) - 1 - int(np.argmax(values)) if values else 0
+def _epochs_that_fit(history: list[dict], config: Config) -> int:
+    """How many epochs as long as the first end within ``max_hours``; the planned ones where there is no limit."""
+    return max(1, int(3600 * config.max_hours / history[0]["seconds"])) if config.max_hours else config.epochs
+
+
+def _out_of_time(history: list[dict], config: Config, seconds: float) -> bool:
+    """Whether another epoch, as long as the longest so far, would end after ``max_hours``. The first one is always run.
+
+    The learning rate follows the planned epochs whatever the limit is, so that a run does not depend on the speed of
+    the machine; one that is stopped ends at a higher rate than planned.
+    """
+    return bool(config.max_hours and history) and seconds + max(r["seconds"] for r in history) > 3600 * config.max_hours
