@@ -1,8 +1,8 @@
-"""Procedural H&E tissue from broad ranges: what a base is trained on, with nothing measured on NuInsSeg in it.
+"""Synthetic H&E from broad ranges, to pretrain on: nothing in it was measured on NuInsSeg.
 
-`generate_broad` draws tissue, nuclei, stain and camera anew for each image, from the ranges in this file. They span
-what H&E at 10x to 40x can look like, wider than any one laboratory. How the tissue is drawn is shared with
-`synth`; the per-tissue styles and statistics there are not read.
+`generate_broad` draws tissue, nuclei, stains and camera anew for each image, from the ranges in this module. They are
+wider than the variation within any one laboratory. The drawing itself (`tissue`) is shared with `synth`, whose styles
+and statistics per tissue are not read here.
 """
 
 import io
@@ -32,32 +32,32 @@ from nucseg.data.tissue import (
 )
 from nucseg.errors import InputError
 
-# Published H&E vectors (optical density, RGB), between and around which those of an image are drawn:
+# Published H&E vectors (optical density, RGB); those of an image are drawn between and around them:
 # Ruifrok & Johnston 2001, Anal Quant Cytol Histol 23:291-299, and Macenko et al. 2009, ISBI 1107-1110.
 HAEMATOXYLIN = np.array([[0.650, 0.704, 0.286], [0.5626, 0.7201, 0.4062]])
 EOSIN = np.array([[0.072, 0.990, 0.105], [0.2159, 0.8012, 0.5581]])
 
-# Ranges of what is drawn. Lengths are in px at 0.25 µm/px before magnification.
-DIAMETER = (16.0, 46.0)  # median nucleus of an image: 4 to 11.5 µm, from lymphocytes to hepatocytes and tumours
+# Ranges to draw from. Lengths are in px at 0.25 µm/px, before magnification.
+DIAMETER = (16.0, 46.0)  # of the median nucleus: 4 to 11.5 µm, from lymphocytes to hepatocytes and tumour cells
 COVERED = (0.04, 0.65)  # share of the tissue under nuclei
 ECCENTRICITY = (0.45, 0.93)
 SOLIDITY = (0.93, 0.975)
 TOUCHING = (0.0, 0.85)  # share of the nuclei that touch another
 WHITE = (0.003, 0.45)  # share of the image without tissue; fat has more
 MAGNIFICATION = (0.62, 1.6)
-CHROMATIN_OD = (0.7, 2.3)  # optical density (base e) of haematoxylin in a nucleus, summed over RGB as a vector's length
-EOSIN_OD = (0.12, 0.95)  # the same of eosin in tissue
+CHROMATIN_OD = (0.7, 2.3)  # of haematoxylin in a nucleus: length of its vector of optical densities (base e)
+EOSIN_OD = (0.12, 0.95)  # the same for eosin in tissue
 BLUR = (0.4, 1.4)  # px, sd of the optics' Gaussian
-JPEG = (30, 95)  # quality
-EMPTY = 0.03  # share of images with no nucleus at all
-FEWEST = 24  # px of area below which a nucleus is left out of the label map
-CROWD = 420  # most nuclei per 512 px of side: it bounds the time that an image takes
+JPEG = (30, 95)  # quality factor
+EMPTY = 0.03  # share of images without nuclei
+FEWEST = 24  # px; nuclei with a smaller area are not labelled
+CROWD = 420  # maximum number of nuclei in an image of 512 px, to bound the time; in proportion to the side
 _TAG = 0xB0AD  # keeps these seeds apart from those of `synth`
 
 
 @dataclass(frozen=True)
 class Population:
-    """Nuclei of one kind; the fields are those of a row of tissue statistics, as `outlines` reads them."""
+    """Nuclei of one kind; fields as in a row of tissue statistics, for `outlines`."""
 
     area_px_q25: float
     area_px_median: float
@@ -69,9 +69,10 @@ class Population:
 
 @dataclass(frozen=True)
 class Camera:
-    """How light becomes a picture: white point (RGB, 0..255), blur (px), noise (sd / sqrt(light)), tone, JPEG quality.
+    """Optics, sensor and compression.
 
-    ``shade``: sd of the illumination's unevenness. ``quality`` 0: no compression.
+    ``white``: white point (RGB, 0..255). ``blur``: sd of the Gaussian, px. ``noise``: sd / sqrt(light). ``gamma``:
+    exponent of the tone curve. ``shade``: relative sd of the illumination. ``quality``: of JPEG, 0 for none.
     """
 
     white: tuple[float, float, float]
@@ -84,12 +85,12 @@ class Camera:
 
 @dataclass(frozen=True)
 class Look:
-    """All that is drawn once for an image, see `random_look`.
+    """Everything that is drawn once per image; see `random_look`.
 
-    ``tissue`` and ``white``: the layout. ``populations``: one to three kinds of nuclei, with ``shares`` of the count.
-    ``covered``: share of the tissue under nuclei, 0 for an image without any. ``thickness``: 0 (one layer of nuclei)
-    to 1 (many out of focus, and not annotated). ``haematoxylin``, ``eosin``: optical density (RGB, base e) of a
-    nucleus and of tissue. ``magnification``: px of the image per px drawn.
+    ``tissue``, ``white``: style and share of white space. ``populations``, ``shares``: one to three kinds of nuclei and
+    their shares of the count. ``covered``: share of the tissue under nuclei (0: no nuclei). ``thickness``: 0 (one layer
+    of nuclei) to 1 (many more out of focus). ``haematoxylin``, ``eosin``: optical densities (RGB, base e) of a nucleus
+    and of tissue. ``magnification``: relative to 0.25 µm/px.
     """
 
     tissue: TissueStyle
@@ -105,16 +106,17 @@ class Look:
 
 
 def between(rng: Rng, low: float, high: float) -> float:
+    """Draw from a uniform distribution."""
     return float(rng.uniform(low, high))
 
 
 def log_between(rng: Rng, low: float, high: float) -> float:
-    """Log-uniform: as likely to double as to halve."""
+    """Draw from a log-uniform distribution."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def _random_tissue(rng: Rng) -> tuple[TissueStyle, float]:
-    """A tissue's layout and texture, and its share of white."""
+    """Draw a tissue's style and its share of white space."""
     spaces = str(rng.choice(["cleft", "lumen", "gland", "septa", "fat"], p=[0.38, 0.3, 0.2, 0.07, 0.05]))
     scale = log_between(rng, 16, 180)
     walled = spaces in ("lumen", "gland") and rng.random() < 0.6
@@ -145,7 +147,7 @@ def _random_tissue(rng: Rng) -> tuple[TissueStyle, float]:
 
 def _random_population(rng: Rng) -> Population:
     median = np.pi / 4 * log_between(rng, *DIAMETER) ** 2
-    quartile = np.exp(between(rng, 0.12, 0.5))  # from even to pleomorphic
+    quartile = np.exp(between(rng, 0.12, 0.5))  # from uniform to pleomorphic
     return Population(
         area_px_q25=float(median / quartile),
         area_px_median=float(median),
@@ -157,20 +159,20 @@ def _random_population(rng: Rng) -> Population:
 
 
 def random_stains(rng: Rng) -> tuple[Array, Array]:
-    """Unit vectors of haematoxylin and eosin in optical density, each (3,): between two published pairs and around."""
+    """Draw unit vectors of haematoxylin and eosin in optical density, (3,) each, between and around published ones."""
     vectors = []
     for published in (HAEMATOXYLIN, EOSIN):
         way = rng.uniform(-0.3, 1.3)
         vector = (published[0] * (1 - way) + published[1] * way + rng.normal(0, 0.04, 3)).clip(0.02)
         vectors.append(vector / np.linalg.norm(vector))
-    if rng.random() < 0.15:  # stained with little else than haematoxylin: the background is purple too
+    if rng.random() < 0.15:  # stained with almost only haematoxylin: the background is purple too
         vectors[1] = vectors[1] + between(rng, 0.8, 3) * vectors[0]
         vectors[1] /= np.linalg.norm(vectors[1])
     return vectors[0], vectors[1]
 
 
 def random_camera(rng: Rng) -> Camera:
-    """Optics, sensor and compression; six images in ten are JPEGs."""
+    """Draw a camera; six images in ten are compressed as JPEG."""
     white = (between(rng, 200, 250) + rng.normal(0, 3.5, 3)).clip(180, 255)
     return Camera(
         white=(float(white[0]), float(white[1]), float(white[2])),
@@ -183,14 +185,14 @@ def random_camera(rng: Rng) -> Camera:
 
 
 def random_look(rng: Rng) -> Look:
-    """Draw how an image looks, each part independently, from the ranges of this module."""
+    """Draw the look of an image from the ranges of this module, its parts independently of each other."""
     tissue, white = _random_tissue(rng)
     kinds = int(rng.choice([1, 2, 3], p=[0.45, 0.35, 0.2]))
     shares = rng.dirichlet(np.full(kinds, 2.0))
     thickness = between(rng, 0, 1)
     haematoxylin, eosin = random_stains(rng)
     h = log_between(rng, *CHROMATIN_OD) * (0.85 + 0.3 * thickness)
-    e = min(log_between(rng, *EOSIN_OD) * (0.85 + 0.3 * thickness), 0.75 * h)  # nuclei stand out, if not always by far
+    e = min(log_between(rng, *EOSIN_OD) * (0.85 + 0.3 * thickness), 0.75 * h)  # nuclei stand out, at least a little
     return Look(
         tissue=tissue,
         white=white,
@@ -210,29 +212,27 @@ def _rgb(values: Array) -> tuple[float, float, float]:
 
 
 def _nuclei(rng: Rng, look: Look, layout: Layout, size: int) -> tuple[Array, Array]:
-    """All nuclei drawn, (size, size) int32 1..n, and which of them are out of focus, (n,) bool.
+    """Draw all nuclei: (size, size) int32 labels 1..n, and which of them are out of focus, (n,) bool.
 
     Those out of focus come last, and so lie behind the others.
     """
     tissue = (1 - look.white) ** 0.7 * size**2
     area = sum(s * p.area_px_median for s, p in zip(look.shares, look.populations, strict=True))
     most = CROWD * size / 512
-    sharp = round(min(look.covered * tissue / area, most)) if look.covered else 0
-    if look.covered:
-        sharp = max(1, sharp)
+    sharp = max(1, round(min(look.covered * tissue / area, most))) if look.covered else 0
     faint = int(rng.binomial(sharp, 0.05 + 0.4 * look.thickness)) if sharp else 0
     canvas = Canvas(rng, layout, size, sharp + faint)
-    last_sharp = 0
+    ends = []
     for count in (sharp, faint):
         for share, population in zip(look.shares, look.populations, strict=True):
-            _throw(rng, canvas, population, max(1, round(share * count)) if count else 0)
-        last_sharp = last_sharp or canvas.n
+            _add(rng, canvas, population, max(1, round(share * count)) if count else 0)
+        ends.append(canvas.n)
     labels = canvas.labels[PAD : PAD + size, PAD : PAD + size]
-    return _renumber(labels, np.arange(1, canvas.n + 1) > last_sharp)
+    return _renumber(labels, np.arange(1, canvas.n + 1) > ends[0])
 
 
-def _throw(rng: Rng, canvas: Canvas, population: Population, count: int) -> None:
-    """Throw ``count`` nuclei of a kind on the canvas; where they gather is drawn for each kind."""
+def _add(rng: Rng, canvas: Canvas, population: Population, count: int) -> None:
+    """Add ``count`` nuclei of one kind, clustered in places of their own, or as many as the canvas has room for."""
     count = min(count, len(canvas.radii) - canvas.n)
     if not count:
         return
@@ -247,21 +247,21 @@ def _throw(rng: Rng, canvas: Canvas, population: Population, count: int) -> None
 
 
 def _renumber(labels: Array, faint: Array) -> tuple[Array, Array]:
-    """Number the labels that are left in the image 1..n, in their order; ``faint`` (one for each label) follows."""
+    """Number the labels that occur 1..n, keeping their order; ``faint`` has one value per label."""
     there = np.bincount(labels.ravel(), minlength=len(faint) + 1)[1:] > 0
     new = np.concatenate([[0], np.cumsum(there) * there]).astype(np.int32)
     return new[labels], faint[there]
 
 
 class Stains(NamedTuple):
-    """The optical density (RGB, base e) of each stain at density 1."""
+    """Optical density (RGB, base e) of each stain where its density map is 1."""
 
     haematoxylin: tuple[float, float, float]
     eosin: tuple[float, float, float]
 
 
 def expose(rng: Rng, densities: Densities, stains: Stains, camera: Camera) -> Array:
-    """Beer-Lambert's law and the optics: (size, size, 3) float32 light, 0..255, before sensor and compression."""
+    """Apply Beer-Lambert's law and the optics' blur: (size, size, 3) float32 light, 0..255."""
     size = len(densities.eosin)
     shade = 1 + np.float32(camera.shade) * smooth_noise(rng, size, 256).astype(np.float32)
     light = np.empty((size, size, 3), np.float32)
@@ -274,7 +274,7 @@ def expose(rng: Rng, densities: Densities, stains: Stains, camera: Camera) -> Ar
 
 
 def photograph(rng: Rng, light: Array, camera: Camera) -> Array:
-    """Sensor noise, tone curve and JPEG: (H, W, 3) light, 0..255 -> uint8 RGB of the same size."""
+    """Add sensor noise, tone curve and compression: (H, W, 3) light, 0..255 -> uint8 RGB of the same size."""
     light = light.astype(np.float32, copy=False).clip(0, 255)
     noise = rng.standard_normal(light.shape, dtype=np.float32)
     light = (light + np.float32(camera.noise) * np.sqrt(light) * noise).clip(0, 255)
@@ -283,7 +283,7 @@ def photograph(rng: Rng, light: Array, camera: Camera) -> Array:
 
 
 def jpeg(image: Array, quality: int) -> Array:
-    """The uint8 image (H, W, 3) as JPEG of ``quality`` (1..95) leaves it."""
+    """Compress an (H, W, 3) uint8 image as JPEG of ``quality`` (1..95) and decode it."""
     with io.BytesIO() as file:
         Image.fromarray(image).save(file, "JPEG", quality=quality)
         file.seek(0)
@@ -291,14 +291,18 @@ def jpeg(image: Array, quality: int) -> Array:
 
 
 def generate_broad(seed: int | tuple[int, ...], size: int = 512, look: Look | None = None) -> Sample:
-    """One synthetic image with its label map, of random tissue, stain and camera: the same arguments, the same bytes.
+    """Draw an image of random tissue, stains and camera with its label map; the same arguments give the same bytes.
 
-    ``seed``: a number >= 0, or several (images of different seeds are independent). ``size``: 64 to 1024 px.
-    ``look``: use this one instead of `random_look`. Labels are consecutive; some images (`EMPTY`) have no nucleus, and
-    nuclei out of focus are drawn but not labelled. ``tissue`` is "synthetic", ``vague`` None.
-    Raises InputError for a negative seed or another size.
+    ``seed``: one number, 0 or more, or a tuple of them; images of different seeds are independent. ``size``: 64 to
+    1024 px. ``look``: instead of a `random_look`. Labels are consecutive. Nuclei out of focus are drawn but not
+    labelled, and a few images (`EMPTY`) have no nuclei. ``tissue`` is "synthetic", ``vague`` is None.
+    Raises InputError for a negative seed or a size out of range.
+
+    >>> sample = generate_broad(1, size=128)
+    >>> sample.image.shape, sample.labels.shape
+    ((128, 128, 3), (128, 128))
     """
-    seeds = (seed,) if isinstance(seed, int) else tuple(seed)
+    seeds = seed if isinstance(seed, tuple) else (seed,)
     if not 64 <= size <= 1024:
         raise InputError(f"Synthetic images are 64 to 1024 px wide, not {size}: choose a size between.")
     if min(seeds) < 0:
@@ -316,21 +320,21 @@ def generate_broad(seed: int | tuple[int, ...], size: int = 512, look: Look | No
 
 
 def resize_labels(labels: Array, shape: tuple[int, int]) -> Array:
-    """A label map (H, W) at another ``shape``: int32, outlines without the steps of nearest-neighbour enlargement."""
+    """Resize a label map (H, W) to ``shape``: int32, with smooth outlines where it is enlarged."""
     if labels.shape == shape:
         return labels.astype(np.int32, copy=False)
     size = shape[::-1]
     near = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
     mask = np.where(labels > 0, np.float32(1), np.float32(0))
-    if shape[0] > labels.shape[0]:  # rounds the steps of its pixels; more would close gaps of a pixel
+    if shape[0] > labels.shape[0]:  # smooth the steps between pixels; a wider filter would close gaps of one pixel
         mask = ndimage.gaussian_filter(mask, 0.6)
-    reach = 2 * int(np.ceil(0.5 * max(1, shape[0] / labels.shape[0]))) + 1  # px the smooth outline may lie outside
+    reach = 2 * int(np.ceil(0.5 * max(1, shape[0] / labels.shape[0]))) + 1  # px that outlines may grow by
     filled = np.where(near > 0, near, ndimage.maximum_filter(near, reach))
     return np.where(resized(mask, shape) >= 0.5, filled, 0).astype(np.int32)
 
 
 def resized(image: Array, shape: tuple[int, int]) -> Array:
-    """A float image (H, W) or (H, W, 3) at another ``shape``; averages where it shrinks."""
+    """Resize a float32 image (H, W) or (H, W, 3) to ``shape``, averaging where it shrinks."""
     if image.shape[:2] == shape:
         return image
     channels = image[..., None] if image.ndim == 2 else image
@@ -342,7 +346,7 @@ def resized(image: Array, shape: tuple[int, int]) -> Array:
 
 
 def tidy(labels: Array) -> Array:
-    """Number the nuclei 1..n, without those under `FEWEST` px."""
+    """Remove nuclei with an area below `FEWEST` px and number the others 1..n."""
     area = np.bincount(labels.ravel())
     keep = area >= FEWEST
     keep[0] = False

@@ -56,10 +56,10 @@ class Dataset(Protocol):
 
 @runtime_checkable
 class Fresh(Protocol):
-    """A dataset whose training images are other ones in every epoch."""
+    """A dataset whose training images differ in every epoch."""
 
     def draw(self, epoch: int, index: int, /) -> Sample:
-        """The image of row ``index`` in ``epoch``, counted from 0: the same arguments, the same image."""
+        """Return the image of row ``index`` in ``epoch`` (from 0); the same arguments give the same image."""
 
 
 def _read_vague(path: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a base is pretrained on: synthetic and real images of four kinds, drawn afresh in every epoch."""
+"""The images a base is pretrained on: four kinds, synthetic and real, drawn afresh in every epoch."""
 
 import itertools
 import zlib
@@ -14,29 +14,30 @@ from nucseg.data.datasets import ImageFolder, InMemory, Sample
 from nucseg.data.restain import enlarge, recolour, restain
 from nucseg.errors import InputError
 
-# Share of the training windows. Synthetic tissue has every stain and size, BBBC038 what real nuclei look like.
+# Shares of the training windows. Synthetic tissue brings variety of stain and size, BBBC038 real nuclei.
 SHARES = {"synthetic": 0.5, "restained": 0.25, "histology": 0.2, "brightfield": 0.05}
-WINDOWS = 960  # training windows an epoch
-PER_IMAGE = 5  # windows from each image drawn: drawing takes 0.1 to 0.4 s, a window alone would wait for it
-SIZE = 512  # px, side of the images that windows are cut from
-# Enlargement that gives BBBC038's nuclei the size of those in 40x scans (0.25 µm/px): 320 and 256 px become 512
+WINDOWS = 960  # training windows per epoch
+PER_IMAGE = 5  # windows cut from each image, since drawing an image takes up to 0.4 s
+SIZE = 512  # px, side of the images from which windows are cut
+# Factors that bring the nuclei of BBBC038 to about the size in 40x scans (0.25 µm/px)
 ENLARGE = {"histology": 1.6, "brightfield": 2.0}
-RECOLOURED = 0.7  # share of the real images that are stained anew; the rest stay as they are
-VALIDATION = 16  # synthetic images to validate on, the same for every seed
-_VALIDATION_SEED = 2**32 - 1  # no training image has it: their first seed is the run's, their second the epoch
+RECOLOURED = 0.7  # share of the histology and brightfield images with new colours
+VALIDATION = 16  # number of synthetic validation images, the same for every seed
+_VALIDATION_SEED = 2**32 - 1  # training images have three seeds, so they are different ones
 
 
 class PretrainingImages:
-    """Training windows by kind, drawn afresh in every epoch, and fixed validation and test images.
+    """Training windows that differ in every epoch, with fixed validation and test images.
 
-    ``bbbc038``: a folder as ``nucseg fetch bbbc038`` makes it. ``windows``: training rows, divided by ``shares`` among
-    synthetic, restained (fluorescence as H&E), histology and brightfield. ``seed``: of the training images.
+    ``bbbc038``: a folder made by ``nucseg fetch bbbc038``. ``seed``: of the training images. ``windows``: number of
+    training rows, divided by ``shares`` among synthetic, restained (fluorescence as H&E), histology and brightfield.
+    ``validation``: number of synthetic validation images.
 
-    ``table`` has a row per image, with columns ``tissue`` (the kind), ``stem`` and ``part``. Train: `draw` gives other
-    images in each epoch. Val: `VALIDATION` synthetic images and 13 of histology. Test: the 50 histology images that
-    are held out. Real images of the last two are enlarged 1.6 times and otherwise as they are.
+    ``table`` has one row per image, with columns ``tissue`` (the kind), ``stem`` and ``part``: train (see `draw`), val
+    (synthetic images and 13 histology images) or test (the 50 histology images that are held out). The histology
+    images of val and test are enlarged by 1.6 and otherwise unchanged.
 
-    Raises InputError where the folder lacks a kind that has a share, or shares that do not add up to 1.
+    Raises InputError if the folder lacks a kind that has a share, or if the shares do not add up to 1.
     """
 
     name = "broad synthetic tissue and BBBC038"
@@ -72,7 +73,7 @@ class PretrainingImages:
         return len(self.table)
 
     def __getitem__(self, index: int, /) -> Sample:
-        """A validation or test image; of a training row, its image in the first epoch."""
+        """Return a validation or test image, or the image of a training row in the first epoch."""
         kind, stem, part = self.table.iloc[index]
         if part == "train":
             return self.draw(0, index)
@@ -86,9 +87,9 @@ class PretrainingImages:
         return self._fixed[index]
 
     def draw(self, epoch: int, index: int) -> Sample:
-        """The image that the training row ``index`` is cut from in ``epoch``; `PER_IMAGE` rows share it.
+        """Return the image from which row ``index`` is cut in ``epoch`` (from 0); `PER_IMAGE` rows share it.
 
-        It depends on the seed, the epoch and the row alone, so a run that is resumed meets the same images.
+        It depends on seed, epoch and row only, so that resuming reproduces the run.
         """
         kind, _, part = self.table.iloc[index]
         if part != "train":
@@ -112,21 +113,21 @@ class PretrainingImages:
         return recolour(sample, rng) if rng.random() < RECOLOURED else sample
 
     def _in_turn(self, kind: str, epoch: int, slot: int) -> int:
-        """A source image, so that each of a kind comes once before any comes again."""
+        """Position of a source image; all of a kind are used once before any is used again."""
         sources = self._sources[kind]
         turn, place = divmod(epoch * self._slots[kind] + slot, len(sources))
         order = np.random.default_rng([self.seed, turn, zlib.crc32(kind.encode()), 1]).permutation(len(sources))
         return sources[int(order[place])]
 
     def _many_nuclei(self) -> np.ndarray:
-        """Chance of each fluorescence image: in proportion to its nuclei, from 3 to 40, as many have a few only."""
+        """Probability of each fluorescence image, proportional to its number of nuclei, clipped to 3 to 40."""
         counts = np.array([np.count_nonzero(np.unique(self._real[i].labels)) for i in self._sources["restained"]])
         weights = counts.clip(3, 40).astype(float)
         return weights / weights.sum()
 
 
 def _sources(table: pd.DataFrame) -> dict[str, list[int]]:
-    """Positions in the folder by what they are for: a kind to train on, val or test."""
+    """Positions of the images in the folder by use: a kind to train on, val or test."""
     sources: dict[str, list[int]] = {name: [] for name in ("restained", "histology", "brightfield", "val", "test")}
     parts = parts_of_histology()
     for i, (kind, stem) in enumerate(zip(table["tissue"], table["stem"], strict=True)):
@@ -139,7 +140,7 @@ def _sources(table: pd.DataFrame) -> dict[str, list[int]]:
 
 
 def _divide(windows: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """How many of the ``windows`` each kind gets; they add up."""
+    """Number of windows of each kind; they add up to ``windows``."""
     if set(shares) != set(SHARES) or min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-9:
         raise InputError(f"Shares {dict(shares)} must be of {', '.join(SHARES)}, 0 or more, and add up to 1.")
     ends = [round(windows * end) for end in itertools.accumulate(shares.values())]

@@ -180,7 +180,7 @@ def report_folds(dataset: Dataset, n: int = 5) -> list[Split]:
 
 
 def given_parts(dataset: Dataset) -> list[Split]:
-    """The one split that the dataset itself names, in the column ``part`` of its table: train, val or test.
+    """The split given by the dataset itself, in the column ``part`` of its table: train, val or test.
 
     Raises `InputError` for a dataset without that column.
     """

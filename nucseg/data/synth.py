@@ -1,9 +1,8 @@
-"""Procedural H&E tissue of the 31 kinds of NuInsSeg: seeded, measured against the real one, with no download.
+"""Synthetic H&E images of NuInsSeg's 31 tissues: seeded, matched to measurements of the real ones, with no download.
 
-An image is drawn the way light meets a section: a layout (white spaces, walls, fibres) and nuclei give maps of
-density, and Beer-Lambert's law turns densities into light. What can be measured of a tissue, how many nuclei,
-their areas, how many touch, the colours in and outside them, comes from ``assets/nuinsseg_tissue_stats.csv``;
-what it looks like comes from ``STYLES``.
+A layout (white spaces, walls, fibres) and nuclei give density maps (`tissue`), and Beer-Lambert's law turns these into
+light. What can be measured of a tissue comes from ``assets/nuinsseg_tissue_stats.csv``: the number of nuclei, their
+areas, how many touch, and the colours inside and outside them. The rest of its look comes from ``STYLES``.
 """
 
 import re
@@ -37,15 +36,15 @@ from nucseg.data.tissue import (
 from nucseg.errors import InputError
 
 # Haematoxylin and eosin in optical density (Ruifrok & Johnston 2001, Anal Quant Cytol Histol 23:291-299).
-# They carry the variation from one slide to the next; a tissue's mean colours are its own, from the CSV.
+# They describe how slides vary; the mean colours of each tissue come from the CSV.
 HAEMATOXYLIN = np.array([0.650, 0.704, 0.286])
 EOSIN = np.array([0.072, 0.990, 0.105])
-SENSOR = (0.44, 0.18, 0.30)  # sd of the noise / sqrt(light), measured: sensors see green best
+SENSOR = (0.44, 0.18, 0.30)  # sd of the noise / sqrt(light), measured: it is lowest in green
 
 
 S = TissueStyle
 # fmt: off
-STYLES: dict[str, TissueStyle] = {  # in the CSV's order
+STYLES: dict[str, TissueStyle] = {  # in the order of the CSV
     "human bladder": S(scale=60, fibre=0.3, width=14, aligned=0.8, vesicular=0.4, grain=0.1, soft=5),
     "human brain": S("lumen", fibre=0.25, width=5, cell=8, grain=0.3, vesicular=0.3, halo=-0.6, space=1.8, soft=4),
     "human cardia": S(fibre=0.25, width=16, patch=0.6, aligned=0.4, vesicular=0.3, membrane=-0.5, blood=0.01),
@@ -94,35 +93,36 @@ TISSUES: tuple[str, ...] = tuple(STYLES)
 
 @cache
 def _measured(tissue: str) -> Any:
-    """The tissue's row of the CSV, with its columns as attributes."""
+    """The row of a tissue in the CSV, with its columns as attributes."""
     with (files("nucseg") / "assets" / "nuinsseg_tissue_stats.csv").open(encoding="utf-8") as file:
         table = pd.read_csv(file)
     return next(row for row in table.itertuples(index=False) if row.tissue == tissue)
 
 
 def _even(tissue: str, seed: int) -> Array:
-    """Two numbers in (0, 1) for an image; ten seeds from a multiple of ten on visit each tenth once.
+    """Two quantiles in (0, 1) for an image; ten seeds, starting at a multiple of ten, fall into each tenth once.
 
-    So even ten images have about the tissue's mean; which tenth comes when differs by tissue.
+    So ten images already have about the mean of their tissue. The order of the tenths differs between tissues.
     """
     block, k = divmod(seed, 10)
     order = np.random.default_rng(zlib.crc32(tissue.encode())).permuted(np.tile(np.arange(10), (2, 1)), axis=1)
-    inside = ((block * 2654435769 + 2**31) % 2**32) / 2**32  # multiples of the golden ratio: even as well
+    inside = ((block * 2654435769 + 2**31) % 2**32) / 2**32  # multiples of the golden ratio, evenly spread too
     return (order[:, k] + inside) / 10
 
 
 def _count(row: Any, even: float, size: int, share: float) -> int:
-    """How many nuclei: a gamma variable with the tissue's mean and sd, at its quantile ``even`` in (0, 1);
-    more where the ``share`` of tissue in the image, over the usual one, is more.
+    """Number of nuclei: the quantile ``even`` in (0, 1) of a gamma distribution with the tissue's mean and sd.
+
+    It grows with ``share``: how much of the image is tissue, relative to what is usual.
     """
     mean, sd = row.nuclei_per_image_mean, row.nuclei_per_image_sd
     drawn = gamma.ppf(np.clip(even, 0.02, 0.98), (mean / sd) ** 2, scale=sd**2 / mean)
-    fits = 0.62 * 512**2 / row.area_px_median  # no more than can lie side by side
+    fits = 0.62 * 512**2 / row.area_px_median  # more cannot lie side by side
     return max(1, round(min(drawn * share**0.7, fits) * (size / 512) ** 2))
 
 
 def _restain(density: Array, h: float, e: float) -> Array:
-    """An optical density (3,) whose haematoxylin and eosin are exp(h) and exp(e) times as strong."""
+    """Scale the haematoxylin and eosin of an optical density (3,) by exp(h) and exp(e)."""
     strength = np.linalg.lstsq(np.stack([HAEMATOXYLIN, EOSIN], 1), density, rcond=None)[0].clip(0)
     return density + strength * (np.exp([h, e]) - 1) @ np.stack([HAEMATOXYLIN, EOSIN])
 
@@ -130,7 +130,7 @@ def _restain(density: Array, h: float, e: float) -> Array:
 def _targets(rng: Rng, row: Any, share: float) -> tuple[Array, Array, Array]:
     """White light (0..255) and the mean transmission of nuclei and of the rest (0..1) of one image, each (3,).
 
-    They are the tissue's, restained; the less tissue an image has, the lighter it is between nuclei.
+    They are those of the tissue with stain variation; an image with less tissue is lighter between nuclei.
     """
     part = lambda name: np.array([getattr(row, f"{name}_{c}") for c in "rgb"])
     rest, white = part("background"), np.maximum(part("white"), 1.02 * part("background"))
@@ -143,9 +143,9 @@ def _targets(rng: Rng, row: Any, share: float) -> tuple[Array, Array, Array]:
 def _strengths(
     eosin: Array, chromatin: Array, extra: Array, inside: Array, want: tuple[float, float]
 ) -> tuple[np.float32, np.float32]:
-    """Strengths (a, b) with which exp(-(a eosin + b chromatin + extra)) averages ``want`` in nuclei and outside.
+    """Solve for (a, b) such that exp(-(a eosin + b chromatin + extra)) averages ``want`` in nuclei and outside.
 
-    Newton's method on two equations, kept within what a stain can do.
+    Newton's method on two equations, with both strengths kept between 0 and 5.
     """
     ab = np.array([0.5, 0.5])
     parts = (inside, ~inside)
@@ -159,12 +159,12 @@ def _strengths(
 
 
 def _expose(rng: Rng, d: Densities, labels: Array, row: Any, share: float) -> Array:
-    """Stain, light, and photograph: (size, size, 3) uint8 RGB."""
+    """Stain, illuminate and photograph the densities: (size, size, 3) uint8 RGB."""
     size = len(labels)
     white, nucleus, rest = _targets(rng, row, share)
     shade = 1 + 0.012 * smooth_noise(rng, size, 256)
     image = np.empty((size, size, 3), np.uint8)
-    few = np.s_[:: 1 + size // 256, :: 1 + size // 256]  # enough pixels for a mean
+    few = np.s_[:: 1 + size // 256, :: 1 + size // 256]  # a subset of the pixels is enough for a mean
     for c in range(3):
         extra = BLOOD[c] * d.blood + PIGMENT[c] * d.brown
         want = float(nucleus[c]), float(rest[c])
@@ -172,15 +172,15 @@ def _expose(rng: Rng, d: Densities, labels: Array, row: Any, share: float) -> Ar
         crisp = np.float32(white[c]) * shade * np.exp(-(a * d.eosin + b * d.chromatin + extra))
         light = ndimage.gaussian_filter(crisp, 0.9, truncate=3)
         dots = rng.standard_normal((size + 1, size + 1), dtype=np.float32)
-        noise = (dots[1:, 1:] + dots[1:, :-1] + dots[:-1, 1:] + dots[:-1, :-1]) / 2  # as a Bayer mosaic's
+        noise = (dots[1:, 1:] + dots[1:, :-1] + dots[:-1, 1:] + dots[:-1, :-1]) / 2  # as after a Bayer mosaic
         image[..., c] = np.clip(light + np.float32(SENSOR[c]) * np.sqrt(light) * noise + 0.5, 0, 255)
     return image
 
 
 def _vary(rng: Rng, style: TissueStyle, usual: float) -> tuple[TissueStyle, float]:
-    """One image's own style, and its share of white where ``usual`` is the tissue's."""
+    """Vary a tissue's style and its ``usual`` share of white for one image."""
     if style.spaces == "fat":
-        if rng.random() < 0.6:  # brown fat: small vacuoles, more of everything else
+        if rng.random() < 0.6:  # brown fat: small vacuoles, more tissue between them
             return replace(style, spaces="gland", scale=36, wall=0), float(rng.uniform(0.2, 0.5))
         return style, float(rng.uniform(0.86, 0.93))
     own = replace(
@@ -210,13 +210,12 @@ def _stem(tissue: str, seed: int) -> str:
 
 
 def generate(tissue: str, seed: int = 0, size: int = 512) -> Sample:
-    """One synthetic image of ``tissue`` with its label map: the same arguments, the same bytes.
+    """Draw one image of ``tissue`` with its label map; the same arguments give the same bytes.
 
-    ``tissue``: one of ``TISSUES``. ``seed``: any number >= 0; images of different seeds are drawn
-    independently, but numbers of nuclei are spread evenly over consecutive seeds. ``size``: 64..2048 px, at
-    the scale of a 40x scan. Labels are consecutive; there is at least one nucleus, and each has 20 px or more
-    unless the border cuts it. ``vague`` is None. Raises InputError for an unknown tissue, a negative seed or
-    another size.
+    ``tissue``: one of ``TISSUES``. ``seed``: 0 or more; images of different seeds are independent, except that
+    the numbers of nuclei are spread evenly over consecutive seeds. ``size``: 64 to 2048 px, at the scale of a 40x
+    scan. Labels are consecutive; there is at least one nucleus, and each has an area of at least 20 px unless the
+    border cuts it. ``vague`` is None. Raises InputError for an unknown tissue, a negative seed or a size out of range.
     """
     _check(tissue, seed, size)
     rng = np.random.default_rng(np.random.SeedSequence([zlib.crc32(tissue.encode()), seed]))
@@ -227,18 +226,18 @@ def generate(tissue: str, seed: int = 0, size: int = 512) -> Sample:
     layout = lay_out(rng, style, size, white)
     wanted = _count(row, even[0], size, share)
     drawn = scatter(rng, layout, row, wanted + rng.binomial(wanted, 0.25), size, even[1])
-    faint = np.arange(1, drawn.max() + 1) > wanted  # the last are out of the plane, and so not annotated
+    faint = np.arange(1, drawn.max() + 1) > wanted  # the last ones are out of focus, and so not annotated
     labels = np.where(drawn > wanted, np.int32(0), drawn)
     image = _expose(rng, draw_densities(rng, style, layout, drawn, faint), labels, row, share)
     return Sample(image, labels, tissue, _stem(tissue, seed))
 
 
 class Synthetic(Sequence[Sample]):
-    """A dataset of synthetic images, each drawn when it is first asked for and then kept.
+    """A dataset of synthetic images, each drawn when first requested and then kept in memory.
 
-    ``n_per_tissue`` (1..10,000) images of each of ``tissues`` in turn, ``size`` px wide. ``seed`` picks the
-    images: number k of a tissue is ``generate(tissue, 10_000 * seed + k, size)`` whatever else is in the
-    dataset. ``table``: a row an image, columns tissue and stem. Raises InputError as ``generate`` does.
+    It holds ``n_per_tissue`` (1 to 10,000) images of each of ``tissues`` in turn, ``size`` px wide. Image k of a
+    tissue is ``generate(tissue, 10_000 * seed + k, size)``, whatever else is in the dataset. ``table``: one row per
+    image, with columns tissue and stem. Raises InputError as `generate` does.
     """
 
     name = "synthetic"
@@ -271,7 +270,7 @@ class Synthetic(Sequence[Sample]):
 
 
 def touching(labels: Array) -> Array:
-    """Labels of the nuclei of a label map (H, W) that touch another, corners included: (k,), sorted."""
+    """Labels of the nuclei in a label map (H, W) that touch another, diagonally or not: (k,), sorted."""
     h, w = labels.shape
     met = []
     for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
@@ -283,7 +282,7 @@ def touching(labels: Array) -> Array:
 
 
 def _measure(sample: Sample) -> dict[str, float]:
-    """One image in the terms of the CSV; nan for what an image without nuclei, or with nothing else, lacks."""
+    """Measure one image as in the CSV; nan where it has no nuclei, or nothing but nuclei."""
     inside, n = sample.labels > 0, int(np.count_nonzero(np.unique(sample.labels)))
     out: dict[str, float] = {
         "nuclei": n,
@@ -299,12 +298,12 @@ def _measure(sample: Sample) -> dict[str, float]:
 
 
 def statistics(samples: Iterable[Sample]) -> pd.Series:
-    """Measure samples, synthetic or real, in the terms of ``assets/nuinsseg_tissue_stats.csv``.
+    """Measure samples, synthetic or real, with the columns of ``assets/nuinsseg_tissue_stats.csv``.
 
-    ``images``, ``nuclei``, mean and sd of the nuclei in an image; over all nuclei, quartiles of the area (px),
-    median eccentricity and solidity; as means over images, ``touching_fraction`` (share of an image's nuclei
-    that touch another, see ``touching``), ``foreground_fraction``, mean RGB (0..255) in nuclei and outside,
-    and the sd outside. Raises InputError if there is no sample.
+    Counts: ``images``, ``nuclei``, and the mean and sd of nuclei per image. Over all nuclei: quartiles of the area
+    (px), median eccentricity and solidity. As means over images: ``touching_fraction`` (share of nuclei that touch
+    another, see `touching`), ``foreground_fraction``, mean RGB (0..255) inside and outside nuclei, and the sd outside.
+    Raises InputError if there is no sample.
     """
     rows, shapes = [], []
     for sample in samples:

@@ -13,28 +13,28 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from skimage.draw import polygon
 
-BLOOD = (0.12, 1.00, 0.72)  # optical density of red cells ..
-PIGMENT = (0.45, 0.75, 1.30)  # .. and of haemosiderin and melanin
-STEP = 4  # px between the knots of the layout: what is laid out is never finer
-PAD = 96  # px around the image, so that a nucleus at the border is drawn whole and then cut
-POINTS = 32  # of an outline
+BLOOD = (0.12, 1.00, 0.72)  # optical density (RGB, base e) of red blood cells
+PIGMENT = (0.45, 0.75, 1.30)  # the same of haemosiderin and melanin
+STEP = 4  # px between the knots of the layout, and so its finest detail
+PAD = 96  # px of margin, so that nuclei at the border are drawn whole and then cut
+POINTS = 32  # corners of an outline
 Rng = np.random.Generator
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
 class TissueStyle:
-    """What one tissue looks like; the defaults are a plain, cellular tissue. Lengths in px, the rest about 0..1.
+    """The look of a tissue; the defaults give a plain, cellular one. Lengths in px, the rest about 0..1.
 
-    ``spaces``: the shape of white areas: cleft (along the fibres), lumen (smooth and large), gland (round, in
-    rows), fat (cells, white inside), septa (white between bundles); ``scale``: their size; ``soft``: how wide
-    their edges; ``space``: their share, as a multiple of what is purely white in the tissue's images.
-    ``wall``: thickness of the epithelium around them; ``columnar``: its nuclei stand upright, else they lie
-    flat. ``fibre``, ``width``: contrast and width of fibres; ``grain``, ``cell``: contrast and coarsest size of
-    the cytoplasm's texture; ``patch``: how far nuclei gather; ``aligned``: share of nuclei along the fibres;
-    ``vesicular``: share of pale nuclei with a membrane and nucleoli; ``halo``: purple (> 0) or clear (< 0)
-    around nuclei; ``membrane``: cell borders stained (> 0) or torn open, white (< 0); ``mottle``: purple haze;
-    ``blood``: share of the area under red cells; ``pigment``: groups of brown specks per 512 x 512 px.
+    ``spaces``: shape of the white areas: cleft (along the fibres), lumen (smooth and large), gland (round, in
+    rows), fat (cells, white inside) or septa (white between bundles). ``scale``: their size. ``soft``: width of
+    their edges. ``space``: their share, as a multiple of the share of purely white pixels in the tissue's images.
+    ``wall``: thickness of the epithelium around them. ``columnar``: its nuclei stand upright; else they lie flat.
+    ``fibre``, ``width``: contrast and width of fibres. ``grain``, ``cell``: contrast and coarsest size of the
+    cytoplasm's texture. ``patch``: how strongly nuclei cluster. ``aligned``: share of nuclei along the fibres.
+    ``vesicular``: share of pale nuclei with a membrane and nucleoli. ``halo``: purple (> 0) or clear (< 0)
+    surroundings of nuclei. ``membrane``: cell borders, stained (> 0) or torn open and white (< 0). ``mottle``:
+    purple haze. ``blood``: share of the area under red cells. ``pigment``: groups of brown specks per 512 x 512 px.
     """
 
     spaces: str = "cleft"
@@ -58,7 +58,7 @@ class TissueStyle:
 
 
 def _knots(size: int, step: float) -> Array:
-    """Positions (px) of the spline knots that ``_upsample`` needs along one axis."""
+    """Positions (px) of the spline knots along one axis of an image of ``size`` px, as `_upsample` needs them."""
     return (np.arange(int(np.ceil(size / step)) + 4, dtype=np.float32) - 1) * np.float32(step)
 
 
@@ -68,14 +68,14 @@ def _grid(size: int) -> Array:
 
 
 def _upsample(grid: Array, size: int, step: float = STEP) -> Array:
-    """Cubic B-spline over a grid of knots: (k, k) -> (size, size); smooth, and never beyond their values."""
+    """Interpolate a grid of knots by cubic B-splines: (k, k) -> (size, size), within the range of the knots."""
     t = np.arange(size, dtype=np.float32) / np.float32(step)
     i = t.astype(np.intp)
     f = t - i
     weights = ((1 - f) ** 3, 3 * f**3 - 6 * f**2 + 4, -3 * f**3 + 3 * f**2 + 3 * f + 1, f**3)
-    for _ in range(2):  # once down the rows, then, transposed, once along them
+    for _ in range(2):  # along the columns, then, transposed, along the rows
         rows = [(w / 6)[:, None] * np.take(grid, i + k, axis=0) for k, w in enumerate(weights)]
-        for row in rows[1:]:  # in place, and from whole rows: memory is what takes the time here
+        for row in rows[1:]:  # in place: memory traffic dominates the time
             rows[0] += row
         grid = np.ascontiguousarray(rows[0].T)
     return grid
@@ -88,14 +88,14 @@ def smooth_noise(rng: Rng, size: int, scale: float) -> Array:
 
 
 def _fbm(rng: Rng, size: int, fine: float, coarse: float) -> Array:
-    """Octaves of noise from ``fine`` to ``coarse`` px; sd 1. Amplitude ~ scale^0.4, as in the real tissues."""
+    """Octaves of noise from ``fine`` to ``coarse`` px; sd 1. Amplitude ~ scale^0.4, as in real tissue."""
     scales = fine * 2.0 ** np.arange(max(1, int(np.log2(coarse / fine)) + 1))
     weights = (scales**0.4 / np.linalg.norm(scales**0.4)).astype(np.float32)
     return reduce(np.add, [w * smooth_noise(rng, size, s) for s, w in zip(scales, weights, strict=True)])
 
 
 def _streaks(rng: Rng, u: Array, v: Array, length: float, width: float) -> Array:
-    """Noise stretched along u: fibres of ``length`` x ``width`` px on any grid of coordinates; sd about 1."""
+    """Noise stretched along ``u``: fibres of ``length`` x ``width`` px on any grid of coordinates; sd about 1."""
     table = rng.standard_normal((256, 256), dtype=np.float32)
     out = np.zeros_like(u)
     for octave in (1.0, 0.5, 0.25):
@@ -107,17 +107,17 @@ def _streaks(rng: Rng, u: Array, v: Array, length: float, width: float) -> Array
 class Layout(NamedTuple):
     """Where things lie, each (k, k) on the layout's knots."""
 
-    depth: Array  # px from the nearest white space, < 0 in it
+    depth: Array  # px to the nearest white space, < 0 within it
     seam: Array  # 1 on the borders between glands, 0 far from them
     u: Array  # px along the fibres
     v: Array  # px across them
-    likely: Array  # nuclei per px, unnormed
-    angle: Array  # of nuclei, radians from x towards y
-    oriented: Array  # share of nuclei that keep to it
+    likely: Array  # relative density of nuclei
+    angle: Array  # of the long axis of nuclei, radians from x towards y
+    oriented: Array  # share of nuclei that follow ``angle``
 
 
 def _spaces(rng: Rng, style: TissueStyle, at: Array, u: Array, v: Array, white: float) -> tuple[Array, Array]:
-    """``depth`` and ``seam`` of a layout with the share ``white`` of the tissue's kind of white space."""
+    """``depth`` and ``seam`` of a layout, of which the share ``white`` is white space of the style's kind."""
     k, scale = len(at), style.scale
     blobs = smooth_noise(rng, k, scale / STEP)
     if style.spaces in ("cleft", "lumen"):
@@ -165,13 +165,13 @@ def lay_out(rng: Rng, style: TissueStyle, size: int, white: float) -> Layout:
 
 
 def cumulative(likely: Array, size: int) -> Array:
-    """Running total of a density on the knots, over those in the image: what ``_places`` draws from."""
+    """Cumulative sum of a density over the knots in the image, for `_places` to draw from."""
     k = -(-size // STEP)
     return np.cumsum(likely[1 : k + 1, 1 : k + 1], dtype=np.float64)
 
 
 def _places(rng: Rng, total: Array, n: int, size: int) -> Array:
-    """n places (n, 2) in the image (y and x, px), drawn with the density of which ``total`` is the total."""
+    """Draw n places (n, 2) in the image (y and x, px) from the density with the cumulative sum ``total``."""
     k = -(-size // STEP)
     cell = np.searchsorted(total, rng.random(n) * total[-1]).clip(max=k * k - 1)
     at = STEP * (np.stack([cell // k, cell % k], -1) + rng.uniform(-0.5, 0.5, (n, 2)))
@@ -181,10 +181,12 @@ def _places(rng: Rng, total: Array, n: int, size: int) -> Array:
 def outlines(rng: Rng, n: int, row: Any, even: float) -> Array:
     """Outlines of n nuclei about the origin, long axis along x: (n, POINTS, 2), y and x in px.
 
-    Ellipses with the tissue's areas and eccentricities, bent, and roughened by Fourier terms of order 2..6;
-    ``even`` in (0, 1) is where the image lies among the tissue's, from small nuclei to large.
+    Ellipses with the areas and eccentricities of ``row``, bent, and roughened by Fourier terms of order 2 to 6.
+    ``row``: anything with the attributes area_px_q25, area_px_median and area_px_q75 (px), eccentricity_median,
+    solidity_median and touching_fraction. ``even``: the image's quantile among those of its tissue, 0 (small nuclei)
+    to 1 (large).
     """
-    spread = np.log(row.area_px_q75 / row.area_px_q25) / 1.349  # of a lognormal, from its quartiles
+    spread = np.log(row.area_px_q75 / row.area_px_q25) / 1.349  # sd of a lognormal distribution, from its quartiles
     own = rng.standard_normal(n).clip(-1.9, 1.9)
     area = np.maximum(40, 1.06 * row.area_px_median * np.exp(spread * (0.85 * own + 1.2 * even - 0.6)))
     ratio = 1.04 * np.sqrt(1 - row.eccentricity_median**2) * np.exp(0.25 * rng.standard_normal(n))
@@ -202,7 +204,7 @@ def outlines(rng: Rng, n: int, row: Any, even: float) -> Array:
 
 
 class Canvas:
-    """The label map while nuclei are thrown on it; a later nucleus never covers an earlier one."""
+    """A label map to which nuclei are added one by one; a later nucleus never covers an earlier one."""
 
     def __init__(self, rng: Rng, layout: Layout, size: int, room: int) -> None:
         self.rng, self.layout, self.size = rng, layout, size
@@ -212,7 +214,7 @@ class Canvas:
         self.centres, self.radii, self.touching = np.zeros((room, 2)), np.zeros(room), np.zeros(room, bool)
 
     def turned(self, outline: Array, places: Array) -> Array:
-        """The outline at c places (c, 2), each turned as nuclei lie there, or any way: (c, POINTS, 2)."""
+        """The outline at c places (c, 2), rotated at each as the layout says, or at random: (c, POINTS, 2)."""
         i, j = (places / STEP + 1).astype(np.intp).T
         angle = self.layout.angle[i, j] + self.rng.normal(0, 0.18, len(places))
         free = self.rng.random(len(places)) > self.layout.oriented[i, j]
@@ -222,12 +224,12 @@ class Canvas:
         return arms + places[:, None]
 
     def crowd(self, points: Array) -> Array:
-        """How many of each candidate's points (c, p, 2) lie on a nucleus: (c,)."""
+        """Number of each candidate's points (c, p, 2) that lie on a nucleus: (c,)."""
         at = points.astype(np.intp) + PAD
         return np.count_nonzero(self.labels[at[..., 0], at[..., 1]], axis=1)
 
     def apart(self, outline: Array, gap: float = 3.5) -> tuple[Array, Array]:
-        """A place with nothing within ``gap`` px, or the emptiest one found, and the outline there."""
+        """A place with no nucleus within ``gap`` px, or else the emptiest found, and the outline there."""
         places = _places(self.rng, self.total, 24, self.size)
         points = self.turned(outline, places)
         arms = points - places[:, None]
@@ -236,7 +238,7 @@ class Canvas:
         return places[best], points[best]
 
     def beside(self, outline: Array) -> tuple[Array, Array]:
-        """A place where the nucleus meets one that is there, overlapping it as little as may be."""
+        """A place where the nucleus touches one already drawn, with the least overlap found, and the outline there."""
         parent = self.rng.integers(self.n, size=4).repeat(12)
         way = self.rng.uniform(0, 2 * np.pi, 48)
         reach = np.sqrt((outline**2).sum(-1)).mean() + self.radii[parent]
@@ -250,7 +252,7 @@ class Canvas:
         return places[best], points[best]
 
     def draw(self, place: Array, points: Array) -> bool:
-        """Fill the outline where it is free; False, and nothing drawn, if less than half of it would be."""
+        """Fill the free part of the outline; return False, with nothing drawn, if too little of it is free."""
         rows, cols = polygon(points[:, 0] + PAD, points[:, 1] + PAD, self.labels.shape)
         free = self.labels[rows, cols] == 0
         if len(rows) < 24 or free.mean() < 0.6:
@@ -259,7 +261,7 @@ class Canvas:
         window = self.labels[top : rows.max() + 2, left : cols.max() + 2]
         shape = np.zeros(window.shape, bool)
         shape[rows[free] - top, cols[free] - left] = True
-        if not free.all():  # what is left may be in pieces, with slivers at the seam
+        if not free.all():  # the rest may be in pieces, with slivers at the seam: keep the largest
             pieces, _ = ndimage.label(ndimage.binary_opening(shape))
             shape = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel(), minlength=2)[1:]))
             if shape.sum() < max(24, 0.5 * len(rows)):
@@ -275,7 +277,7 @@ class Canvas:
 
 
 def scatter(rng: Rng, layout: Layout, row: Any, n: int, size: int, even: float) -> Array:
-    """Throw n nuclei so that the tissue's share of them touches: (size, size) int32, 1..m, m <= n."""
+    """Place n nuclei, of which ``row.touching_fraction`` touch another: (size, size) int32, labels 1..m, m <= n."""
     canvas = Canvas(rng, layout, size, n)
     for outline in outlines(rng, n, row, even):
         for _ in range(4):
@@ -288,10 +290,10 @@ def scatter(rng: Rng, layout: Layout, row: Any, n: int, size: int, even: float) 
 
 
 class Densities(NamedTuple):
-    """What takes up light, each (size, size): about 1 where dense, 0 where there is none."""
+    """Maps of what absorbs light, each (size, size): about 1 where dense, 0 where absent."""
 
     eosin: Array
-    chromatin: Array  # in nuclei, and as a haze between them
+    chromatin: Array  # in nuclei, and as haze between them
     blood: Array
     brown: Array
 
@@ -317,7 +319,7 @@ def _borders(labels: Array) -> Array:
 
 
 def _chromatin(rng: Rng, labels: Array, style: TissueStyle, faint: Array) -> Array:
-    """Chromatin in nuclei: membranes, clumps, nucleoli, and each nucleus's own darkness and focus."""
+    """Chromatin in nuclei: membranes, clumps and nucleoli, with a darkness and a focus for each nucleus."""
     size, n = len(labels), len(faint)
     pale = rng.random(n) < style.vesicular
     dark = np.exp(rng.normal(0, 0.25, n)) * np.where(pale, 0.85, 1.1) * np.where(faint, rng.uniform(0.2, 0.6, n), 1)
@@ -336,7 +338,7 @@ def _chromatin(rng: Rng, labels: Array, style: TissueStyle, faint: Array) -> Arr
 
 
 def _red_cells(rng: Rng, share: float, size: int) -> Array:
-    """Red blood cells in drifts, about ``share`` of the area under them: coverage (size, size), 0..1."""
+    """Groups of red blood cells over about ``share`` of the area: coverage (size, size), 0..about 1."""
     n = rng.poisson(share * size**2 / 330 * rng.gamma(0.7, 1 / 0.7))
     if not n:
         return np.zeros((size, size), np.float32)
@@ -349,7 +351,7 @@ def _red_cells(rng: Rng, share: float, size: int) -> Array:
 
 
 def _cell_borders(labels: Array) -> Array:
-    """Soft lines half-way between nuclei that lie close, where cells meet: (size, size), 0..about 1."""
+    """Soft lines half-way between close nuclei, where cells meet: (size, size), 0..about 1."""
     half = labels[::2, ::2]
     distance, (i, j) = ndimage.distance_transform_edt(half == 0, return_indices=True)
     line = _borders(half[i, j]) & (distance > 0.5) & (distance < 14)
@@ -358,13 +360,13 @@ def _cell_borders(labels: Array) -> Array:
 
 
 def _halo(mask: Array) -> Array:
-    """A mask (size, size) seen from afar: the share of it within about 10 px, 0..1."""
+    """The share of a mask (size, size) within about 10 px of each pixel, 0..1."""
     small = np.pad(ndimage.uniform_filter(mask, STEP)[::STEP, ::STEP], ((1, 4), (1, 4)), mode="edge")
     return _upsample(ndimage.gaussian_filter(small, 2.2), len(mask))
 
 
 def draw_densities(rng: Rng, style: TissueStyle, layout: Layout, labels: Array, faint: Array) -> Densities:
-    """What lies where, before it is stained; nuclei whose ``faint`` is True lie out of the plane of focus."""
+    """All density maps of one image. ``faint``: (n,) bool, True for nuclei out of the plane of focus."""
     size = len(labels)
     around = ((labels > 0) & (labels <= np.count_nonzero(~faint))).astype(np.float32)
     halo, seam = _halo(around), _upsample(layout.seam, size)
@@ -388,7 +390,7 @@ def draw_densities(rng: Rng, style: TissueStyle, layout: Layout, labels: Array, 
         texture += border.clip(0)
         solid *= 1 - (-border).clip(0, 0.95) * (1 - around)
     blood = _red_cells(rng, style.blood, size) * (1 - around)
-    wisps = 0.02 + 0.2 * style.fibre * streaks.clip(0, 3)  # what crosses white spaces
+    wisps = 0.02 + 0.2 * style.fibre * streaks.clip(0, 3)  # strands that cross white spaces
     eosin = np.exp(texture) * (solid + wisps * (1 - solid)) * (1 - 0.5 * around) * (1 - 0.7 * blood)
     specks = rng.uniform(0, size, (rng.poisson(style.pigment * (size / 512) ** 2 * rng.gamma(0.6, 1.6)), 2))
     specks = specks.repeat(6, 0) + rng.normal(0, 6, (6 * len(specks), 2))

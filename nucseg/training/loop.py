@@ -240,14 +240,14 @@ def _epochs(
 
 
 def _epochs_that_fit(history: list[dict], config: Config) -> int:
-    """How many epochs as long as the first end within ``max_hours``; the planned ones where there is no limit."""
+    """Number of epochs that end within ``max_hours``, at the speed of the first; without a limit, those planned."""
     return max(1, int(3600 * config.max_hours / history[0]["seconds"])) if config.max_hours else config.epochs
 
 
 def _out_of_time(history: list[dict], config: Config, seconds: float) -> bool:
-    """Whether another epoch, as long as the longest so far, would end after ``max_hours``. The first one is always run.
+    """Whether another epoch, as long as the longest so far, would end after ``max_hours``.
 
-    The learning rate follows the planned epochs whatever the limit is, so that a run does not depend on the speed of
-    the machine; one that is stopped ends at a higher rate than planned.
+    At least one epoch is run. The learning rate follows the planned epochs, not the clock, so that the same run on a
+    faster machine gives the same weights; a run that is stopped early ends at a higher learning rate than planned.
     """
     return bool(config.max_hours and history) and seconds + max(r["seconds"] for r in history) > 3600 * config.max_hours

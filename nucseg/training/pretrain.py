@@ -1,8 +1,8 @@
-"""A base that needs no download: MobileSAM's encoder trained from random weights, never on NuInsSeg.
+"""Pretraining of a base that needs no download: MobileSAM's encoder from random weights, without NuInsSeg.
 
 The images are synthetic tissue and BBBC038 (CC0): its histology and brightfield images, and its fluorescence images
-restained as H&E (`nucseg.data.mixture`). All are drawn afresh in every epoch. The encoder is trained whole, together
-with the instance head. Both form the base ``offline``: the head is small, and a run that starts from it needs fewer
+restained as H&E, all drawn afresh in every epoch (`nucseg.data.mixture`). The whole encoder is trained together with
+the instance head, and both are stored in the base ``offline``: a run that starts from the trained head needs fewer
 images (``head_start``).
 """
 
@@ -23,8 +23,8 @@ from nucseg.model.network import load_model
 from nucseg.records.provenance import command_line
 from nucseg.training.loop import train
 
-# The first edition of the base was not trained on these synthetic tissues, so that the book can train on them live;
-# the second knows no tissue by name.
+# Synthetic tissues that the first edition of the base was not trained on, so that the book can train on them live. The
+# second edition is trained on none of the named tissues.
 HELD_OUT = (
     "human kidney",
     "human liver",
@@ -33,17 +33,17 @@ HELD_OUT = (
     "human salivory gland",
     "mouse kidney",
 )
-EDITION = "2"  # 1: synthetic tissue by NuInsSeg's statistics per tissue, and all of BBBC038's histology
+EDITION = "2"  # the first used NuInsSeg's statistics per tissue and all of BBBC038's histology
 
 
 def pretrain(bbbc038: str | Path, folder: str | Path, config: Config | None = None, *, progress: bool = True) -> Path:
-    """Train a base and write its encoder and head, float16, as ``offline.safetensors`` in ``folder``; returns its path.
+    """Train a base, write it as ``offline.safetensors`` (float16) in ``folder``, and return its path.
 
-    ``bbbc038``: a folder as ``nucseg fetch bbbc038`` makes it. ``config``: the preset ``pretrain`` where none is given.
-    Run it again to resume: the images depend on seed and epoch alone. ``scores.csv`` is of the histology images that
-    are held out (`nucseg.data.bbbc038.held_out_histology`), enlarged 1.6 times, without any fine-tuning.
+    ``bbbc038``: a folder made by ``nucseg fetch bbbc038``. ``config``: by default the preset ``pretrain``. Call it
+    again with the same arguments to resume. ``scores.csv`` has the scores on the held-out histology images
+    (`nucseg.data.bbbc038.held_out_histology`), enlarged by 1.6, without fine-tuning.
 
-    Raises InputError for a config that does not train the whole encoder with the instance head, or a folder without
+    Raises InputError for a config that does not train the whole encoder with the instance head, or if the folder lacks
     one of the kinds of images.
     """
     config = config or preset("pretrain")
@@ -58,9 +58,9 @@ def pretrain(bbbc038: str | Path, folder: str | Path, config: Config | None = No
 
 
 def export(run: str | Path, scores: dict[str, float]) -> Path:
-    """Write a pretraining run's encoder and head as a base: float16 safetensors, with a card in the header.
+    """Write the encoder and head of a pretraining run as a base, in float16, with a card in the file's header.
 
-    ``scores``: of the run on the images that were held out. All values of the card are text.
+    ``scores``: mean scores on the held-out images, for the card. Returns the path of the file.
     """
     run = Path(run)
     about = json.loads((run / "run.json").read_text(encoding="utf-8"))
