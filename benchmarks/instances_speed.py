@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from representations import NOISES, degrade
 
+from experiments.representations import NOISES, degrade
 from nucseg.instances import decode, encode
 
 SIZE = 512

@@ -26,7 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "head_norm": ("group", "layer", "batch"),
     "without": ("", *PIECES),
     "data": ("synthetic", "nuinsseg", "own"),
-    "protocol": ("benchmark", "report", "leave-one-tissue-out", "own"),
+    "protocol": ("benchmark", "report", "leave-one-tissue-out", "own", "parts"),
     "augmentation": ("flip_and_rotate", "histology", "geometry", "strong", "none"),
     "monitor": ("dice", "iou", "aji", "pq"),
     "scoring": ("benchmark", "report"),
@@ -157,7 +157,7 @@ class Config(ModelConfig):
     data_note: str = option("", "data", "remark on this copy of the data, recorded with the results")
     synthetic_per_tissue: int = option(2, "data", "number of synthetic images per tissue")
     protocol: str = option(
-        "benchmark", "data", "splits: benchmark, report (its test set overlaps), leave-one-tissue-out, own"
+        "benchmark", "data", "splits: benchmark, report (its test set overlaps), leave-one-tissue-out, own, parts "
     )
     fold: int = option(1, "data", "test fold, counted from 1")
     train_images: int = option(0, "data", "number of training images (0: all)")
@@ -171,6 +171,9 @@ class Config(ModelConfig):
     patience: int = option(15, "optimisation", "epochs without a better validation score before stopping; the report's")
     monitor: str = option("dice", "optimisation", "validation score that selects the checkpoint; the report's")
     batch_size: int = option(4, "optimisation", "images per step; the report's")
+    max_hours: float = option(
+        0.0, "optimisation", "time limit: stop after the last whole epoch that ends within it, h (0: none)"
+    )
     lr: float = option(3e-4, "optimisation", "learning rate of AdamW; the report's")
     min_lr: float = option(1e-6, "optimisation", "learning rate at the end of a cosine cycle; in the report's code")
     cycles: int = option(
@@ -224,6 +227,7 @@ class Config(ModelConfig):
             "test_images",
             "crop",
             "num_workers",
+            "max_hours",
             "min_lr",
             "stage_weight",
             "border_weight",
@@ -275,17 +279,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lora_target": "full",
         "head": "instance",
         "stages": True,
+        "protocol": "parts",
         "size": 512,
+        "field_px": 512,  # all images come at one scale, whatever their side is
         "crop": 256,
         "augmentation": "histology",
         "lr": 1e-3,
         "warmup": 0.03,
         "weight_decay": 0.01,
         "batch_size": 8,
-        "epochs": 40,
-        "patience": 40,
+        "epochs": 60,  # of 960 windows
+        "patience": 60,
         "monitor": "pq",
-        "val_images": 40,
+        "num_workers": 1,  # draws the next images meanwhile
     },
     # Fine-tunes a pretrained adapter on a few annotated images; see training/finetune.py.
     "finetune": {

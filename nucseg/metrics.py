@@ -1,15 +1,15 @@
 """Scores of a predicted label map against the true one: Dice, IoU, AJI, AJI+, PQ, SQ, RQ.
 
 One pass over the pixels counts how many of them each true nucleus T_i shares with each predicted one P_j.
-That table, a `Contingency`, is all any of the scores needs:
+That table, a `Contingency`, is all any of the scores needs. It holds only the pairs that touch, so that time
+and memory grow with the pixels and with these pairs:
 
 >>> import numpy as np
 >>> truth = np.array([[1, 1, 2, 2], [1, 1, 2, 2]])
 >>> merged = np.array([[7, 7, 7, 7], [7, 7, 7, 7]])  # both nuclei found, but as one
 >>> table = contingency(truth, merged)
->>> table.overlap
-array([[4],
-       [4]])
+>>> table.overlap  # T_1 and P_1 share 4 pixels, T_2 and P_1 share 4 pixels
+array([4, 4])
 >>> dice(table), aji(table), round(aji_plus(table), 4), pq(table)
 (1.0, 0.5, 0.3333, 0.0)
 
@@ -26,13 +26,15 @@ The corrections of NucEval (arXiv:2605.03144) are the keywords `vague` and `bord
 and `weighted_mean`. They raise scores without any change of the model: report them beside the plain ones.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from nucseg.errors import InputError
 
@@ -41,34 +43,46 @@ VAGUE_SHARE = 0.25  # NucEval's: an instance with more of its area than this in 
 
 @dataclass(frozen=True)
 class Contingency:
-    """How n true and m predicted nuclei share their pixels; `contingency` makes it.
+    """The pixels that n true and m predicted nuclei share, as a sparse table; `contingency` makes it.
 
-    ``overlap``: (n, m) int64, the pixels of T_i that P_j has too. ``true_areas``: (n,), ``predicted_areas``:
-    (m,), all above 0. ``true_foreground``, ``predicted_foreground``, ``shared_foreground``: pixels in any
-    true nucleus, in any predicted one, in both; true nuclei may overlap, so their areas can add up to more.
+    Pair k of the K pairs that share a pixel is true nucleus ``rows[k]`` and predicted nucleus ``columns[k]``, with
+    ``overlap[k]`` shared pixels; the pairs are sorted by row, then by column. ``true_areas``: (n,) px,
+    ``predicted_areas``: (m,) px, all above 0. ``true_ids``, ``predicted_ids``: (n,), (m,), the label of each
+    nucleus (in a stack of masks: its index). ``true_foreground``, ``predicted_foreground``, ``shared_foreground``:
+    pixels in any true nucleus, in any predicted one, in both; true nuclei may overlap, so that their areas can add
+    up to more.
     """
 
+    rows: np.ndarray
+    columns: np.ndarray
     overlap: np.ndarray
     true_areas: np.ndarray
     predicted_areas: np.ndarray
+    true_ids: np.ndarray
+    predicted_ids: np.ndarray
     true_foreground: int
     predicted_foreground: int
     shared_foreground: int
 
     @cached_property
     def union(self) -> np.ndarray:
-        """(n, m) int64: pixels in T_i or P_j."""
-        return self.true_areas[:, None] + self.predicted_areas[None, :] - self.overlap
+        """(K,) int64: pixels in either nucleus of each pair."""
+        return self.true_areas[self.rows] + self.predicted_areas[self.columns] - self.overlap
 
     @cached_property
     def iou(self) -> np.ndarray:
-        """(n, m) float64: the intersection over union of T_i and P_j."""
+        """(K,) float64: intersection over union of each pair, above 0."""
         return self.overlap / self.union
 
     @cached_property
-    def assignment(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns of the one-to-one matching with the largest sum of IoU, without pairs of IoU 0."""
-        return _assign(self.iou)
+    def assignment(self) -> np.ndarray:
+        """Indices of the pairs of the one-to-one matching with the largest sum of IoU."""
+        return _matching(self.rows, self.columns, self.iou)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is neither a true nor a predicted nucleus."""
+        return not len(self.true_areas) and not len(self.predicted_areas)
 
 
 @dataclass(frozen=True)
@@ -136,8 +150,7 @@ def contingency(
     are taken from both maps, inside and outside alike; the image's edge is no outline. A nucleus left without
     pixels is gone.
 
-    This is what NucEval's code does, up to its kernel: the disc here is Euclidean; OpenCV's ellipse is the
-    same for k = 1 and, for larger k, a little wider than high.
+    "Within k px" is NucEval's kernel, OpenCV's ellipse (`_ellipse`): a little wider than high.
 
     >>> import numpy as np
     >>> truth = np.zeros((12, 12), np.int32)
@@ -149,13 +162,13 @@ def contingency(
     _check(truth, prediction, vague, border, min_area)
     predicted, true = _objects(prediction), _objects(truth)
     if min_area > 0:
-        predicted = _keep(predicted, (np.bincount(predicted.owner) >= min_area)[predicted.owner])
+        predicted = _select(predicted, (_areas(predicted) >= min_area)[predicted.owner])
     if vague is not None:
         true, predicted = _without_vague(true, vague.ravel()), _without_vague(predicted, vague.ravel())
     if border > 0:
         certain = ~_border_zone(true, prediction.shape, border).ravel()
-        true, predicted = _keep(true, certain[true.pixel]), _keep(predicted, certain[predicted.pixel])
-    return _count(true, predicted, prediction.size)
+        true, predicted = _clip(true, certain), _clip(predicted, certain)
+    return _count(true, predicted)
 
 
 def dice(table: Contingency) -> float:
@@ -186,12 +199,9 @@ def aji(table: Contingency, match: Literal["iou", "intersection"] = "iou") -> fl
     """
     if match not in ("iou", "intersection"):
         raise InputError(f"match is {match!r}: give 'iou' or 'intersection'.")
-    if table.overlap.size == 0:
-        return float(table.overlap.shape == (0, 0))
-    best = (table.iou if match == "iou" else table.overlap).argmax(axis=1)
-    rows = np.flatnonzero(table.overlap[np.arange(len(best)), best])
-    intersection, union, missed, spurious = _sums(table, rows, best[rows])
-    return intersection / (union + missed + spurious)
+    best = np.lexsort((-(table.iou if match == "iou" else table.overlap), table.rows))  # stable: the first of equals
+    intersection, union, missed, spurious = _sums(table, best[_starts(table.rows)])
+    return _ratio(intersection, union + missed + spurious, table)
 
 
 def aji_plus(table: Contingency) -> float:
@@ -200,7 +210,7 @@ def aji_plus(table: Contingency) -> float:
     The matching has the largest sum of IoU (Hungarian method). What it leaves over, true or predicted, adds
     its area to the denominator. A prediction that merges two nuclei is used once here, twice in `aji`.
     """
-    intersection, union, missed, spurious = _sums(table, *table.assignment)
+    intersection, union, missed, spurious = _sums(table, table.assignment)
     return _ratio(intersection, union + missed + spurious, table)
 
 
@@ -210,23 +220,68 @@ def aji_matched_only(table: Contingency) -> float:
     The matching of `aji_plus`, with the area of unmatched predictions in the denominator but not that of
     unmatched true nuclei: one nucleus of a hundred, outlined well, scores 1. Never below `aji_plus`.
     """
-    intersection, union, _, spurious = _sums(table, *table.assignment)
+    intersection, union, _, spurious = _sums(table, table.assignment)
     return _ratio(intersection, union + spurious, table)
 
 
 def rq(table: Contingency) -> float:
     """Recognition quality (Kirillov et al. 2019): TP / (TP + FP / 2 + FN / 2), TP the pairs of IoU > 0.5."""
-    return _ratio(2 * len(_found(table)), sum(table.overlap.shape), table)
+    return _ratio(2 * len(_found(table)), len(table.true_areas) + len(table.predicted_areas), table)
 
 
 def sq(table: Contingency) -> float:
     """Segmentation quality (Kirillov et al. 2019): the mean IoU of the pairs of IoU > 0.5."""
-    return _ratio(float(_found(table).sum()), len(_found(table)), table)
+    found = _found(table)
+    return _ratio(float(table.iou[found].sum()), len(found), table)
 
 
 def pq(table: Contingency) -> float:
     """Panoptic quality, SQ * RQ (Kirillov et al. 2019, CVPR)."""
     return sq(table) * rq(table)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The nuclei behind RQ, by label and in reading order; `errors` makes it.
+
+    ``found``: true nuclei with a prediction of IoU > 0.5 (true positives). ``missed``: the other true nuclei (false
+    negatives). ``spurious``: predictions that no true nucleus is found by (false positives). ``mergers``: those of
+    ``spurious`` that merge nuclei, each with the true nuclei in it. ``splits``: those of ``missed`` that were split,
+    each with the predictions in it.
+
+    A prediction merges two or more true nuclei if each of them has more than half of its area in the prediction,
+    and together they fill more than half of the prediction. A split is the same with the roles exchanged.
+    """
+
+    found: list[int]
+    missed: list[int]
+    spurious: list[int]
+    mergers: dict[int, list[int]]
+    splits: dict[int, list[int]]
+
+
+def errors(truth: np.ndarray, prediction: np.ndarray) -> Errors:
+    """Find out which nuclei of two label maps, (H, W), were found, missed, made up, merged and split.
+
+    >>> import numpy as np
+    >>> truth = np.array([[1, 1, 2, 2, 0, 3, 3, 3, 3]])
+    >>> errors(truth, np.array([[7, 7, 7, 7, 0, 8, 8, 9, 9]]))
+    Errors(found=[], missed=[1, 2, 3], spurious=[7, 8, 9], mergers={7: [1, 2]}, splits={3: [8, 9]})
+    """
+    table = contingency(truth, prediction)
+    pairs = _found(table)
+    found, used = np.zeros(len(table.true_ids), bool), np.zeros(len(table.predicted_ids), bool)
+    found[table.rows[pairs]], used[table.columns[pairs]] = True, True
+    mergers = _held(table.columns, table.rows, table.predicted_areas, table.true_areas, table.overlap)
+    splits = _held(table.rows, table.columns, table.true_areas, table.predicted_areas, table.overlap)
+    true_ids, predicted_ids = table.true_ids, table.predicted_ids
+    return Errors(
+        found=true_ids[found].tolist(),
+        missed=true_ids[~found].tolist(),
+        spurious=predicted_ids[~used].tolist(),
+        mergers={int(predicted_ids[j]): true_ids[inner].tolist() for j, inner in mergers if not used[j]},
+        splits={int(true_ids[i]): predicted_ids[inner].tolist() for i, inner in splits if not found[i]},
+    )
 
 
 def weighted_mean(values: Sequence[float] | np.ndarray, weights: Sequence[float] | np.ndarray) -> float:
@@ -244,69 +299,127 @@ def weighted_mean(values: Sequence[float] | np.ndarray, weights: Sequence[float]
 
 
 class _Objects(NamedTuple):
-    """Nuclei as (owner, pixel) pairs: a form that overlapping masks fit into as well as label maps do.
+    """Nuclei as runs of pixels of the flattened image: a form for masks that overlap as well as for label maps.
 
-    ``owner``: (k,), each number from 0 to n - 1 occurs. ``pixel``: (k,), position in the flattened image.
+    Run k holds the pixels ``start[k]`` to ``stop[k]`` - 1 of nucleus ``owner[k]``; each number from 0 to n - 1 occurs,
+    and the runs of one nucleus are in reading order. ``ids``: (n,), the label of each nucleus.
     """
 
     owner: np.ndarray
-    pixel: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    ids: np.ndarray
 
 
 def _objects(nuclei: np.ndarray) -> _Objects:
     """Number the nuclei by their first pixel, so that no score can depend on the ids."""
-    if nuclei.ndim == 3:
-        ids, pixel = np.nonzero(nuclei.reshape(len(nuclei), nuclei[0].size if len(nuclei) else 0))
-    else:
-        pixel = np.flatnonzero(nuclei != 0)  # four times as fast as on integers
-        ids = nuclei.ravel()[pixel]
-    if len(ids) == 0:
-        return _Objects(np.zeros(0, np.intp), np.zeros(0, np.intp))
-    if ids.max() > 4 * len(ids) + 1024:  # sorting is slow, but a table up to 2**32 does not fit
-        ids = np.unique(ids, return_inverse=True)[1]
-    ids = ids.astype(np.intp, copy=False)
-    first = np.full(ids.max() + 1, -1)
-    first[ids[::-1]] = pixel[::-1]  # of repeated ids the last assignment stays, here the first pixel
-    present = np.flatnonzero(first >= 0)
-    number = np.zeros(len(first), np.intp)
-    number[present[np.argsort(first[present], kind="stable")]] = np.arange(len(present))
-    return _Objects(number[ids], pixel)
+    if nuclei.ndim == 2:
+        start, stop, value = _runs(nuclei.ravel())
+    else:  # the masks one after the other, each with a pixel of background before it
+        masks = nuclei.reshape(len(nuclei), -1) if nuclei.size else np.zeros((0, 0), bool)
+        start, stop, _ = _runs(np.pad(masks, ((0, 0), (1, 0))).ravel())
+        value, start = np.divmod(start, masks.shape[1] + 1)
+        start, stop = start - 1, stop - value * (masks.shape[1] + 1) - 1
+    ids, first, owner = np.unique(value, return_index=True, return_inverse=True)
+    order = np.argsort(start[first], kind="stable")
+    number = np.empty(len(ids), np.intp)
+    number[order] = np.arange(len(ids))
+    return _Objects(number[owner], start, stop, ids[order])
 
 
-def _keep(objects: _Objects, keep: np.ndarray) -> _Objects:
-    """The pairs that ``keep``, (k,) bool, selects; nuclei left without pixels vanish, the order stays."""
+def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start, stop and value of each run of equal values, without those of 0."""
+    start = _starts(values)
+    stop, value = np.append(start[1:], len(values)), values[start]
+    inside = value != 0
+    return start[inside], stop[inside], value[inside]
+
+
+def _starts(values: np.ndarray) -> np.ndarray:
+    """Where each run of equal values begins."""
+    change = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=change[1:])
+    return np.flatnonzero(change)
+
+
+def _areas(objects: _Objects) -> np.ndarray:
+    """(n,) int64: pixels of each nucleus."""
+    return _sum_by(objects.owner, objects.stop - objects.start, len(objects.ids))
+
+
+def _sum_by(group: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
+    """(count,) int64: the sum of integers in each group; exact, as they stay below 2**53."""
+    return np.bincount(group, weights=values, minlength=count).astype(np.int64)
+
+
+def _pixels(objects: _Objects) -> tuple[np.ndarray, np.ndarray]:
+    """Owner and position of every pixel, run after run."""
+    return np.repeat(objects.owner, objects.stop - objects.start), _ranges(objects.start, objects.stop)
+
+
+def _ranges(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """The numbers from each start to its stop - 1, one range after the other."""
+    length = stop - start
+    return np.arange(length.sum()) + np.repeat(start - np.cumsum(length) + length, length)
+
+
+def _select(objects: _Objects, keep: np.ndarray) -> _Objects:
+    """The runs that ``keep``, (k,) bool, selects; nuclei left without pixels vanish, the order stays."""
     owner = objects.owner[keep]
-    number = np.cumsum(np.bincount(owner) > 0) - 1
-    return _Objects(number[owner], objects.pixel[keep])
+    left = np.bincount(owner, minlength=len(objects.ids)) > 0
+    return _Objects((np.cumsum(left) - 1)[owner], objects.start[keep], objects.stop[keep], objects.ids[left])
+
+
+def _clip(objects: _Objects, keep: np.ndarray) -> _Objects:
+    """The nuclei without the pixels outside ``keep``, (H * W,) bool."""
+    owner, pixel = _pixels(objects)
+    inside = keep[pixel]
+    owner, pixel = owner[inside], pixel[inside]
+    start = np.ones(len(owner), bool)
+    start[1:] = (owner[1:] != owner[:-1]) | (pixel[1:] != pixel[:-1] + 1)
+    first = np.flatnonzero(start)
+    stop = np.append(pixel[first[1:] - 1], pixel[-1:]) + 1
+    return _select(_Objects(owner[first], pixel[first], stop, objects.ids), np.ones(len(first), bool))
 
 
 def _without_vague(objects: _Objects, vague: np.ndarray) -> _Objects:
-    inside = vague[objects.pixel]
-    dropped = np.bincount(objects.owner, weights=inside) > VAGUE_SHARE * np.bincount(objects.owner)
-    return _keep(objects, ~(inside | dropped[objects.owner]))
+    owner, pixel = _pixels(objects)
+    dropped = np.bincount(owner, weights=vague[pixel], minlength=len(objects.ids)) > VAGUE_SHARE * _areas(objects)
+    return _clip(_select(objects, ~dropped[objects.owner]), ~vague)
 
 
 def _border_zone(objects: _Objects, shape: tuple[int, ...], k: int) -> np.ndarray:
-    """(H, W) bool: pixels whose disc of radius k holds pixels both of a nucleus and not of it."""
+    """(H, W) bool: pixels around which the ellipse of radius k holds pixels both of a nucleus and not of it."""
     zone = np.zeros(shape, bool)
-    overlapping = len(np.unique(objects.pixel)) < len(objects.pixel)
+    owner, pixel = _pixels(objects)
+    overlapping = len(np.unique(pixel)) < len(pixel)
     # Nuclei that share no pixel fit into one label map; otherwise each needs its own.
-    groups = [objects.owner == i for i in range(objects.owner.max() + 1)] if overlapping else [slice(None)]
+    groups = [owner == i for i in range(len(objects.ids))] if overlapping else [slice(None)]
     for group in groups:
         labels = np.zeros(shape, np.intp)
-        labels.ravel()[objects.pixel[group]] = objects.owner[group] + 1
+        labels.ravel()[pixel[group]] = owner[group] + 1
         _mark_changes(labels, k, zone)
     return zone
 
 
+def _ellipse(k: int) -> list[int]:
+    """How far OpenCV's ellipse of 2 k + 1 px reaches to either side in its rows 0, 1, ... k from the centre.
+
+    The formula of ``cv2.getStructuringElement(MORPH_ELLIPSE, ...)``, rounding halves to even as it does.
+
+    >>> [2 * reach + 1 for reach in _ellipse(2)]
+    [5, 5, 1]
+    """
+    return [round(k * math.sqrt((k * k - dy * dy) / (k * k))) for dy in range(k + 1)]
+
+
 def _mark_changes(labels: np.ndarray, k: int, zone: np.ndarray) -> None:
-    """Set ``zone`` where the label map has another value within k px: one shift and comparison an offset."""
+    """Set ``zone`` where the label map has another value within the ellipse: one shift and comparison per offset."""
     h, w = labels.shape
-    for dy in range(min(k, h - 1) + 1):
-        for dx in range(-min(k, w - 1), min(k, w - 1) + 1):
-            # Half of the disc is enough: what differs seen from one pixel differs seen from the other.
-            if dy * dy + dx * dx > k * k or (dy == 0 and dx <= 0):
-                continue
+    for dy, reach in enumerate(_ellipse(k)[:h]):
+        reach = min(reach, w - 1)
+        # Half of the ellipse is enough: what differs seen from one pixel differs seen from the other.
+        for dx in range(-reach if dy else 1, reach + 1):
             here = slice(0, h - dy), slice(max(-dx, 0), w - max(dx, 0))
             there = slice(dy, h), slice(max(dx, 0), w + min(dx, 0))
             differs = labels[here] != labels[there]
@@ -314,35 +427,92 @@ def _mark_changes(labels: np.ndarray, k: int, zone: np.ndarray) -> None:
             zone[there] |= differs
 
 
-def _count(true: _Objects, predicted: _Objects, size: int) -> Contingency:
-    true_areas, predicted_areas = np.bincount(true.owner), np.bincount(predicted.owner)
-    n, m = len(true_areas), len(predicted_areas)
-    column = np.zeros(size, np.intp)  # 0 is background
-    column[predicted.pixel] = predicted.owner + 1
-    counts = np.bincount(true.owner * (m + 1) + column[true.pixel], minlength=n * (m + 1))
-    foreground = np.zeros(size, bool)
-    foreground[true.pixel] = True
+def _count(true: _Objects, predicted: _Objects) -> Contingency:
+    row, column, length = _shared(true, predicted)
+    m = max(len(predicted.ids), 1)
+    pairs, pair = np.unique(row * m + column, return_inverse=True)
+    foreground = _foreground(true)
     return Contingency(
-        overlap=counts.reshape(n, m + 1)[:, 1:],
-        true_areas=true_areas,
-        predicted_areas=predicted_areas,
-        true_foreground=int(np.count_nonzero(foreground)),
-        predicted_foreground=len(predicted.pixel),
-        shared_foreground=int(np.count_nonzero(foreground[predicted.pixel])),
+        rows=pairs // m,
+        columns=pairs % m,
+        overlap=_sum_by(pair, length, len(pairs)),
+        true_areas=_areas(true),
+        predicted_areas=_areas(predicted),
+        true_ids=true.ids,
+        predicted_ids=predicted.ids,
+        true_foreground=int(_areas(foreground).sum()),
+        predicted_foreground=int(_areas(predicted).sum()),
+        shared_foreground=int(_shared(foreground, predicted)[2].sum()),
     )
 
 
-def _assign(quality: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    rows, columns = linear_sum_assignment(quality, maximize=True)
-    real = quality[rows, columns] > 0  # the solver also pairs off what has nothing in common
-    return rows[real], columns[real]
+def _shared(true: _Objects, predicted: _Objects) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Owner, other owner and pixels of each two runs that overlap; predicted nuclei do not overlap each other."""
+    first = np.searchsorted(predicted.stop, true.start, side="right")
+    last = np.searchsorted(predicted.start, true.stop, side="left")
+    run, other = np.repeat(np.arange(len(first)), last - first), _ranges(first, last)
+    length = np.minimum(true.stop[run], predicted.stop[other]) - np.maximum(true.start[run], predicted.start[other])
+    return true.owner[run], predicted.owner[other], length
 
 
-def _sums(table: Contingency, rows: np.ndarray, columns: np.ndarray) -> tuple[int, int, int, int]:
+def _foreground(objects: _Objects) -> _Objects:
+    """The pixels of any nucleus, each once, as runs of one object."""
+    order = np.argsort(objects.start, kind="stable")
+    start, stop = objects.start[order], objects.stop[order]
+    reached = np.append(0, np.maximum.accumulate(stop)[:-1]) if len(stop) else stop
+    start = np.maximum(start, reached)
+    new = start < stop
+    return _Objects(np.zeros(np.count_nonzero(new), np.intp), start[new], stop[new], np.ones(1, np.intp))
+
+
+def _matching(rows: np.ndarray, columns: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Indices, sorted, of the pairs of the one-to-one matching with the largest sum of weights (all above 0).
+
+    A pair that outweighs the best other pair of its row and the best other pair of its column together is in
+    every best matching. Taking these first, as long as there are any, leaves a few knots for a general solver.
+    """
+    taken, left = [], np.arange(len(rows))
+    while len(left):
+        row, column, w = rows[left], columns[left], weight[left]
+        sure = left[w > _rivals(row, w) + _rivals(column, w)]
+        if not len(sure):
+            taken.append(left[_solve(row, column, w)])
+            break
+        taken.append(sure)
+        left = left[~(np.isin(row, rows[sure]) | np.isin(column, columns[sure]))]
+    return np.sort(np.concatenate([np.zeros(0, np.intp), *taken]))
+
+
+def _rivals(line: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """For each pair, the largest weight of the other pairs of its row or column, 0 where there is none."""
+    order = np.lexsort((-weight, line))
+    starts = _starts(line[order])
+    size = np.diff(starts, append=len(line))
+    sorted_weight = np.append(weight[order], 0.0)
+    rival = np.repeat(sorted_weight[starts], size)
+    rival[starts] = np.where(size > 1, sorted_weight[starts + 1], 0.0)
+    out = np.empty(len(line))
+    out[order] = rival
+    return out
+
+
+def _solve(rows: np.ndarray, columns: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Indices of the pairs of the matching with the largest sum of weights (0 to 1), by SciPy's sparse solver."""
+    (row, i), (column, j) = (np.unique(line, return_inverse=True) for line in (rows, columns))
+    n, m = len(row), len(column)
+    # The solver matches every row: each gets a column of its own that stands for "none", at the cost of weight 0.
+    cost = np.concatenate([2 - weight, np.full(n, 2.0)])  # not below 1, since it takes 0 for "no pair"
+    graph = coo_array((cost, (np.append(i, np.arange(n)), np.append(j, m + np.arange(n)))), shape=(n, m + n))
+    match = np.full(n, -1)
+    here, there = min_weight_full_bipartite_matching(graph.tocsr())
+    match[here] = there
+    return np.flatnonzero(match[i] == j)
+
+
+def _sums(table: Contingency, pairs: np.ndarray) -> tuple[int, int, int, int]:
     """Pixels of a matching: its intersections, its unions, true nuclei not in it, predictions not in it."""
     missed, spurious = table.true_areas.copy(), table.predicted_areas.copy()
-    missed[rows], spurious[columns] = 0, 0
-    pairs = rows, columns
+    missed[table.rows[pairs]], spurious[table.columns[pairs]] = 0, 0
     return (
         int(table.overlap[pairs].sum()),
         int(table.union[pairs].sum()),
@@ -352,15 +522,26 @@ def _sums(table: Contingency, rows: np.ndarray, columns: np.ndarray) -> tuple[in
 
 
 def _found(table: Contingency) -> np.ndarray:
-    """The IoU of the pairs above 0.5, which are one-to-one by themselves unless true nuclei overlap."""
-    good = table.iou > 0.5
-    if (good.sum(axis=0) > 1).any():
-        return table.iou[_assign(np.where(good, table.iou, 0))]
-    return table.iou[good]
+    """Indices of the pairs above IoU 0.5, which are one-to-one by themselves unless true nuclei overlap."""
+    good = np.flatnonzero(table.iou > 0.5)
+    if len(np.unique(table.columns[good])) < len(good):
+        return good[_matching(table.rows[good], table.columns[good], table.iou[good])]
+    return good
+
+
+def _held(
+    outer: np.ndarray, inner: np.ndarray, outer_areas: np.ndarray, inner_areas: np.ndarray, overlap: np.ndarray
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Each outer nucleus that two or more inner ones, over half of each in it, fill to more than half, with those."""
+    pairs = np.flatnonzero(2 * overlap > inner_areas[inner])
+    pairs = pairs[np.lexsort((inner[pairs], outer[pairs]))]
+    for group in np.split(pairs, _starts(outer[pairs])[1:]):
+        if len(group) > 1 and 2 * overlap[group].sum() > outer_areas[outer[group[0]]]:
+            yield int(outer[group[0]]), inner[group]
 
 
 def _ratio(numerator: float, denominator: float, table: Contingency) -> float:
-    return numerator / denominator if denominator else float(table.overlap.shape == (0, 0))
+    return numerator / denominator if denominator else float(table.empty)
 
 
 def _check(truth: np.ndarray, prediction: np.ndarray, vague: np.ndarray | None, border: int, min_area: int) -> None:

@@ -328,7 +328,7 @@ if (recorded / "run.json").exists():
                 f"{pq['difference']:+.3f} ({pq['low']:+.3f} to {pq['high']:+.3f})"
             )
         rows.append(
-            row | {"seconds an image": f"{about['seconds_an_image'][name]:.2f}"}
+            row | {"seconds per image": f"{about['seconds_per_image'][name]:.2f}"}
         )
     shown = (
         pd.DataFrame(rows)

@@ -1,23 +1,25 @@
-"""Images with their label maps: NuInsSeg, folders of one's own, and how they are split into folds."""
+"""Images with their label maps: NuInsSeg, and folders of images and masks of your own."""
 
 import hashlib
 import itertools
 import operator
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
+from nucseg.data.pairing import find_pairs
 from nucseg.errors import InputError
 from nucseg.files import sha256
-from nucseg.images.polygons import ROI_SUFFIXES, read_rois
-from nucseg.images.raster import SUFFIXES, read_image, read_labels
+from nucseg.images.masks import Instances, read_labels, read_mask
+from nucseg.images.slides import read_image
+from nucseg.images.tissue import whitened
 
 Name = tuple[str, str]  # (tissue, stem)
 # Some copies of NuInsSeg correct the authors' misspelt folders; the benchmark's list keeps them.
@@ -29,7 +31,8 @@ class Sample:
     """One image with its label map.
 
     ``image``: (H, W, 3) uint8 RGB. ``labels``: (H, W) int32 label map, 0 = background, nuclei 1..n.
-    ``vague``: (H, W) bool, True where the annotators could not tell, or None where that is not known.
+    ``vague``: (H, W) bool, True where the annotators could not tell or did not annotate, so that these pixels count
+    neither for nor against; None where that is not known.
     """
 
     image: np.ndarray
@@ -44,11 +47,19 @@ class Dataset(Protocol):
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a sample, in the dataset's order, with the text columns ``tissue`` and ``stem``."""
+        """One row per sample, in the dataset's order, with the text columns ``tissue`` and ``stem``."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Sample: ...
+
+
+@runtime_checkable
+class Fresh(Protocol):
+    """A dataset whose training images differ in every epoch."""
+
+    def draw(self, epoch: int, index: int, /) -> Sample:
+        """Return the image of row ``index`` in ``epoch`` (from 0); the same arguments give the same image."""
 
 
 def _read_vague(path: Path) -> np.ndarray:
@@ -69,7 +80,6 @@ class _FileDataset:
     """Samples read from files when they are asked for; nothing is kept in memory."""
 
     name = "folder"
-    _split_binary = True
 
     def __init__(self, rows: Sequence[_Files]) -> None:
         self._rows = list(rows)
@@ -92,17 +102,28 @@ class _FileDataset:
 
     def __getitem__(self, index: int, /) -> Sample:
         row = self._rows[operator.index(index)]
-        image = read_image(row.image)
-        if row.labels.suffix.lower() in ROI_SUFFIXES:
-            labels = read_rois(row.labels, image.shape[:2])
-        else:
-            labels = read_labels(row.labels, split_binary=self._split_binary)
-        vague = None if row.vague is None else _read_vague(row.vague)
-        for path, array in ((row.labels, labels), (row.vague, vague)):
+        image, labels, vague = self._read(row)
+        for path, array in ((row.labels, labels), (row.vague or row.labels, vague)):
             if array is not None and array.shape != image.shape[:2]:
                 size, right = f"{array.shape[1]} x {array.shape[0]}", f"{image.shape[1]} x {image.shape[0]}"
-                raise InputError(f"'{path}' is {size} px, its image {right} px: export it again at that size.")
+                turned = "; its image has an orientation tag, which is not applied" if _turned(row.image) else ""
+                raise InputError(f"'{path}' is {size} px, its image {right} px{turned}: export it again at that size.")
         return Sample(image, labels, row.tissue, row.stem, vague)
+
+    def _read(self, row: _Files) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """The image, its label map, and the area that does not count."""
+        # an image with one nucleus in two pieces is not a binary mask
+        labels = read_labels(row.labels, trusted=True)
+        return read_image(row.image), labels, None if row.vague is None else _read_vague(row.vague)
+
+
+def _turned(path: Path) -> bool:
+    """Whether a picture has an orientation tag that turns it by a quarter, as cameras and phones write it."""
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(274, 1) > 4
+    except (OSError, ValueError, SyntaxError):
+        return False
 
 
 def _by_stem(files: Iterable[Path], suffixes: tuple[str, ...]) -> dict[str, Path]:
@@ -151,7 +172,7 @@ def _order(names: Sequence[Name]) -> list[int]:
 class NuInsSeg(_FileDataset):
     """The dataset NuInsSeg (Mahbod et al. 2024, doi 10.1038/s41597-024-03117-2) in its authors' layout.
 
-    ``root`` holds a folder a tissue (or one folder that holds them, as an unzip makes), each with
+    ``root`` holds one folder per tissue (or one folder that holds them, as an unzip makes), each with
     ``tissue images/<stem>.png``, ``label masks modify/<stem>.tif`` and, where the copy has them,
     ``vague areas/mask binary/<stem>.png`` (or ``mask binary_vague``). Files are paired by stem. Samples come
     in the benchmark's order (`nuinsseg_list`); a partial copy works, and images that are not on the list
@@ -162,7 +183,6 @@ class NuInsSeg(_FileDataset):
     """
 
     name = "nuinsseg"
-    _split_binary = False  # an image with one nucleus in two pieces is not a binary mask
 
     def __init__(self, root: str | Path) -> None:
         tissues = self._tissue_folders(_folder(root, "NuInsSeg"))
@@ -200,52 +220,36 @@ class NuInsSeg(_FileDataset):
 
 
 class ImageFolder(_FileDataset):
-    """Anyone's own data: a folder of images and a folder of masks with the same names.
+    """Your own data: a folder of images, and a folder of masks with the same names.
 
-    ``images/x.png`` belongs to ``masks/x.tif``, ``images/liver/y.jpg`` to ``masks/liver/y.png``: the types
-    (`SUFFIXES`) may differ, names and subfolders may not. ``tissue`` is the subfolder's name, "" without
-    one. Samples are sorted by tissue and stem. Masks are read by `read_labels`: label maps, or binary masks,
-    whose connected components then count as nuclei; or by `read_rois`: ImageJ's ``x.zip`` (a saved ROI manager).
-    Files are read when a sample is asked for.
+    ``images/x.png`` belongs to ``masks/x.tif``, ``images/liver/y.ome.tif`` to ``masks/liver/y_cp_masks.png``
+    (`data.pairing.find_pairs`); ``masks`` may also be one COCO file. ``tissue`` is the subfolder's name, "" without
+    one. Samples are sorted by tissue and stem. Masks are label maps, ImageJ's ROIs, QuPath's GeoJSON, NumPy's .npy,
+    HoVer-Net's .mat or COCO's .json (`images.masks.read_mask`); areas of the classes *ignore* and *region* become
+    ``vague``. Files are read when a sample is asked for.
+
+    ``instances``: "components" where the masks are binary: their connected components become the nuclei.
+    ``whiten``: make black padding white, as ``nucseg predict`` does.
 
     Raises `InputError` for a missing folder, no images at all, an image without a mask or the reverse, and,
-    when a sample is read, for what `read_image` and `read_labels` refuse and for sizes that differ.
+    when a sample is read, for what `read_image` and `read_mask` refuse and for sizes that differ.
     """
 
-    def __init__(self, images: str | Path, masks: str | Path) -> None:
-        images, masks = _folder(images, "image"), _folder(masks, "mask")
-        a, b = images.resolve(), masks.resolve()
-        if a.is_relative_to(b) or b.is_relative_to(a):  # masks would be taken for images
-            raise InputError(f"'{images}' and '{masks}' lie in each other: give images and masks a folder each.")
-        image_files, mask_files = self._list(images, SUFFIXES), self._list(masks, SUFFIXES + ROI_SUFFIXES)
-        if not image_files:
-            raise InputError(f"'{images}' holds no images: it needs files that end in {', '.join(SUFFIXES)}.")
-        self._check_paired(image_files, mask_files, "image", "mask", masks)
-        self._check_paired(mask_files, image_files, "mask", "image", images)
-        super().__init__([_Files(*name, image_files[name], mask_files[name]) for name in sorted(image_files)])
+    def __init__(
+        self, images: str | Path, masks: str | Path, *, instances: Instances = "ids", whiten: bool = False
+    ) -> None:
+        self._instances: Instances = instances
+        self._whiten = whiten
+        super().__init__([_Files(p.tissue, p.stem, p.image, p.mask) for p in find_pairs(images, masks)])
 
-    @staticmethod
-    def _list(root: Path, suffixes: tuple[str, ...]) -> dict[Name, Path]:
-        files: dict[Name, Path] = {}
-        for folder, subfolders, names in os.walk(root, followlinks=True):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            tissue = "" if Path(folder) == root else Path(folder).relative_to(root).as_posix()
-            found = _by_stem((Path(folder) / name for name in names), suffixes)
-            files |= {(tissue, stem): path for stem, path in found.items()}
-        return files
-
-    @staticmethod
-    def _check_paired(have: dict[Name, Path], want: dict[Name, Path], a: str, b: str, where: Path) -> None:
-        alone = sorted(have.keys() - want.keys())
-        if alone:
-            more = f" (nor have {len(alone) - 1} more)" if len(alone) > 1 else ""
-            raise InputError(
-                f"The {a} '{have[alone[0]]}' has no {b} of the same name in '{where}'{more}: add or remove."
-            )
+    def _read(self, row: _Files) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        image = read_image(row.image)
+        mask = read_mask(row.labels, (image.shape[0], image.shape[1]), self._instances, row.image.name)
+        return whitened(image) if self._whiten else image, mask.labels, mask.ignore
 
 
 class InMemory:
-    """A dataset that keeps what it has read: 1.8 MB an image of 512 px, 1.2 GB for all of NuInsSeg.
+    """A dataset that keeps what it has read: 1.8 MB per image of 512 px, 1.2 GB for all of NuInsSeg.
 
     Reading takes longer than everything else that is done to an image on its way to the network. A process
     that loads images beside the main one would keep a copy of its own.
@@ -268,7 +272,7 @@ class InMemory:
 
 
 def content_hash(dataset: Dataset) -> str:
-    """SHA-256 of one's own images and masks (`ImageFolder`); "" for data that are pinned or made by code."""
+    """SHA-256 of your own images and masks (`ImageFolder`); "" for data that are pinned or made by code."""
     source = getattr(dataset, "source", dataset)
     return source.content_hash() if isinstance(source, ImageFolder) else ""
 
@@ -318,7 +322,8 @@ class Tiles:
     def __getitem__(self, index: int, /) -> Sample:
         i, window = self._places[index]
         sample, row = self._dataset[i], self.table.iloc[index]
-        return Sample(sample.image[window], sample.labels[window], row["tissue"], row["stem"])
+        vague = None if sample.vague is None else sample.vague[window]
+        return Sample(sample.image[window], sample.labels[window], row["tissue"], row["stem"], vague)
 
 
 class Joined:

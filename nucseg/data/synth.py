@@ -1,83 +1,50 @@
-"""Procedural H&E tissue of the 31 kinds of NuInsSeg: seeded, measured against the real one, with no download.
+"""Synthetic H&E images of NuInsSeg's 31 tissues: seeded, matched to measurements of the real ones, with no download.
 
-An image is drawn the way light meets a section: a layout (white spaces, walls, fibres) and nuclei give maps of
-density, and Beer-Lambert's law turns densities into light. What can be measured of a tissue, how many nuclei,
-their areas, how many touch, the colours in and outside them, comes from ``assets/nuinsseg_tissue_stats.csv``;
-what it looks like comes from ``STYLES``.
+A layout (white spaces, walls, fibres) and nuclei give density maps (`tissue`), and Beer-Lambert's law turns these into
+light. What can be measured of a tissue comes from ``assets/nuinsseg_tissue_stats.csv``: the number of nuclei, their
+areas, how many touch, and the colours inside and outside them. The rest of its look comes from ``STYLES``.
 """
 
 import re
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
-from functools import cache, reduce
+from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
 from scipy import ndimage
-from scipy.spatial import cKDTree
 from scipy.stats import gamma
-from skimage.draw import polygon
 from skimage.measure import regionprops_table
 
 from nucseg.data.datasets import Sample
+from nucseg.data.tissue import (
+    BLOOD,
+    PIGMENT,
+    Array,
+    Densities,
+    Rng,
+    TissueStyle,
+    draw_densities,
+    lay_out,
+    scatter,
+    smooth_noise,
+)
 from nucseg.errors import InputError
 
 # Haematoxylin and eosin in optical density (Ruifrok & Johnston 2001, Anal Quant Cytol Histol 23:291-299).
-# They carry the variation from one slide to the next; a tissue's mean colours are its own, from the CSV.
+# They describe how slides vary; the mean colours of each tissue come from the CSV.
 HAEMATOXYLIN = np.array([0.650, 0.704, 0.286])
 EOSIN = np.array([0.072, 0.990, 0.105])
-BLOOD = (0.12, 1.00, 0.72)  # optical density of red cells ..
-PIGMENT = (0.45, 0.75, 1.30)  # .. and of haemosiderin and melanin
-SENSOR = (0.44, 0.18, 0.30)  # sd of the noise / sqrt(light), measured: sensors see green best
-STEP = 4  # px between the knots of the layout: what is laid out is never finer
-PAD = 96  # px around the image, so that a nucleus at the border is drawn whole and then cut
-POINTS = 32  # of an outline
-Rng = np.random.Generator
-Array = np.ndarray
-
-
-@dataclass(frozen=True)
-class TissueStyle:
-    """What one tissue looks like; the defaults are a plain, cellular tissue. Lengths in px, the rest about 0..1.
-
-    ``spaces``: the shape of white areas: cleft (along the fibres), lumen (smooth and large), gland (round, in
-    rows), fat (cells, white inside), septa (white between bundles); ``scale``: their size; ``soft``: how wide
-    their edges; ``space``: their share, as a multiple of what is purely white in the tissue's images.
-    ``wall``: thickness of the epithelium around them; ``columnar``: its nuclei stand upright, else they lie
-    flat. ``fibre``, ``width``: contrast and width of fibres; ``grain``, ``cell``: contrast and coarsest size of
-    the cytoplasm's texture; ``patch``: how far nuclei gather; ``aligned``: share of nuclei along the fibres;
-    ``vesicular``: share of pale nuclei with a membrane and nucleoli; ``halo``: purple (> 0) or clear (< 0)
-    around nuclei; ``membrane``: cell borders stained (> 0) or torn open, white (< 0); ``mottle``: purple haze;
-    ``blood``: share of the area under red cells; ``pigment``: groups of brown specks per 512 x 512 px.
-    """
-
-    spaces: str = "cleft"
-    scale: float = 40
-    soft: float = 3
-    space: float = 1.2
-    wall: float = 0
-    columnar: bool = False
-    fibre: float = 0
-    width: float = 8
-    grain: float = 0.12
-    cell: float = 24
-    patch: float = 0.2
-    aligned: float = 0.2
-    vesicular: float = 0.5
-    halo: float = 0
-    membrane: float = 0
-    mottle: float = 0.5
-    blood: float = 0
-    pigment: float = 0
+SENSOR = (0.44, 0.18, 0.30)  # sd of the noise / sqrt(light), measured: it is lowest in green
 
 
 S = TissueStyle
 # fmt: off
-STYLES: dict[str, TissueStyle] = {  # in the CSV's order
+STYLES: dict[str, TissueStyle] = {  # in the order of the CSV
     "human bladder": S(scale=60, fibre=0.3, width=14, aligned=0.8, vesicular=0.4, grain=0.1, soft=5),
     "human brain": S("lumen", fibre=0.25, width=5, cell=8, grain=0.3, vesicular=0.3, halo=-0.6, space=1.8, soft=4),
     "human cardia": S(fibre=0.25, width=16, patch=0.6, aligned=0.4, vesicular=0.3, membrane=-0.5, blood=0.01),
@@ -126,369 +93,36 @@ TISSUES: tuple[str, ...] = tuple(STYLES)
 
 @cache
 def _measured(tissue: str) -> Any:
-    """The tissue's row of the CSV, with its columns as attributes."""
+    """The row of a tissue in the CSV, with its columns as attributes."""
     with (files("nucseg") / "assets" / "nuinsseg_tissue_stats.csv").open(encoding="utf-8") as file:
         table = pd.read_csv(file)
     return next(row for row in table.itertuples(index=False) if row.tissue == tissue)
 
 
-def _knots(size: int, step: float) -> Array:
-    """Positions (px) of the spline knots that ``_upsample`` needs along one axis."""
-    return (np.arange(int(np.ceil(size / step)) + 4, dtype=np.float32) - 1) * np.float32(step)
-
-
-def _grid(size: int) -> Array:
-    """The layout's knots: (k, k, 2), y and x in px."""
-    return np.stack(np.meshgrid(_knots(size, STEP), _knots(size, STEP), indexing="ij"), -1)
-
-
-def _upsample(grid: Array, size: int, step: float = STEP) -> Array:
-    """Cubic B-spline over a grid of knots: (k, k) -> (size, size); smooth, and never beyond their values."""
-    t = np.arange(size, dtype=np.float32) / np.float32(step)
-    i = t.astype(np.intp)
-    f = t - i
-    weights = ((1 - f) ** 3, 3 * f**3 - 6 * f**2 + 4, -3 * f**3 + 3 * f**2 + 3 * f + 1, f**3)
-    for _ in range(2):  # once down the rows, then, transposed, once along them
-        grid = reduce(np.add, [(w / 6)[:, None] * grid[i + k] for k, w in enumerate(weights)]).T
-    return np.ascontiguousarray(grid)
-
-
-def _noise(rng: Rng, size: int, scale: float) -> Array:
-    """Smooth noise of mean 0 and sd 1 with features of about ``scale`` px: (size, size) float32."""
-    k = len(_knots(size, scale))
-    return _upsample(rng.standard_normal((k, k), dtype=np.float32), size, scale) / np.float32(0.48)
-
-
-def _fbm(rng: Rng, size: int, fine: float, coarse: float) -> Array:
-    """Octaves of noise from ``fine`` to ``coarse`` px; sd 1. Amplitude ~ scale^0.4, as in the real tissues."""
-    scales = fine * 2.0 ** np.arange(max(1, int(np.log2(coarse / fine)) + 1))
-    weights = (scales**0.4 / np.linalg.norm(scales**0.4)).astype(np.float32)
-    return reduce(np.add, [w * _noise(rng, size, s) for s, w in zip(scales, weights, strict=True)])
-
-
-def _streaks(rng: Rng, u: Array, v: Array, length: float, width: float) -> Array:
-    """Noise stretched along u: fibres of ``length`` x ``width`` px on any grid of coordinates; sd about 1."""
-    table = rng.standard_normal((256, 256), dtype=np.float32)
-    out = np.zeros_like(u)
-    for octave in (1.0, 0.5, 0.25):
-        at = np.stack([v / (width * octave), u / (length * octave) + 99 * octave])
-        out += octave**0.7 * ndimage.map_coordinates(table, at, order=2, mode="grid-wrap", prefilter=False)
-    return out / np.float32(0.72)
-
-
-class _Layout(NamedTuple):
-    """Where things lie, each (k, k) on the layout's knots."""
-
-    depth: Array  # px from the nearest white space, < 0 in it
-    seam: Array  # 1 on the borders between glands, 0 far from them
-    u: Array  # px along the fibres
-    v: Array  # px across them
-    likely: Array  # nuclei per px, unnormed
-    angle: Array  # of nuclei, radians from x towards y
-    oriented: Array  # share of nuclei that keep to it
-
-
-def _spaces(rng: Rng, style: TissueStyle, at: Array, u: Array, v: Array, white: float) -> tuple[Array, Array]:
-    """``depth`` and ``seam`` of a layout with the share ``white`` of the tissue's kind of white space."""
-    k, scale = len(at), style.scale
-    blobs = _noise(rng, k, scale / STEP)
-    if style.spaces in ("cleft", "lumen"):
-        cleft = style.spaces == "cleft"
-        high = _streaks(rng, u, v, 3.5 * scale, scale) + 0.5 * blobs if cleft else blobs + 0.12 * _fbm(rng, k, 2, 16)
-        empty = high > np.quantile(high, 1 - white)
-        depth = ndimage.distance_transform_edt(~empty) - ndimage.distance_transform_edt(empty)
-        return STEP * ndimage.gaussian_filter(depth.astype(np.float32), 1), np.zeros_like(u)
-    wavy = np.stack([_noise(rng, k, scale / STEP / 2), _noise(rng, k, scale / STEP / 2)], -1)
-    reach = np.arange(at.min() - 2 * scale, at.max() + 2 * scale, scale)
-    centres = np.stack(np.meshgrid(reach, reach), -1).reshape(-1, 2)
-    centres += rng.uniform(-0.45, 0.45, centres.shape) * scale
-    near = cKDTree(centres).query(at + 0.2 * scale * wavy, k=2)[0].astype(np.float32)
-    border = (near[..., 1] - near[..., 0]) / 2
-    if style.spaces == "gland":
-        round_ = near[..., 0] - 0.25 * scale * _noise(rng, k, 1.5 * scale / STEP)
-        return round_ - np.quantile(round_, white), np.exp(-((border / (0.09 * scale)) ** 2))
-    if style.spaces == "septa":
-        border = border + 0.035 * scale * blobs  # so that some gaps are wide
-        return border - np.quantile(border, white), np.zeros_like(u)
-    return np.quantile(border, 1 - white) - border, np.zeros_like(u)
-
-
-def _layout(rng: Rng, style: TissueStyle, size: int, white: float) -> _Layout:
-    """Lay out one image whose share of white is ``white`` (0..1)."""
-    at = _grid(size)
-    k, turn = len(at), rng.uniform(0, np.pi)
-    bend = 40 * _noise(rng, k, 200 / STEP) + 10 * _noise(rng, k, 70 / STEP) + 4 * _noise(rng, k, 24 / STEP)
-    u = (at @ np.array([np.sin(turn), np.cos(turn)])).astype(np.float32)
-    v = (at @ np.array([np.cos(turn), -np.sin(turn)]) + bend).astype(np.float32)
-    slope_y, slope_x = np.gradient(ndimage.gaussian_filter(v, 5))
-    angle = np.arctan2(slope_x, -slope_y)  # along a line of equal v
-    depth, seam = _spaces(rng, style, at, u, v, white)
-    likely = np.exp(3 * style.patch * _noise(rng, k, 110 / STEP)) + 0.02
-    oriented = np.full((k, k), style.aligned)
-    if style.wall:
-        band = np.exp(-(((depth - 0.6 * style.wall) / (0.25 * style.wall)) ** 2))
-        likely = likely * (0.06 + 2.5 * band)
-        normal = np.arctan2(*np.gradient(ndimage.gaussian_filter(depth, 2)))
-        angle = np.where(band > 0.3, normal if style.columnar else normal + np.pi / 2, angle)
-        oriented = np.maximum(oriented, 0.85 * (band > 0.3))
-    likely = likely * np.clip((depth + 2) / 8, 0.002, 1)
-    return _Layout(depth.astype(np.float32), seam, u, v, likely, angle, oriented)
-
-
-def _total(likely: Array, size: int) -> Array:
-    """Running total of a density on the knots, over those in the image: what ``_places`` draws from."""
-    k = -(-size // STEP)
-    return np.cumsum(likely[1 : k + 1, 1 : k + 1], dtype=np.float64)
-
-
-def _places(rng: Rng, total: Array, n: int, size: int) -> Array:
-    """n places (n, 2) in the image (y and x, px), drawn with the density of which ``total`` is the total."""
-    k = -(-size // STEP)
-    cell = np.searchsorted(total, rng.random(n) * total[-1]).clip(max=k * k - 1)
-    at = STEP * (np.stack([cell // k, cell % k], -1) + rng.uniform(-0.5, 0.5, (n, 2)))
-    return np.clip(at, 0, size - 1)
-
-
-def _outlines(rng: Rng, n: int, row: Any, even: float) -> Array:
-    """Outlines of n nuclei about the origin, long axis along x: (n, POINTS, 2), y and x in px.
-
-    Ellipses with the tissue's areas and eccentricities, bent, and roughened by Fourier terms of order 2..6;
-    ``even`` in (0, 1) is where the image lies among the tissue's, from small nuclei to large.
-    """
-    spread = np.log(row.area_px_q75 / row.area_px_q25) / 1.349  # of a lognormal, from its quartiles
-    own = rng.standard_normal(n).clip(-1.9, 1.9)
-    area = np.maximum(40, 1.06 * row.area_px_median * np.exp(spread * (0.85 * own + 1.2 * even - 0.6)))
-    ratio = 1.04 * np.sqrt(1 - row.eccentricity_median**2) * np.exp(0.25 * rng.standard_normal(n))
-    ratio = ratio.clip(0.2, 0.96)
-    long = np.sqrt(area / np.pi / ratio)
-    phi, orders = np.linspace(0, 2 * np.pi, POINTS, endpoint=False), np.arange(2, 7)
-    rough = 0.58 * np.sqrt(max(0.002, 0.985 - row.solidity_median)) / orders**1.1
-    swing = rng.standard_normal((n, 5, 1)) * rough[:, None]
-    wave = np.cos(orders[:, None] * phi + rng.uniform(0, 2 * np.pi, (n, 5, 1)))
-    radius = long[:, None] * (1 + (swing * wave).sum(1)).clip(0.6, 1.5)
-    x, y = radius * np.cos(phi), radius * np.sin(phi) * ratio[:, None]
-    bend = rng.normal(0, 0.16, n).clip(-0.35, 0.35) * (1 - ratio)
-    y += (bend / long)[:, None] * (x**2 - 0.4 * (long**2)[:, None])
-    return np.stack([y, x], -1)
-
-
-class _Canvas:
-    """The label map while nuclei are thrown on it; a later nucleus never covers an earlier one."""
-
-    def __init__(self, rng: Rng, layout: _Layout, size: int, room: int) -> None:
-        self.rng, self.layout, self.size = rng, layout, size
-        self.total = _total(layout.likely, size)
-        self.labels = np.zeros((size + 2 * PAD, size + 2 * PAD), np.int32)
-        self.n = 0
-        self.centres, self.radii, self.touching = np.zeros((room, 2)), np.zeros(room), np.zeros(room, bool)
-
-    def turned(self, outline: Array, places: Array) -> Array:
-        """The outline at c places (c, 2), each turned as nuclei lie there, or any way: (c, POINTS, 2)."""
-        i, j = (places / STEP + 1).astype(np.intp).T
-        angle = self.layout.angle[i, j] + self.rng.normal(0, 0.18, len(places))
-        free = self.rng.random(len(places)) > self.layout.oriented[i, j]
-        angle = np.where(free, self.rng.uniform(0, np.pi, len(places)), angle)[:, None]
-        y, x = outline.T
-        arms = np.stack([y * np.cos(angle) + x * np.sin(angle), x * np.cos(angle) - y * np.sin(angle)], -1)
-        return arms + places[:, None]
-
-    def crowd(self, points: Array) -> Array:
-        """How many of each candidate's points (c, p, 2) lie on a nucleus: (c,)."""
-        at = points.astype(np.intp) + PAD
-        return np.count_nonzero(self.labels[at[..., 0], at[..., 1]], axis=1)
-
-    def apart(self, outline: Array, gap: float = 3.5) -> tuple[Array, Array]:
-        """A place with nothing within ``gap`` px, or the emptiest one found, and the outline there."""
-        places = _places(self.rng, self.total, 24, self.size)
-        points = self.turned(outline, places)
-        arms = points - places[:, None]
-        wider = arms * (1 + gap / np.sqrt((outline**2).sum(-1)).mean())
-        best = int(np.argmin(self.crowd(np.concatenate([wider, 0.5 * arms[:, ::2]], 1) + places[:, None])))
-        return places[best], points[best]
-
-    def beside(self, outline: Array) -> tuple[Array, Array]:
-        """A place where the nucleus meets one that is there, overlapping it as little as may be."""
-        parent = self.rng.integers(self.n, size=4).repeat(12)
-        way = self.rng.uniform(0, 2 * np.pi, 48)
-        reach = np.sqrt((outline**2).sum(-1)).mean() + self.radii[parent]
-        step = (reach * self.rng.uniform(0.7, 1.15, 48))[:, None] * np.stack([np.sin(way), np.cos(way)], -1)
-        places = np.clip(self.centres[parent] + step, 0, self.size - 1)
-        points = self.turned(outline, places)
-        hit = self.crowd(points)
-        i, j = (places / STEP + 1).astype(np.intp).T
-        cost = np.where(hit == 0, 99, hit) + 40 * (self.layout.depth[i, j] < -2) + self.rng.random(48)
-        best = int(np.argmin(cost))
-        return places[best], points[best]
-
-    def draw(self, place: Array, points: Array) -> bool:
-        """Fill the outline where it is free; False, and nothing drawn, if less than half of it would be."""
-        rows, cols = polygon(points[:, 0] + PAD, points[:, 1] + PAD, self.labels.shape)
-        free = self.labels[rows, cols] == 0
-        if len(rows) < 24 or free.mean() < 0.6:
-            return False
-        top, left = rows.min() - 1, cols.min() - 1
-        window = self.labels[top : rows.max() + 2, left : cols.max() + 2]
-        shape = np.zeros(window.shape, bool)
-        shape[rows[free] - top, cols[free] - left] = True
-        if not free.all():  # what is left may be in pieces, with slivers at the seam
-            pieces, _ = ndimage.label(ndimage.binary_opening(shape))
-            shape = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel(), minlength=2)[1:]))
-            if shape.sum() < max(24, 0.5 * len(rows)):
-                return False
-        others = np.unique(window[ndimage.binary_dilation(shape, np.ones((3, 3)))])
-        others = others[others > 0]
-        self.centres[self.n], self.radii[self.n] = place, np.sqrt(len(rows) / np.pi)
-        self.touching[others - 1] = True
-        self.touching[self.n] = len(others) > 0
-        self.n += 1
-        window[shape] = self.n
-        return True
-
-
-def _scatter(rng: Rng, layout: _Layout, row: Any, n: int, size: int, even: float) -> Array:
-    """Throw n nuclei so that the tissue's share of them touches: (size, size) int32, 1..m, m <= n."""
-    canvas = _Canvas(rng, layout, size, n)
-    for outline in _outlines(rng, n, row, even):
-        for _ in range(4):
-            short = canvas.touching.sum() < row.touching_fraction * (canvas.n + 1) - 0.9
-            place, points = (canvas.beside if short and canvas.n else canvas.apart)(outline)
-            if canvas.draw(place, points):
-                break
-    labels = canvas.labels[PAD : PAD + size, PAD : PAD + size]
-    return np.unique(labels, return_inverse=True)[1].reshape(size, size).astype(np.int32)
-
-
 def _even(tissue: str, seed: int) -> Array:
-    """Two numbers in (0, 1) for an image; ten seeds from a multiple of ten on visit each tenth once.
+    """Two quantiles in (0, 1) for an image; ten seeds, starting at a multiple of ten, fall into each tenth once.
 
-    So even ten images have about the tissue's mean; which tenth comes when differs by tissue.
+    So ten images already have about the mean of their tissue. The order of the tenths differs between tissues.
     """
     block, k = divmod(seed, 10)
     order = np.random.default_rng(zlib.crc32(tissue.encode())).permuted(np.tile(np.arange(10), (2, 1)), axis=1)
-    inside = ((block * 2654435769 + 2**31) % 2**32) / 2**32  # multiples of the golden ratio: even as well
+    inside = ((block * 2654435769 + 2**31) % 2**32) / 2**32  # multiples of the golden ratio, evenly spread too
     return (order[:, k] + inside) / 10
 
 
 def _count(row: Any, even: float, size: int, share: float) -> int:
-    """How many nuclei: a gamma variable with the tissue's mean and sd, at its quantile ``even`` in (0, 1);
-    more where the ``share`` of tissue in the image, over the usual one, is more.
+    """Number of nuclei: the quantile ``even`` in (0, 1) of a gamma distribution with the tissue's mean and sd.
+
+    It grows with ``share``: how much of the image is tissue, relative to what is usual.
     """
     mean, sd = row.nuclei_per_image_mean, row.nuclei_per_image_sd
     drawn = gamma.ppf(np.clip(even, 0.02, 0.98), (mean / sd) ** 2, scale=sd**2 / mean)
-    fits = 0.62 * 512**2 / row.area_px_median  # no more than can lie side by side
+    fits = 0.62 * 512**2 / row.area_px_median  # more cannot lie side by side
     return max(1, round(min(drawn * share**0.7, fits) * (size / 512) ** 2))
 
 
-class _Densities(NamedTuple):
-    """What takes up light, each (size, size): about 1 where dense, 0 where there is none."""
-
-    eosin: Array
-    chromatin: Array  # in nuclei, and as a haze between them
-    blood: Array
-    brown: Array
-
-
-def _spots(rng: Rng, at: Array, size: int, radius: float) -> Array:
-    """Round spots of about ``radius`` px at the places ``at`` (n, 2): (size, size) float32, peak about 1."""
-    reach = np.arange(-int(3 * radius), int(3 * radius) + 1)
-    dy, dx = np.meshgrid(reach, reach, indexing="ij")
-    out = np.zeros((size + 2 * PAD,) * 2, np.float32)
-    width = radius * rng.uniform(0.6, 1.3, (len(at), 1, 1))
-    stamp = rng.uniform(0.5, 1, (len(at), 1, 1)) * np.exp(-(dy**2 + dx**2) / (2 * width**2))
-    corner = np.clip(at, 0, size - 1).astype(np.intp)[:, :, None, None] + PAD
-    np.add.at(out, (corner[:, 0] + dy, corner[:, 1] + dx), stamp.astype(np.float32))
-    return out[PAD : PAD + size, PAD : PAD + size]
-
-
-def _borders(labels: Array) -> Array:
-    """Pixels whose upper or left neighbour has another label: (H, W) bool."""
-    out = np.zeros(labels.shape, bool)
-    out[1:] |= labels[1:] != labels[:-1]
-    out[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    return out
-
-
-def _chromatin(rng: Rng, labels: Array, style: TissueStyle, faint: Array) -> Array:
-    """Chromatin in nuclei: membranes, clumps, nucleoli, and each nucleus's own darkness and focus."""
-    size, n = len(labels), len(faint)
-    pale = rng.random(n) < style.vesicular
-    dark = np.exp(rng.normal(0, 0.25, n)) * np.where(pale, 0.85, 1.1) * np.where(faint, rng.uniform(0.2, 0.6, n), 1)
-    focus = np.clip(rng.normal(0.85, 0.35, n), 0.1, 1)
-    own = lambda values: np.concatenate([[0], values]).astype(np.float32)[labels]
-    inside = ((labels > 0) & ~_borders(labels)).astype(np.float32)
-    rim = np.clip(2.2 * (1 - ndimage.gaussian_filter(inside, 2.6, truncate=2.5)), 0, 1)
-    middle = np.array(ndimage.center_of_mass(labels > 0, labels, np.arange(1, n + 1))).reshape(-1, 2)[pale]
-    nucleoli = _spots(rng, middle.repeat(3, 0) + rng.normal(0, 5, (3 * len(middle), 2)), size, 2.2)
-    clumps = _noise(rng, size, 3.5) + 1.2 * _noise(rng, size, 8)
-    vesicle = own(pale)
-    density = 1 + 0.1 * rim + 0.1 * clumps + vesicle * (0.5 * rim + 0.09 * clumps + 0.6 * nucleoli - 0.25)
-    density = density.clip(0.1) * (labels > 0) * own(dark)
-    parts = (own(focus * ~faint), 1.7), (own((1 - focus) * ~faint), 4.0), (own(faint), 6.0)
-    return reduce(np.add, [ndimage.gaussian_filter(density * part, blur, truncate=2.5) for part, blur in parts])
-
-
-def _red_cells(rng: Rng, share: float, size: int) -> Array:
-    """Red blood cells in drifts, about ``share`` of the area under them: coverage (size, size), 0..1."""
-    n = rng.poisson(share * size**2 / 330 * rng.gamma(0.7, 1 / 0.7))
-    if not n:
-        return np.zeros((size, size), np.float32)
-    at = _grid(size)
-    drift = np.exp(6 * _noise(rng, len(at), 16))
-    centres = _places(rng, _total(drift, size), n, size) + rng.uniform(-6, 6, (n, 2))
-    distance = cKDTree(centres).query(at, distance_upper_bound=60)[0].clip(0, 60).astype(np.float32)
-    edge = 11 + 2.5 * _noise(rng, size, 14) - _upsample(distance, size)
-    return np.clip(edge / 5, 0, 1) * (0.75 + 0.2 * _noise(rng, size, 18)).clip(0.2, 1.1)
-
-
-def _cell_borders(labels: Array) -> Array:
-    """Soft lines half-way between nuclei that lie close, where cells meet: (size, size), 0..about 1."""
-    half = labels[::2, ::2]
-    distance, (i, j) = ndimage.distance_transform_edt(half == 0, return_indices=True)
-    line = _borders(half[i, j]) & (distance > 0.5) & (distance < 14)
-    soft = ndimage.gaussian_filter(line * (0.4 + distance / 8).astype(np.float32), 1.4, truncate=2.5)
-    return 2.2 * _upsample(np.pad(soft, ((1, 4), (1, 4))), len(labels), 2)
-
-
-def _halo(mask: Array) -> Array:
-    """A mask (size, size) seen from afar: the share of it within about 10 px, 0..1."""
-    small = np.pad(ndimage.uniform_filter(mask, STEP)[::STEP, ::STEP], ((1, 4), (1, 4)), mode="edge")
-    return _upsample(ndimage.gaussian_filter(small, 2.2), len(mask))
-
-
-def _densities(rng: Rng, style: TissueStyle, layout: _Layout, labels: Array, faint: Array) -> _Densities:
-    """What lies where, before it is stained; nuclei whose ``faint`` is True lie out of the plane of focus."""
-    size = len(labels)
-    around = ((labels > 0) & (labels <= np.count_nonzero(~faint))).astype(np.float32)
-    halo, seam = _halo(around), _upsample(layout.seam, size)
-    streaks = _upsample(_streaks(rng, layout.u, layout.v, 6 * style.width, style.width), size)
-    texture = style.grain * _fbm(rng, size, 3, 3 * style.cell) + 0.12 * _noise(rng, size, 100)
-    texture += style.fibre * 1.4 * np.tanh(streaks / 1.5) * (0.8 + 0.5 * _noise(rng, size, 90)).clip(0.1)
-    depth = _upsample(layout.depth, size) + _fbm(rng, size, 4, 16)
-    soft = style.soft * np.exp(0.6 * _noise(rng, size, 50))
-    solid = 1 / (1 + np.exp(-np.clip(depth / soft, -20, 20)))
-    uneven = np.exp(0.5 * _noise(rng, size, 60) + 0.35 * _noise(rng, size, 16) - min(0.3, style.fibre) * streaks)
-    haze = 0.16 * style.mottle * uneven * solid + (0.12 + 0.45 * max(style.halo, 0)) * halo
-    if style.halo < 0:
-        solid *= 1 + style.halo * np.clip(2 * halo, 0, 1) * (1 - around)
-    if style.wall and style.spaces in ("gland", "lumen"):
-        inner = np.clip((style.wall - depth) / 8, 0, 1) if style.spaces == "lumen" else 1 - seam
-        texture += 0.4 * seam - 0.1 * (1 - inner)
-        haze *= 0.3 + inner
-    if style.membrane:
-        border = style.membrane * _cell_borders(labels) * (0.4 + 0.8 * _noise(rng, size, 40)).clip(0, 1.3)
-        texture += border.clip(0)
-        solid *= 1 - (-border).clip(0, 0.95) * (1 - around)
-    blood = _red_cells(rng, style.blood, size) * (1 - around)
-    wisps = 0.02 + 0.2 * style.fibre * streaks.clip(0, 3)  # what crosses white spaces
-    eosin = np.exp(texture) * (solid + wisps * (1 - solid)) * (1 - 0.5 * around) * (1 - 0.7 * blood)
-    specks = rng.uniform(0, size, (rng.poisson(style.pigment * (size / 512) ** 2 * rng.gamma(0.6, 1.6)), 2))
-    specks = specks.repeat(6, 0) + rng.normal(0, 6, (6 * len(specks), 2))
-    chromatin = _chromatin(rng, labels, style, faint) + haze
-    return _Densities(ndimage.gaussian_filter(eosin, 1, truncate=3), chromatin, blood, _spots(rng, specks, size, 2.2))
-
-
 def _restain(density: Array, h: float, e: float) -> Array:
-    """An optical density (3,) whose haematoxylin and eosin are exp(h) and exp(e) times as strong."""
+    """Scale the haematoxylin and eosin of an optical density (3,) by exp(h) and exp(e)."""
     strength = np.linalg.lstsq(np.stack([HAEMATOXYLIN, EOSIN], 1), density, rcond=None)[0].clip(0)
     return density + strength * (np.exp([h, e]) - 1) @ np.stack([HAEMATOXYLIN, EOSIN])
 
@@ -496,7 +130,7 @@ def _restain(density: Array, h: float, e: float) -> Array:
 def _targets(rng: Rng, row: Any, share: float) -> tuple[Array, Array, Array]:
     """White light (0..255) and the mean transmission of nuclei and of the rest (0..1) of one image, each (3,).
 
-    They are the tissue's, restained; the less tissue an image has, the lighter it is between nuclei.
+    They are those of the tissue with stain variation; an image with less tissue is lighter between nuclei.
     """
     part = lambda name: np.array([getattr(row, f"{name}_{c}") for c in "rgb"])
     rest, white = part("background"), np.maximum(part("white"), 1.02 * part("background"))
@@ -509,9 +143,9 @@ def _targets(rng: Rng, row: Any, share: float) -> tuple[Array, Array, Array]:
 def _strengths(
     eosin: Array, chromatin: Array, extra: Array, inside: Array, want: tuple[float, float]
 ) -> tuple[np.float32, np.float32]:
-    """Strengths (a, b) with which exp(-(a eosin + b chromatin + extra)) averages ``want`` in nuclei and outside.
+    """Solve for (a, b) such that exp(-(a eosin + b chromatin + extra)) averages ``want`` in nuclei and outside.
 
-    Newton's method on two equations, kept within what a stain can do.
+    Newton's method on two equations, with both strengths kept between 0 and 5.
     """
     ab = np.array([0.5, 0.5])
     parts = (inside, ~inside)
@@ -524,13 +158,13 @@ def _strengths(
     return np.float32(ab[0]), np.float32(ab[1])
 
 
-def _expose(rng: Rng, d: _Densities, labels: Array, row: Any, share: float) -> Array:
-    """Stain, light, and photograph: (size, size, 3) uint8 RGB."""
+def _expose(rng: Rng, d: Densities, labels: Array, row: Any, share: float) -> Array:
+    """Stain, illuminate and photograph the densities: (size, size, 3) uint8 RGB."""
     size = len(labels)
     white, nucleus, rest = _targets(rng, row, share)
-    shade = 1 + 0.012 * _noise(rng, size, 256)
+    shade = 1 + 0.012 * smooth_noise(rng, size, 256)
     image = np.empty((size, size, 3), np.uint8)
-    few = np.s_[:: 1 + size // 256, :: 1 + size // 256]  # enough pixels for a mean
+    few = np.s_[:: 1 + size // 256, :: 1 + size // 256]  # a subset of the pixels is enough for a mean
     for c in range(3):
         extra = BLOOD[c] * d.blood + PIGMENT[c] * d.brown
         want = float(nucleus[c]), float(rest[c])
@@ -538,15 +172,15 @@ def _expose(rng: Rng, d: _Densities, labels: Array, row: Any, share: float) -> A
         crisp = np.float32(white[c]) * shade * np.exp(-(a * d.eosin + b * d.chromatin + extra))
         light = ndimage.gaussian_filter(crisp, 0.9, truncate=3)
         dots = rng.standard_normal((size + 1, size + 1), dtype=np.float32)
-        noise = (dots[1:, 1:] + dots[1:, :-1] + dots[:-1, 1:] + dots[:-1, :-1]) / 2  # as a Bayer mosaic's
+        noise = (dots[1:, 1:] + dots[1:, :-1] + dots[:-1, 1:] + dots[:-1, :-1]) / 2  # as after a Bayer mosaic
         image[..., c] = np.clip(light + np.float32(SENSOR[c]) * np.sqrt(light) * noise + 0.5, 0, 255)
     return image
 
 
 def _vary(rng: Rng, style: TissueStyle, usual: float) -> tuple[TissueStyle, float]:
-    """One image's own style, and its share of white where ``usual`` is the tissue's."""
+    """Vary a tissue's style and its ``usual`` share of white for one image."""
     if style.spaces == "fat":
-        if rng.random() < 0.6:  # brown fat: small vacuoles, more of everything else
+        if rng.random() < 0.6:  # brown fat: small vacuoles, more tissue between them
             return replace(style, spaces="gland", scale=36, wall=0), float(rng.uniform(0.2, 0.5))
         return style, float(rng.uniform(0.86, 0.93))
     own = replace(
@@ -576,13 +210,12 @@ def _stem(tissue: str, seed: int) -> str:
 
 
 def generate(tissue: str, seed: int = 0, size: int = 512) -> Sample:
-    """One synthetic image of ``tissue`` with its label map: the same arguments, the same bytes.
+    """Draw one image of ``tissue`` with its label map; the same arguments give the same bytes.
 
-    ``tissue``: one of ``TISSUES``. ``seed``: any number >= 0; images of different seeds are drawn
-    independently, but numbers of nuclei are spread evenly over consecutive seeds. ``size``: 64..2048 px, at
-    the scale of a 40x scan. Labels are consecutive; there is at least one nucleus, and each has 20 px or more
-    unless the border cuts it. ``vague`` is None. Raises InputError for an unknown tissue, a negative seed or
-    another size.
+    ``tissue``: one of ``TISSUES``. ``seed``: 0 or more; images of different seeds are independent, except that
+    the numbers of nuclei are spread evenly over consecutive seeds. ``size``: 64 to 2048 px, at the scale of a 40x
+    scan. Labels are consecutive; there is at least one nucleus, and each has an area of at least 20 px unless the
+    border cuts it. ``vague`` is None. Raises InputError for an unknown tissue, a negative seed or a size out of range.
     """
     _check(tissue, seed, size)
     rng = np.random.default_rng(np.random.SeedSequence([zlib.crc32(tissue.encode()), seed]))
@@ -590,21 +223,21 @@ def generate(tissue: str, seed: int = 0, size: int = 512) -> Sample:
     usual = STYLES[tissue].space * row.white_fraction
     style, white = _vary(rng, STYLES[tissue], usual)
     share = float(np.clip((1 - white) / (1 - usual), 0.2, 1.7))
-    layout = _layout(rng, style, size, white)
+    layout = lay_out(rng, style, size, white)
     wanted = _count(row, even[0], size, share)
-    drawn = _scatter(rng, layout, row, wanted + rng.binomial(wanted, 0.25), size, even[1])
-    faint = np.arange(1, drawn.max() + 1) > wanted  # the last are out of the plane, and so not annotated
+    drawn = scatter(rng, layout, row, wanted + rng.binomial(wanted, 0.25), size, even[1])
+    faint = np.arange(1, drawn.max() + 1) > wanted  # the last ones are out of focus, and so not annotated
     labels = np.where(drawn > wanted, np.int32(0), drawn)
-    image = _expose(rng, _densities(rng, style, layout, drawn, faint), labels, row, share)
+    image = _expose(rng, draw_densities(rng, style, layout, drawn, faint), labels, row, share)
     return Sample(image, labels, tissue, _stem(tissue, seed))
 
 
 class Synthetic(Sequence[Sample]):
-    """A dataset of synthetic images, each drawn when it is first asked for and then kept.
+    """A dataset of synthetic images, each drawn when first requested and then kept in memory.
 
-    ``n_per_tissue`` (1..10,000) images of each of ``tissues`` in turn, ``size`` px wide. ``seed`` picks the
-    images: number k of a tissue is ``generate(tissue, 10_000 * seed + k, size)`` whatever else is in the
-    dataset. ``table``: a row an image, columns tissue and stem. Raises InputError as ``generate`` does.
+    It holds ``n_per_tissue`` (1 to 10,000) images of each of ``tissues`` in turn, ``size`` px wide. Image k of a
+    tissue is ``generate(tissue, 10_000 * seed + k, size)``, whatever else is in the dataset. ``table``: one row per
+    image, with columns tissue and stem. Raises InputError as `generate` does.
     """
 
     name = "synthetic"
@@ -637,7 +270,7 @@ class Synthetic(Sequence[Sample]):
 
 
 def touching(labels: Array) -> Array:
-    """Labels of the nuclei of a label map (H, W) that touch another, corners included: (k,), sorted."""
+    """Labels of the nuclei in a label map (H, W) that touch another, diagonally or not: (k,), sorted."""
     h, w = labels.shape
     met = []
     for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
@@ -649,7 +282,7 @@ def touching(labels: Array) -> Array:
 
 
 def _measure(sample: Sample) -> dict[str, float]:
-    """One image in the terms of the CSV; nan for what an image without nuclei, or with nothing else, lacks."""
+    """Measure one image as in the CSV; nan where it has no nuclei, or nothing but nuclei."""
     inside, n = sample.labels > 0, int(np.count_nonzero(np.unique(sample.labels)))
     out: dict[str, float] = {
         "nuclei": n,
@@ -665,12 +298,12 @@ def _measure(sample: Sample) -> dict[str, float]:
 
 
 def statistics(samples: Iterable[Sample]) -> pd.Series:
-    """Measure samples, synthetic or real, in the terms of ``assets/nuinsseg_tissue_stats.csv``.
+    """Measure samples, synthetic or real, with the columns of ``assets/nuinsseg_tissue_stats.csv``.
 
-    ``images``, ``nuclei``, mean and sd of the nuclei in an image; over all nuclei, quartiles of the area (px),
-    median eccentricity and solidity; as means over images, ``touching_fraction`` (share of an image's nuclei
-    that touch another, see ``touching``), ``foreground_fraction``, mean RGB (0..255) in nuclei and outside,
-    and the sd outside. Raises InputError if there is no sample.
+    Counts: ``images``, ``nuclei``, and the mean and sd of nuclei per image. Over all nuclei: quartiles of the area
+    (px), median eccentricity and solidity. As means over images: ``touching_fraction`` (share of nuclei that touch
+    another, see `touching`), ``foreground_fraction``, mean RGB (0..255) inside and outside nuclei, and the sd outside.
+    Raises InputError if there is no sample.
     """
     rows, shapes = [], []
     for sample in samples:

@@ -1,4 +1,4 @@
-"""What other programs read: label TIFFs, a table a nucleus, an overlay, and one block's nuclei in every form.
+"""What other programs read: label TIFFs, a table of nuclei, an overlay, and one block's nuclei in every form.
 
 Everything is written block by block, so that memory does not grow with the image.
 """
@@ -22,6 +22,7 @@ from nucseg.images.slides import Slide
 
 TILE = 512  # px, of label TIFFs
 OVERLAY = 4096  # px, the longer side of an overlay at most
+TISSUE_LINE = (0, 114, 178)  # blue of Okabe & Ito
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,13 @@ def write_labels(path: Path, labels: Any, count: int, um_per_px: float | None = 
     )
 
 
-def write_overlay(path: Path, slide: Slide, labels: Any, largest: int = OVERLAY) -> None:
-    """Write the image with its nuclei outlined as a PNG, shrunk by a whole number to ``largest`` px at most."""
+def write_overlay(
+    path: Path, slide: Slide, labels: Any, largest: int = OVERLAY, tissue: np.ndarray | None = None
+) -> None:
+    """Write the image with its nuclei outlined as a PNG, shrunk by a whole number to ``largest`` px at most.
+
+    ``tissue``: an (h, w) bool mask of the whole image, of any size, to outline in blue.
+    """
     height, width = labels.shape
     shrink = math.ceil(max(height, width) / largest)
     reach = shrink + 1  # a line one px wide in the small picture, and a px to see the neighbours
@@ -83,11 +89,17 @@ def write_overlay(path: Path, slide: Slide, labels: Any, largest: int = OVERLAY)
             padded = np.pad(image, ((0, rows * shrink - h), (0, columns * shrink - w), (0, 0)), mode="edge")
             mean = padded.reshape(rows, shrink, columns, shrink, 3).mean((1, 3))
             small[top // shrink : top // shrink + rows, left // shrink : left // shrink + columns] = np.rint(mean)
+    if tissue is not None:
+        rows, columns = (np.arange(n) * m // n for n, m in zip(small.shape[:2], tissue.shape, strict=True))
+        small[find_boundaries(tissue[np.ix_(rows, columns)], mode="thick")] = TISSUE_LINE
     Image.fromarray(small).save(path)
 
 
-def export_block(block: Block, slide: Slide, name: str) -> tuple[pd.DataFrame, list[dict[str, Any]], list[bytes]]:
-    """The table, the GeoJSON features and the ImageJ ROIs of one block's nuclei, in px of the whole image."""
+def export_block(block: Block, slide: Slide, key: str) -> tuple[pd.DataFrame, list[dict[str, Any]], list[bytes]]:
+    """The table, the GeoJSON features and the ImageJ ROIs of one block's nuclei, in px of the whole image.
+
+    ``key``: what the nuclei are of (image, adapters, settings); the ids of the features differ between keys.
+    """
     image = slide.read(block.top, block.left, *block.labels.shape)
     table = measure(block.labels, image)
     table["centroid_x_px"] += block.left
@@ -96,6 +108,6 @@ def export_block(block: Block, slide: Slide, name: str) -> tuple[pd.DataFrame, l
     shown: dict[int, dict[str, float]] = in_um(table, slide.um_per_px).set_index("id").to_dict("index")  # type: ignore
     for nucleus, polygons in nuclei_rings(block.labels, block.top, block.left):
         values = {k: round(v, 4) for k, v in shown[nucleus].items() if np.isfinite(v)}
-        features.append(feature(name, nucleus, polygons, values))
+        features.append(feature(key, nucleus, polygons, values))
         rois.append(roi(nucleus, polygons))
     return table, features, rois

@@ -22,17 +22,19 @@ COLUMNS = list(_PROPERTIES.values())
 
 
 def measure(labels: np.ndarray, image: np.ndarray, um_per_px: float | None = None) -> pd.DataFrame:
-    """A row a nucleus of an (H, W) label map and its (H, W, 3) uint8 image; all columns are those of skimage.
+    """Measure the nuclei of an (H, W) label map and its (H, W, 3) uint8 image, one row per nucleus, as skimage does.
 
-    - ``id``; ``centroid_x_px``, ``centroid_y_px`` (from the centre of the top left pixel), ``area_px``,
-      ``perimeter_px``, ``major_axis_px``, ``minor_axis_px``; ``eccentricity`` and ``solidity``, 0..1;
-      ``haematoxylin_mean``, the amount of the stain as ``skimage.color.rgb2hed`` gives it.
+    - ``id``; ``centroid_x_px``, ``centroid_y_px`` (from the top left corner of the top left pixel, as the polygons
+      are: the centre of that pixel is at 0.5, 0.5), ``area_px``, ``perimeter_px``, ``major_axis_px``,
+      ``minor_axis_px``; ``eccentricity`` and ``solidity``, 0..1; ``haematoxylin_mean``, the amount of the stain as
+      ``skimage.color.rgb2hed`` gives it.
     - The same lengths and the area in µm (``_um``, ``area_um2``) where ``um_per_px`` is given.
     """
     # float64 before the conversion would be eight times the image
     hematoxylin = rgb2hed(image)[..., 0].astype(np.float32) if labels.any() else np.zeros(labels.shape, np.float32)
     names = ["label", "centroid", *list(_PROPERTIES)[3:]]
     table = pd.DataFrame(regionprops_table(labels, hematoxylin, properties=names)).rename(columns=_PROPERTIES)
+    table[["centroid_x_px", "centroid_y_px"]] += 0.5  # skimage counts from the pixel's centre
     return in_um(table[COLUMNS], um_per_px)
 
 

@@ -2,9 +2,12 @@
 
 import json
 import math
+import re
 import uuid
+import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,12 @@ from nucseg.images.raster import reading
 LINE = (240, 228, 66)  # yellow of Okabe & Ito: seen on the purple and pink of H&E by every kind of eye
 ROI_SUFFIXES = (".zip", ".roi")
 MOST_ROIS, LARGEST_ROI = 200_000, 10_000_000  # entries, and bytes of one, that are read from a zip
+LARGEST_SIDE, LARGEST_AREA = 2**24, 2**28  # px: places, and sizes of composite ROIs, beyond these are damage
+
 Ring = np.ndarray  # (n, 2) x, y in px; 0, 0 is the top left corner of the top left pixel; the last point is the first
+
+
+# ---------------------------------------------------------------- outlines
 
 
 def rings(mask: np.ndarray, top: int = 0, left: int = 0) -> list[list[Ring]]:
@@ -38,8 +46,8 @@ def rings(mask: np.ndarray, top: int = 0, left: int = 0) -> list[list[Ring]]:
             outer.append([ring if area > 0 else ring[::-1]])
         else:
             holes.append(ring[::-1] if area > 0 else ring)
-    for hole in holes:  # into the smallest outer ring around it
-        around = [p for p in outer if _contains(p[0], hole)]
+    for hole in holes:  # into the smallest outer ring that it lies in
+        around = [p for p in outer if _inside(hole[0], p[0])]
         min(around, key=lambda p: abs(_signed_area(p[0]))).append(hole)
     return outer
 
@@ -62,9 +70,16 @@ def _straightened(ring: Ring) -> Ring:
     return np.concatenate([kept, kept[:1]])
 
 
-def _contains(ring: Ring, other: Ring) -> bool:
-    (low, high), (first, last) = ((r.min(0), r.max(0)) for r in (ring, other))
-    return bool((low <= first).all() and (last <= high).all())
+def _inside(point: np.ndarray, ring: Ring) -> bool:
+    """Whether a point lies in a ring: a ray from it crosses the ring an odd number of times."""
+    (x, y), (low, high) = point, (ring.min(0), ring.max(0))
+    if not (low[0] <= x <= high[0] and low[1] <= y <= high[1]):
+        return False
+    (x0, y0), (x1, y1) = ring[:-1].T, ring[1:].T
+    crosses = (y0 > y) != (y1 > y)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        at = x0 + (y - y0) / (y1 - y0) * (x1 - x0)
+    return bool(np.count_nonzero(crosses & (x < at)) % 2)
 
 
 def filled(polygons: Iterable[list[Ring]], shape: tuple[int, int], top: int = 0, left: int = 0) -> np.ndarray:
@@ -87,11 +102,18 @@ def nuclei_rings(labels: np.ndarray, top: int = 0, left: int = 0) -> Iterator[tu
         yield region.label, rings(region.image, top + region.bbox[0], left + region.bbox[1])
 
 
-GEOJSON_HEAD, GEOJSON_TAIL = '{"type": "FeatureCollection", "features": [', "\n]}\n"
+# ---------------------------------------------------------------- GeoJSON
+
+ORIGIN = "px from the top left corner of the top left pixel; x to the right, y down"
+GEOJSON_HEAD = f'{{"type": "FeatureCollection", "units": "{ORIGIN}", "features": ['
+GEOJSON_TAIL = "\n]}\n"
 
 
 def feature(name: str, nucleus: int, polygons: list[list[Ring]], measurements: dict[str, float]) -> dict[str, Any]:
-    """One nucleus as a GeoJSON feature that QuPath (0.4 and newer) takes for a detection, coordinates in px."""
+    """One nucleus as a GeoJSON feature that QuPath (0.4 and newer) takes for a detection, coordinates in px.
+
+    ``name``: what the nucleus is of; its ``id`` differs between names. QuPath keeps one of two objects of one id.
+    """
     coordinates = [[ring.round(2).tolist() for ring in polygon] for polygon in polygons]
     one = len(coordinates) == 1
     return {
@@ -119,32 +141,148 @@ def write_geojson(path: Path, features: Iterable[dict[str, Any]]) -> None:
 
 
 def read_geojson(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
-    """(H, W) int32 label map of the polygons of a GeoJSON file, numbered 1..n in their order; later ones lie on top.
+    """(H, W) int32 label map of the polygons of a GeoJSON file; `geojson_annotation` has the details."""
+    return geojson_annotation(path, shape)[0]
 
-    Raises ``InputError`` for a file that is no FeatureCollection of polygons.
+
+def geojson_annotation(path: str | Path, shape: tuple[int, int]) -> "Annotation":
+    """The nuclei of a GeoJSON file as QuPath exports it, and the areas that were not annotated.
+
+    A FeatureCollection, a bare array of features or one feature, with or without a byte order mark. A cell counts by
+    its ``nucleusGeometry``. The classes *ignore* and *region* are areas (`paint`). Raises ``InputError`` for a file
+    that holds anything but polygons, polygons of several planes, or none within the image.
     """
     path = Path(path)
-    labels = np.zeros(shape, np.int32)
+    outlines = []
+    planes = set()
     try:
-        features = json.loads(path.read_text(encoding="utf-8"))["features"]
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+        features = value["features"] if isinstance(value, dict) and "features" in value else value
+        if isinstance(features, dict):
+            features = [features]
+        if not isinstance(features, list):
+            raise ValueError("no features")
         for number, one in enumerate(features, 1):
-            shapes = one["geometry"]["coordinates"]
-            if one["geometry"]["type"] == "Polygon":
+            geometry = one.get("nucleusGeometry") or one["geometry"]
+            shapes = geometry["coordinates"]
+            if geometry["type"] == "Polygon":
                 shapes = [shapes]
-            elif one["geometry"]["type"] != "MultiPolygon":
-                raise InputError(f"'{path}': feature {number} is a {one['geometry']['type']}: only polygons are read.")
-            _paint(labels, [[np.asarray(ring, float)[:, :2] for ring in polygon] for polygon in shapes], number)
+            elif geometry["type"] != "MultiPolygon":
+                raise InputError(f"'{path}': feature {number} is a {geometry['type']}: only polygons are read.")
+            plane = geometry.get("plane") or {}
+            planes.add((plane.get("z", 0), plane.get("t", 0)))
+            polygons = [[np.asarray(ring, float)[:, :2] for ring in polygon] for polygon in shapes]
+            outlines.append(Outline(f"feature {number}", polygons, _class_of(one)))
+        if len(planes) > 1:
+            raise InputError(f"'{path}' has polygons of {len(planes)} planes: save those of one plane for one image.")
+        return paint(outlines, shape, path)
     except FileNotFoundError as error:
         raise InputError(f"The file '{path}' does not exist: check the path.") from error
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"'{path}' is not a GeoJSON FeatureCollection of polygons: export it again.") from error
-    return labels
 
 
-def _paint(labels: np.ndarray, polygons: list[list[Ring]], number: int) -> None:
-    """Put a nucleus into a label map; what lies outside is cut off."""
+def _class_of(one: dict[str, Any]) -> str:
+    """The name of a feature's class, as the versions of QuPath write it; "" without one."""
+    about = (one.get("properties") or {}).get("classification") or ""
+    if isinstance(about, dict):
+        about = about.get("name") or ": ".join(map(str, about.get("names") or ()))
+    return str(about)
+
+
+# ---------------------------------------------------------------- outlines to label maps
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What was drawn: its name in the file, its polygons (outer ring, then holes), the name of its class."""
+
+    name: str
+    polygons: list[list[Ring]]
+    kind: str = ""
+
+    @property
+    def area(self) -> float:
+        """px, holes taken off."""
+        rings_ = [(1 if i == 0 else -1, ring) for polygon in self.polygons for i, ring in enumerate(polygon)]
+        return sum(sign * abs(_signed_area(ring)) for sign, ring in rings_)
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A label map, (H, W) int32, nuclei 1..n; and (H, W) bool, True where nothing was annotated (None: nowhere)."""
+
+    labels: np.ndarray
+    ignore: np.ndarray | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.labels, self.ignore))
+
+    def __getitem__(self, index: int) -> Any:
+        return (self.labels, self.ignore)[index]
+
+
+def area_kind(name: str) -> str:
+    """ "ignore" or "region" for a class or ROI that is called so (Ignore*, region-2, ...), "" for any other."""
+    found = re.fullmatch(r"(ignore|region)\*?([-_ ]?\d+)?", name.strip().casefold())
+    return found[1] if found else ""
+
+
+def paint(outlines: Sequence[Outline], shape: tuple[int, int], path: Path) -> Annotation:
+    """Outlines as a label map and the area to leave out, (H, W) each.
+
+    Nuclei are numbered 1..n in their order. Large ones are painted first, so that what lies in them stays. Outlines
+    of the class *ignore* are areas that count neither for nor against; where there are any of the class *region*, all
+    outside of them is left out too. Outlines without a pixel are named in a warning. Raises ``InputError`` where there
+    are outlines, but none lies within the image.
+    """
+    labels = np.zeros(shape, np.int32)
+    areas: dict[str, np.ndarray] = {}
+    for outline in outlines:
+        if kind := area_kind(outline.kind):
+            area = areas.setdefault(kind, np.zeros(shape, bool))
+            _paint(area, outline.polygons, True)
+    nuclei = [outline for outline in outlines if not area_kind(outline.kind)]
+    outside = []
+    for index in sorted(range(len(nuclei)), key=lambda i: -nuclei[i].area):
+        if not _paint(labels, nuclei[index].polygons, index + 1):
+            outside.append(index)
+    if outlines and len(outside) == len(nuclei) and not any(area.any() for area in areas.values()):
+        raise InputError(f"'{path}' has no outline within the image of {shape[1]} x {shape[0]} px: check whose it is.")
+    left = np.bincount(labels.ravel(), minlength=len(nuclei) + 1)[1:] > 0
+    covered = [i for i in np.flatnonzero(~left) if i not in outside]
+    for lost, why in ((sorted(outside), "outside the image"), (covered, "without a pixel that is not another's")):
+        if lost:
+            names = ", ".join(nuclei[i].name for i in lost[:5]) + ("" if len(lost) <= 5 else ", ...")
+            warnings.warn(f"'{path}': {len(lost)} of {len(nuclei)} outlines are {why}: {names}.", stacklevel=2)
+    _warn_of_areas(nuclei, path)
+    number = np.concatenate([[0], np.where(left, np.cumsum(left), 0)]).astype(np.int32)
+    ignore = areas.get("ignore")
+    if "region" in areas:
+        ignore = ~areas["region"] if ignore is None else ignore | ~areas["region"]
+    return Annotation(number[labels], ignore)
+
+
+def _warn_of_areas(nuclei: Sequence[Outline], path: Path) -> None:
+    """Say which outlines are far too large for a nucleus: tissue areas, drawn beside the nuclei."""
+    sizes = np.array([outline.area for outline in nuclei])
+    if len(sizes) < 3:
+        return
+    for index in np.flatnonzero(sizes > 20 * np.median(sizes))[:5]:
+        kind = f" ({nuclei[index].kind})" if nuclei[index].kind else ""
+        times = sizes[index] / np.median(sizes)
+        warnings.warn(
+            f"'{path}': {nuclei[index].name}{kind} is {sizes[index]:.0f} px large, {times:.0f} times the median, and "
+            "counts as a nucleus. Give it the class Region* if only its inside is annotated, Ignore* if it is not to "
+            "count, or remove it.",
+            stacklevel=3,
+        )
+
+
+def _paint(labels: np.ndarray, polygons: list[list[Ring]], number: int) -> bool:
+    """Put ``number`` into an array where the polygons lie; False where that is outside of it."""
     points = np.concatenate([ring for polygon in polygons for ring in polygon])
     if not np.isfinite(points).all():
         raise ValueError("coordinates that are no numbers")
@@ -152,44 +290,72 @@ def _paint(labels: np.ndarray, polygons: list[list[Ring]], number: int) -> None:
     low = np.clip(np.floor(points.min(0)), 0, size).astype(int)
     high = np.clip(np.ceil(points.max(0)), 0, size).astype(int)
     window = np.s_[low[1] : high[1], low[0] : high[0]]
-    if labels[window].size:
-        labels[window][filled(polygons, labels[window].shape, int(low[1]), int(low[0]))] = number
+    if not labels[window].size:
+        return False
+    inside = filled(polygons, labels[window].shape, int(low[1]), int(low[0]))
+    labels[window][inside] = number
+    return bool(inside.any())
+
+
+# ---------------------------------------------------------------- ImageJ
 
 
 def roi(nucleus: int, polygons: list[list[Ring]]) -> bytes:
-    """One nucleus as an ImageJ ROI, its largest outer ring: ImageJ's polygons have no holes."""
-    outer = max((polygon[0] for polygon in polygons), key=lambda ring: abs(_signed_area(ring)))
-    return roifile.ImagejRoi.frompoints(outer[:-1].astype(np.float32), name=f"{nucleus:06d}").tobytes()
+    """One nucleus as an ImageJ ROI: a polygon, or a composite where it has holes or several parts."""
+    name = f"{nucleus:06d}"
+    outlines = [ring for polygon in polygons for ring in polygon]
+    if len(outlines) == 1:
+        return roifile.ImagejRoi.frompoints(outlines[0][:-1].astype(np.float32), name=name).tobytes()
+    path: list[float] = []  # as Java's shapes are stored: 0 move to, 1 line to, 4 close
+    for ring in outlines:
+        path += [0, *ring[0]]
+        for point in ring[1:-1]:
+            path += [1, *point]
+        path += [4]
+    points = np.concatenate(outlines)
+    (left, top), (right, bottom) = np.floor(points.min(0)).astype(int), np.ceil(points.max(0)).astype(int)
+    one = roifile.ImagejRoi(roitype=roifile.ROI_TYPE.RECT, left=left, top=top, right=right, bottom=bottom, name=name)
+    one.multi_coordinates, one.shape_roi_size = np.array(path, np.float32), len(path)
+    return one.tobytes()
 
 
 def read_rois(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
-    """(H, W) int32 label map of the ROIs in an ImageJ zip (or one .roi file), numbered 1..n; later ones lie on top.
+    """(H, W) int32 label map of the ROIs in an ImageJ zip or .roi file; `roi_annotation` has the details."""
+    return roi_annotation(path, shape)[0]
 
-    Polygons, freehand and traced outlines, rectangles, ovals and composites of outlines are read. Raises ``InputError``
-    for a damaged file, for other kinds (lines, points), where no ROI lies within the image, and for a zip with more or
-    larger entries than any annotation has.
+
+def roi_annotation(path: str | Path, shape: tuple[int, int]) -> Annotation:
+    """The nuclei of an ImageJ zip (or one .roi file), and the areas that were not annotated.
+
+    Polygons, freehand and traced outlines, rectangles, ovals and composites of outlines are read; ROIs named *ignore*
+    or *region* are areas (`paint`). Raises ``InputError`` for a damaged file, for other kinds (lines, points), ROIs of
+    several slices, where no ROI lies within the image, and for a zip with more or larger entries than any annotation
+    has.
     """
     path = Path(path)
-    labels = np.zeros(shape, np.int32)
+    outlines, places = [], set()
     with reading(path):
         if path.suffix.lower() == ".roi":
             entries = [(path.name, path.read_bytes())]
         else:
             entries = list(_zip_entries(path))
-        for number, (name, data) in enumerate(entries, 1):
+        for name, data in entries:
             one, where = roifile.ImagejRoi.frombytes(data), f"{path}: {name}"
-            if one.composite:
-                _paint_parts(labels, one, where, number)
-            else:
-                _paint(labels, [[_roi_ring(one, where)]], number)
-    if entries and not labels.any():
-        raise InputError(f"'{path}' has no ROI within the image of {shape[1]} x {shape[0]} px: check whose it is.")
-    return labels
+            own_name = re.sub(r"\.roi$", "", one.name or Path(name).name, flags=re.IGNORECASE)
+            polygons = _roi_parts(one, where) if one.composite else [[_roi_ring(one, where)]]
+            outlines.append(Outline(own_name, polygons, area_kind(own_name)))
+            places.add(("slice", one.position) if one.position else ("z, t", one.z_position, one.t_position))
+        places -= {("z, t", 0, 0)}  # on every slice
+        if len(places) > 1:
+            raise InputError(f"'{path}' has ROIs of {len(places)} slices: save the ROIs of one slice for one image.")
+        return paint(outlines, shape, path)
 
 
 def _zip_entries(path: Path) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(path) as archive:
         entries = [entry for entry in archive.infolist() if entry.filename.lower().endswith(".roi")]
+        # macOS adds a file of its own for each
+        entries = [e for e in entries if "__MACOSX" not in e.filename and not Path(e.filename).name.startswith("._")]
         if archive.infolist() and not entries:  # one without any entry is an image without nuclei
             raise InputError(f"'{path}' holds no ROI: save the ROI manager's ROIs as a zip (More » Save).")
         if len(entries) > MOST_ROIS or any(entry.file_size > LARGEST_ROI for entry in entries):
@@ -198,18 +364,22 @@ def _zip_entries(path: Path) -> Iterator[tuple[str, bytes]]:
             yield entry.filename, archive.read(entry)
 
 
-def _paint_parts(labels: np.ndarray, one: roifile.ImagejRoi, where: str, number: int) -> None:
-    """A composite ROI: what an odd number of its outlines encloses, as ImageJ fills it."""
+def _roi_parts(one: roifile.ImagejRoi, where: str) -> list[list[Ring]]:
+    """The polygons of a composite ROI: what an odd number of its outlines encloses, as ImageJ fills it."""
     parts = [np.asarray(part, float) for part in one.coordinates(multi=True)]
-    parts = [part for part in parts if part.ndim == 2 and len(part) > 2]
+    parts = [np.concatenate([part, part[:1]]) for part in parts if part.ndim == 2 and len(part) > 2]
     if not parts:
         raise InputError(f"'{where}' has no outline: remove it.")
-    mask = np.zeros(labels.shape, bool)
+    points = np.concatenate(parts)
+    if not np.isfinite(points).all():
+        raise ValueError("coordinates that are no numbers")
+    low, high = np.floor(points.min(0)).astype(int), np.ceil(points.max(0)).astype(int)
+    if (np.abs([low, high]) > LARGEST_SIDE).any() or np.prod(high - low) > LARGEST_AREA:
+        raise InputError(f"'{where}' is larger than any nucleus: remove it.")
+    mask = np.zeros((high - low)[::-1], bool)
     for part in parts:
-        inside = np.zeros(labels.shape, np.int32)
-        _paint(inside, [[np.concatenate([part, part[:1]])]], 1)
-        mask ^= inside > 0
-    labels[mask] = number
+        mask ^= _fill(part, mask.shape, int(low[1]), int(low[0]))
+    return rings(mask, int(low[1]), int(low[0]))
 
 
 def _roi_ring(one: roifile.ImagejRoi, where: str) -> Ring:

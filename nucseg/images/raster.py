@@ -1,132 +1,156 @@
-"""Reading image and mask files, with one clear sentence for each that cannot be used."""
+"""Pixels of small image files: one list of what can be read, colours converted to RGB, errors in one sentence."""
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import tifffile
 from PIL import Image
-from skimage.measure import label as connected_components
 
 from nucseg.errors import InputError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-"""The file types of images and masks, in small letters; capitals work too."""
+PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".webp", ".gif", ".jp2", ".j2k", ".jpx", ".jxl", ".ppm", ".pgm")
+TIFFS = (".tif", ".tiff", ".btf", ".tf8", ".qptiff")
+SLIDES = (".svs", ".ndpi", ".scn", ".mrxs", ".vms", ".vmu", ".bif", ".svslide", ".dcm")
+SUFFIXES = PICTURES + TIFFS + SLIDES
+"""The endings of image files that every command reads, in lower case; capitals work too."""
+
+WHITE = 255
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong while ``path`` is read into one sentence about it."""
+    """Turn any error raised while ``path`` is read into one `InputError` that names it."""
     try:
         yield
     except InputError:
         raise
     except FileNotFoundError as error:
         raise InputError(f"The file '{path}' does not exist: check the path.") from error
+    except IsADirectoryError as error:
+        raise InputError(f"'{path}' is a folder: give an image file.") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"'{path}' has more pixels than are read at once: cut it into tiles.") from error
+    except MemoryError as error:
+        raise InputError(f"'{path}' does not fit into memory: close other programs, or cut it into tiles.") from error
     except Exception as error:  # decoders raise nearly anything on damaged bytes
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
         raise InputError(f"'{path}' cannot be read as an image ({reason}): copy or export it again.") from error
 
 
-def _tiff_page(path: Path) -> tifffile.TiffPage:
-    """The only page of a TIFF file, its pixels not yet read."""
-    with tifffile.TiffFile(path) as tiff:
-        if len(tiff.pages) != 1:
-            raise InputError(f"'{path}' has {len(tiff.pages)} pages: save it as a single flat image.")
-        page = tiff.pages.first
-        if Image.MAX_IMAGE_PIXELS and page.imagewidth * page.imagelength > 2 * Image.MAX_IMAGE_PIXELS:
-            raise Image.DecompressionBombError
-        return page
-
-
-def is_tiff(header: bytes) -> bool:
-    return header[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-def _is_deep(path: Path, header: bytes) -> bool:
-    """Whether a channel has more than 8 bits; Pillow would cut a 16 bit RGB PNG down without a word."""
-    if is_tiff(header):
-        page = _tiff_page(path)
-        return page.dtype is None or page.dtype.itemsize > 1
-    return header.startswith(b"\x89PNG") and header[24:25] == b"\x10"  # the bit depth field of IHDR
-
-
-def _open(path: Path) -> Image.Image:
-    image = Image.open(path)
-    pages = getattr(image, "n_frames", 1)
-    if pages != 1:
-        image.close()
-        raise InputError(f"'{path}' has {pages} pages: save it as a single flat image.")
-    return image
-
-
-def _header(path: Path) -> bytes:
+def header(path: Path, length: int = 32) -> bytes:
+    """The first bytes of a file."""
     with open(path, "rb") as handle:
-        return handle.read(32)
+        return handle.read(length)
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Read an image file as (H, W, 3) uint8 RGB, 0-255.
+def is_tiff(head: bytes) -> bool:
+    """Whether a file that starts with these bytes is a TIFF or BigTIFF."""
+    return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-    Grey, palette, RGBA and CMYK files are converted; an alpha channel is dropped, not blended.
 
-    Raises `InputError` for a file that is missing, damaged, truncated, has several pages, more than 8 bits
-    a channel, or more than twice Pillow's ``MAX_IMAGE_PIXELS`` (179 million px, unless it was changed).
+def is_jpegxl(head: bytes) -> bool:
+    """Whether a file that starts with these bytes is a JPEG XL, as a codestream or in its container."""
+    return head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"))
+
+
+def check_size(path: Path, height: int, width: int) -> None:
+    """Raise ``InputError`` for more than twice Pillow's ``MAX_IMAGE_PIXELS`` (179 million px, unless changed)."""
+    if Image.MAX_IMAGE_PIXELS and height * width > 2 * Image.MAX_IMAGE_PIXELS:
+        raise InputError(f"'{path}' has more pixels than are read at once: cut it into tiles.")
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """A file that Pillow reads, with one frame; ``InputError`` for several."""
+    with Image.open(path) as image:
+        frames = getattr(image, "n_frames", 1)
+        if frames != 1 and image.format != "MPO":  # a camera's JPEG: the picture, then previews of it
+            raise InputError(f"'{path}' has {frames} pages: save it as a single flat image.")
+        yield image
+
+
+def read_picture(path: Path) -> tuple[np.ndarray, float | None]:
+    """(H, W, 3) uint8 RGB of a file that is no TIFF, and its µm per px as its header has it (None: not said).
+
+    Pixels are taken as they are stored: orientation tags (EXIF) are not applied, as ImageJ and QuPath do not.
     """
-    path = Path(path)
-    with reading(path):
-        deep = _is_deep(path, _header(path))
-        if not deep:
-            with _open(path) as image:
-                deep = image.mode.startswith(("I", "F"))
-                if not deep:
-                    through = "RGBA" if image.mode in ("P", "PA") else "RGB"  # else transparency warns
-                    return np.array(image.convert(through).convert("RGB"))
-    raise InputError(f"The image '{path}' has more than 8 bits a channel: convert it to 8 bit RGB first.")
+    head = header(path)
+    if is_jpegxl(head):
+        import imagecodecs
+
+        pixels = imagecodecs.jpegxl_decode(path.read_bytes())
+        if pixels.dtype != np.uint8:
+            raise _deep(path)
+        check_size(path, *pixels.shape[:2])
+        return picture_to_rgb(pixels), None
+    if head.startswith(b"\x89PNG") and head[24:25] == b"\x10":  # Pillow would cut 16 bits to 8 without a word
+        raise _deep(path)
+    with open_picture(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise _deep(path)
+        density = image.info.get("dpi", (0, 0))[0]
+        return pil_to_rgb(image), 25_400 / float(density) if density else None
 
 
-def _read_mask(path: Path) -> np.ndarray:
-    """The mask as it is stored, any shape and type."""
-    if is_tiff(_header(path)):
-        if _tiff_page(path).compression in (6, 7):  # old and new style JPEG
-            raise InputError(f"The mask '{path}' is JPEG-compressed, which alters labels: export it as PNG.")
-        mask = tifffile.imread(path, key=0)
-        return mask.squeeze() if mask.ndim > 2 else mask
-    with _open(path) as image:
-        if image.format == "JPEG":
-            raise InputError(f"The mask '{path}' is a JPEG, which alters labels: export it as PNG or TIFF.")
-        return np.array(image)
+def _deep(path: Path) -> InputError:
+    return InputError(f"The image '{path}' has more than 8 bits a channel: convert it to 8 bit RGB first.")
 
 
-def read_labels(path: str | Path, *, split_binary: bool = True) -> np.ndarray:
-    """Read a mask file as a label map: (H, W) int32, 0 = background, nuclei renumbered 1..n.
+def pil_to_rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a Pillow image of any 8 bit mode; transparency is blended over white."""
+    if image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
+        return picture_to_rgb(np.asarray(image.convert("RGBA")))
+    return np.array(image.convert("RGB"))
 
-    The order of the ids is kept. A mask with exactly one value other than 0 (bool, 0/1, 0/255) does not
-    say where one nucleus ends: with ``split_binary`` its 8-connected components become the nuclei, without
-    it all of it is one nucleus. The pixels of a palette image are its palette indices.
 
-    Raises `InputError` for a file that is missing, damaged, truncated, lossy (JPEG), has several pages or
-    channels, holds floating point numbers (whole ones too) or negative ids, has several ids and no background, or is
-    too large (`read_image`).
+def picture_to_rgb(pixels: np.ndarray) -> np.ndarray:
+    """(H, W), (H, W, 1), grey and alpha, RGB or RGBA, all uint8 -> (H, W, 3) uint8, alpha blended over white.
+
+    An alpha channel that is 0 everywhere is taken for unused and dropped.
     """
-    path = Path(path)
-    with reading(path):
-        mask = _read_mask(path)
-    if not mask.size:
-        raise InputError(f"The mask '{path}' has no pixels: export it again.")
-    if mask.ndim != 2:
-        shape = " x ".join(map(str, mask.shape))
-        raise InputError(f"The mask '{path}' has shape {shape}: save it with one channel, one id a nucleus.")
-    if mask.dtype.kind not in "bui":
-        raise InputError(f"The mask '{path}' holds {mask.dtype} values: save it as whole numbers (uint16).")
-    values, inverse = np.unique(mask, return_inverse=True)
-    if values[0] < 0:
-        raise InputError(f"The mask '{path}' holds negative ids: use 0 for background, 1..n for nuclei.")
-    if len(values) > 1 and values[0] > 0:
-        raise InputError(f"The mask '{path}' has no background: give the pixels outside nuclei the value 0.")
-    if split_binary and np.count_nonzero(values) == 1:
-        return connected_components(mask > 0, connectivity=2).astype(np.int32)
-    return (inverse.reshape(mask.shape) + int(values[0] > 0)).astype(np.int32)  # above 0: one nucleus fills it all
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    samples = pixels.shape[2]
+    colour = np.repeat(pixels[..., :1], 3, axis=2) if samples < 3 else pixels[..., :3]
+    if samples in (2, 4) and pixels[..., -1].any():
+        return over_white(colour, pixels[..., -1])
+    return np.array(colour)
+
+
+def over_white(colour: np.ndarray, alpha: np.ndarray, premultiplied: bool = False) -> np.ndarray:
+    """(H, W, 3) uint8 blended over white by (H, W) uint8 alpha, 255 opaque."""
+    if alpha.min(initial=WHITE) == WHITE:
+        return np.array(colour)
+    opacity = alpha[..., None].astype(np.uint16)
+    part = colour.astype(np.uint16) * (WHITE if premultiplied else opacity)
+    return np.minimum((part + (WHITE - opacity) * WHITE + 127) // WHITE, WHITE).astype(np.uint8)
+
+
+def ycbcr_to_rgb(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 YCbCr (ITU-R BT.601, full range, as JPEG has it) -> RGB."""
+    y, cb, cr = np.moveaxis(pixels.astype(np.float32), -1, 0)
+    rgb = np.stack([y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128), y + 1.772 * (cb - 128)])
+    return np.moveaxis(np.clip(np.rint(rgb), 0, 255).astype(np.uint8), 0, -1)
+
+
+def cmyk_to_rgb(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 4) uint8 ink, 255 full -> (H, W, 3) RGB as Pillow converts it, without a colour profile."""
+    ink, black = WHITE - pixels[..., :3].astype(np.uint16), WHITE - pixels[..., 3:4].astype(np.uint16)
+    return ((ink * black + 127) // WHITE).astype(np.uint8)
+
+
+def lossy_picture(path: Path) -> str:
+    """The name of the lossy format that a file is stored in, or "": labels in it are not what was drawn.
+
+    JPEG 2000 and JPEG XL have lossless modes too, but a file does not say plainly which was used.
+    """
+    head = header(path, 64)
+    if is_jpegxl(head):
+        return "JPEG XL"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        with open(path, "rb") as handle:  # VP8L is the lossless codec
+            return "" if b"VP8L" in io.BytesIO(handle.read(256)).read() else "WebP"
+    with open_picture(path) as image:
+        return {"JPEG": "JPEG", "MPO": "JPEG", "JPEG2000": "JPEG 2000", "AVIF": "AVIF"}.get(image.format or "", "")

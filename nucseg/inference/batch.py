@@ -7,7 +7,7 @@ import shutil
 import time
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,24 +15,31 @@ from typing import IO, Any
 
 import numpy as np
 import pandas as pd
+import tifffile
+import zarr
 
 import nucseg
 from nucseg.errors import Busy, InputError
 from nucseg.files import only_one, sha256, write_atomic, write_json
 from nucseg.images import export, measure, polygons
-from nucseg.images.raster import SUFFIXES
+from nucseg.images.pixel_size import diameters, estimate
 from nucseg.images.slides import Slide, open_slide
-from nucseg.inference.segmenter import Segmenter
-
-OUTPUTS = ("labels", "csv", "geojson", "overlay", "rois")
-_ENDINGS = {
-    "labels": ".labels.tif",
-    "csv": ".nuclei.csv",
-    "geojson": ".geojson",
-    "overlay": ".overlay.png",
-    "rois": ".rois.zip",
-}
-_SUMMARY = ("image", "height_px", "width_px", "um_per_px", "nuclei", "area_px_mean", "nuclei_per_mm2", "seconds")
+from nucseg.inference.folder import (
+    ENDINGS,
+    OUTPUTS,
+    SUMMARY,
+    Job,
+    Plan,
+    check_folder,
+    find_images,
+    plan,
+    recorded,
+    remove_work,
+    sealed,
+    write_summary,
+    written_so_far,
+)
+from nucseg.inference.segmenter import Segmenter, free_memory, known_blocks
 
 
 class Scratch:
@@ -72,36 +79,7 @@ class Scratch:
         self._view()[window] = values
 
 
-def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """The image files among ``paths``; of a folder, those in it. In order, each once.
-
-    Raises ``InputError`` for a path that does not exist, a folder without images, or two images of one name, whose
-    results would overwrite each other.
-    """
-    found: dict[str, Path] = {}
-    for path in map(Path, paths):
-        if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-            files = [p for p in files if not _is_result(p)]
-            if not files:
-                raise InputError(f"The folder '{path}' has no images ({', '.join(SUFFIXES)}): check the path.")
-        elif path.is_file():
-            files = [path]
-        else:
-            raise InputError(f"There is no file or folder '{path}': check the path.")
-        for file in files:
-            if file.stem in found and found[file.stem].resolve() != file.resolve():
-                raise InputError(
-                    f"'{found[file.stem]}' and '{file}' have the same name: segment them into two folders."
-                )
-            found[file.stem] = file
-    return list(found.values())
-
-
-def _is_result(path: Path) -> bool:
-    """Whether it was written by `predict_files`, into the folder of the images."""
-    ending = next((end for end in _ENDINGS.values() if path.name.endswith(end)), None)
-    return ending is not None and path.with_name(path.name.removesuffix(ending) + ".json").exists()
+# ---------------------------------------------------------------- many images
 
 
 def predict_files(
@@ -110,176 +88,296 @@ def predict_files(
     segmenter: Segmenter,
     outputs: Sequence[str] = OUTPUTS,
     *,
+    recursive: bool = False,
     progress: bool = True,
 ) -> tuple[pd.DataFrame, dict[Path, str]]:
-    """Segment image files into ``out``; returns a row an image, and the failures with their reasons.
+    """Segment image files into ``out``; returns one row per image, and the failures with their reasons.
 
     For an image ``a.png`` it holds ``a.labels.tif``, ``a.nuclei.csv``, ``a.geojson``, ``a.overlay.png``,
-    ``a.rois.zip`` (those of ``outputs``) and ``a.json``, which says how they were made and is written last.
-    ``summary.csv`` has a row for each image whose results are in ``out``. An image that is finished is not repeated;
-    one that was stopped goes on after its last whole row of fields. Several processes may share ``out``. One image
-    that fails does not stop the others.
+    ``a.rois.zip`` (those of ``outputs``) and ``a.json``, which says how they were made, with their hashes, and is
+    written last. ``summary.csv`` has a row for each image whose results are in ``out``. With ``recursive``, the images
+    of a folder's subfolders are segmented into subfolders of the same names.
 
-    Raises ``InputError`` for what is wrong with all of them (`find_images`, `Segmenter.check`), or where ``out``
-    holds results that were made in another way.
+    Nothing that nucseg did not write is replaced. An image that is finished is not segmented again: outputs that are
+    missing are made from its label map, as it is now. One that was stopped goes on after its last whole row of fields.
+    Several processes may share ``out``. One image that fails, or does not fit into memory, does not stop the others.
+
+    Raises ``InputError``, before any work, for what is wrong with all of the images (`find_images`,
+    ``Segmenter.check``) or where a file of the user's is in the way (`check_folder`).
     """
     segmenter.check()
-    unknown = [name for name in outputs if name not in OUTPUTS]
-    if unknown or not outputs:
-        raise InputError(f"Output {(unknown or [''])[0]!r} is not known: choose from {', '.join(OUTPUTS)}.")
-    images, out, failures = find_images(paths), Path(out), {}
-    for image in images:
+    out, failures = Path(out), {}
+    jobs = find_images(paths, recursive)
+    check_folder(jobs, out, outputs)
+    unknown = _Unknown()
+    for job in jobs:
         try:
-            predict_file(image, out, segmenter, outputs, progress=progress)
+            predict_file(job, out, segmenter, outputs, progress=progress, unknown=unknown)
         except Busy:  # it is another process's
             continue
         except (InputError, OSError) as error:
-            failures[image] = str(error)
-    rows = [row for path in sorted(out.glob("*.json")) if (row := _summary_row(path))]
-    mine = {image.name for image in images if image not in failures}  # or not finished, where Busy
-    summary = pd.DataFrame(rows, columns=list(_SUMMARY))
-    with write_atomic(out / "summary.csv") as part:
-        summary.to_csv(part, index=False)
+            failures[job.path] = str(error)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failures[job.path] = OUT_OF_MEMORY
+            free_memory()
+    unknown.warn(segmenter)
+    rows = write_summary(out)
+    mine = {job.name for job in jobs if job.path not in failures}  # or not finished, where Busy
+    summary = pd.DataFrame(rows, columns=list(SUMMARY))
     return summary[summary["image"].isin(mine)].reset_index(drop=True), failures
 
 
-def predict_file(
-    path: Path, out: Path, segmenter: Segmenter, outputs: Sequence[str] = OUTPUTS, *, progress: bool = True
-) -> dict[str, Any]:
-    """Segment one image file into ``out``, as `predict_files` says; returns what its ``.json`` holds.
+OUT_OF_MEMORY = (
+    "it does not fit into memory: close other programs, choose --device cpu where it was a GPU, or cut it into tiles"
+)
 
-    Raises ``InputError`` for an image that cannot be read, or results that were made in another way; ``Busy`` where
-    another process works on this image; ``OSError`` for a disk that cannot be written.
-    """
-    done, work = out / f"{path.stem}.json", out / f".{path.stem}.part"
-    given = segmenter.um_per_px is not None
-    with open_slide(path) as slide:
-        if segmenter.um_per_px is None and slide.um_per_px is not None:
-            segmenter = replace(segmenter, um_per_px=slide.um_per_px)
-        slide = replace(slide, um_per_px=segmenter.um_per_px)
-        if slide.um_per_px is None and any(model.config.um_per_px for model in segmenter.models):
-            warnings.warn(  # the same words for all images, so that they are said once
-                "Of some images the µm per px are not known, so they are taken to be the training images', "
-                f"{next(m.config.um_per_px for m in segmenter.models if m.config.um_per_px):g}; pass --um-per-px.",
-                stacklevel=2,
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the computer or of a GPU is full."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
+        or (isinstance(error, RuntimeError) and "out of memory" in str(error).lower())
+    )
+
+
+class _Unknown:
+    """Images whose pixel size is not known: what their nuclei suggest, said once for all of them."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.diameters: list[np.ndarray] = []
+
+    def warn(self, segmenter: Segmenter) -> None:
+        own = next((m.config.um_per_px for m in segmenter.models if m.config.um_per_px), 0)
+        if not self.images or not own:
+            return
+        found = np.concatenate(self.diameters) if self.diameters else np.zeros(0)
+        hint = "pass --um-per-px if you know it."
+        if len(found) >= 20:
+            middle = float(np.median(found))
+            hint = (
+                f"the median diameter of their nuclei, {middle:.0f} px, suggests {estimate(middle):.2g} (NuInsSeg's "
+                "nuclei measure 8 µm); pass --um-per-px if you know it."
             )
-        if given and not any(model.config.um_per_px for model in segmenter.models):
+        warnings.warn(
+            f"Of some images the µm per px are not known: the training images' {own:g} is assumed; {hint}",
+            stacklevel=3,
+        )
+
+
+# ---------------------------------------------------------------- one image
+
+
+def predict_file(
+    job: Job,
+    out: Path,
+    segmenter: Segmenter,
+    outputs: Sequence[str] = OUTPUTS,
+    *,
+    progress: bool = True,
+    unknown: _Unknown | None = None,
+) -> dict[str, Any]:
+    """Segment one image file into ``out``, as `predict_files` says; returns its record.
+
+    Raises ``InputError`` for an image that cannot be read, results that were made in another way, or a file in the
+    way; ``Busy`` where another process works on this image; ``OSError`` for a disk that cannot be written.
+    """
+    record, work, options = job.record(out), job.work(out), segmenter.options()
+    with open_slide(job.path, segmenter.series) as slide:
+        if segmenter.um_per_px and not any(model.config.um_per_px for model in segmenter.models):
             warnings.warn(
                 "The adapter does not know its training images' µm per px, so --um-per-px changes no scale, only the "
                 "units of the results; images should be like those it was trained on.",
                 stacklevel=2,
             )
+        segmenter = replace(segmenter, um_per_px=segmenter.um_per_px or slide.um_per_px)
+        slide = replace(slide, um_per_px=segmenter.um_per_px)
         segmenter.check()
-        settings = _settings(path, segmenter, outputs)
-        whole = lambda: done.exists() and all((out / (path.stem + _ENDINGS[name])).exists() for name in outputs)
-        if whole():
-            return _same(done, settings)
+        settings = _settings(job, segmenter) | {"options": options}
+        if _whole(todo := plan(job, out, outputs), settings, record):
+            return todo.about or {}
         with only_one(work):
-            if whole():  # by another process, since it was first asked
-                return _same(done, settings)
-            if done.exists():  # one of its files was deleted
-                _same(done, settings)
-            about = _segment_into(slide, out, work, segmenter, outputs, settings, progress)
-            write_json(done, about)
-    shutil.rmtree(work, ignore_errors=True)
-    return about
+            if not _whole(todo := plan(job, out, outputs), settings, record):  # by another process, since
+                todo = replace(todo, about=_complete(slide, todo, out, segmenter, settings, progress, unknown))
+    remove_work(work)
+    return todo.about or {}
 
 
-def _settings(path: Path, segmenter: Segmenter, outputs: Sequence[str]) -> dict[str, Any]:
+def _settings(job: Job, segmenter: Segmenter) -> dict[str, Any]:
     """All that the results depend on."""
     return {
-        "image": path.name,
-        "image_sha256": sha256(path),
+        "image": job.name,
+        "image_sha256": sha256(job.path),
         "adapters": [model.adapter_name for model in segmenter.models],
         "adapters_sha256": [model.adapter_sha256 for model in segmenter.models],
-        "um_per_px": segmenter.um_per_px,
-        "threshold": segmenter.threshold,
+        **segmenter.options(),
         "min_area": segmenter.smallest(),
-        "ridge": segmenter.ridge,
-        "tta": segmenter.tta,
-        "outputs": sorted(outputs),
         "nucseg": nucseg.__version__,
     }
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(about, dict) and "nuclei" in about:
-            return about
-    except ValueError:
-        pass
-    raise InputError(f"'{path}' is damaged: delete it, and the image is segmented again.")
-
-
-def _summary_row(path: Path) -> dict[str, Any] | None:
-    """What the summary says of a result, given its ``.json``; None for any other file of that kind."""
-    try:
-        about = _read(path)
-        return {key: about[key] for key in _SUMMARY}
-    except (InputError, OSError, KeyError):
-        return None
-
-
-def _same(done: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    about = _read(done)
+def _whole(todo: Plan, settings: dict[str, Any], record: Path) -> bool:
+    """Whether nothing is to be done; ``InputError`` where the record's settings are others."""
     for name, value in settings.items():
-        if about.get(name) != value:
-            then = about.get(name)
-            raise InputError(f"'{done}' was made with {name} = {then!r}, not {value!r}: choose another --out.")
+        if todo.about is not None and name != "options" and todo.about.get(name) != value:
+            then = todo.about.get(name)
+            raise InputError(f"'{record}' was made with {name} = {then!r}, not {value!r}: choose another --out.")
+    return todo.about is not None and not todo.missing
+
+
+def _complete(
+    slide: Slide,
+    todo: Plan,
+    out: Path,
+    segmenter: Segmenter,
+    settings: dict[str, Any],
+    progress: bool,
+    unknown: _Unknown | None,
+) -> dict[str, Any]:
+    """Write the outputs that are missing, then the record; returns that."""
+    job, about = todo.job, todo.about
+    began, work = time.monotonic(), job.work(out)
+    before = _state(work, settings)
+    labels = None if about is None else _known_labels(job, out, slide, about)
+    tissue = segmenter.tissue(slide)
+    if labels is None:
+        labels = _segment(slide, work, segmenter, settings, before, tissue, progress)
+        blocks: Iterable[export.Block] = segmenter.label_blocks(labels.maps, labels)
+    else:
+        blocks = known_blocks(labels)
+    state = {"settings": settings, "rows": before["rows"], "seconds": before["seconds"] + time.monotonic() - began}
+    written, areas = _write(slide, todo, out, labels, blocks, tissue, settings, state, before["written"])
+    count = len(areas) if about is None else about["nuclei"]
+    if unknown is not None and slide.um_per_px is None:
+        unknown.images += 1
+        unknown.diameters.append(diameters(areas))
+    if about is None:
+        height, width = slide.shape
+        mm2 = height * width * (slide.um_per_px / 1000) ** 2 if slide.um_per_px else None
+        about = settings | {
+            "height_px": height,
+            "width_px": width,
+            "nuclei": count,
+            "area_px_mean": round(float(areas.mean()), 2) if count else None,
+            "nuclei_per_mm2": round(count / mm2, 2) if mm2 else None,
+            "coordinates": polygons.ORIGIN,
+            "seconds": round(before["seconds"] + time.monotonic() - began, 1),
+        }
+    about = sealed(about | {"files": recorded(about) | written})
+    write_json(job.record(out), about, replace=todo.about is not None)
     return about
 
 
-def _segment_into(
-    slide: Slide, out: Path, work: Path, segmenter: Segmenter, outputs: Sequence[str], settings: dict, progress: bool
-) -> dict[str, Any]:
-    began, state = time.monotonic(), work / "state.json"
-    before = _state(state)
-    maps = Scratch(work / "maps", (segmenter.n_maps, *slide.shape), np.uint8)
-    start = before["rows"] if before["settings"] == settings and not maps.fresh else 0
-    if not start:
-        before["seconds"] = 0.0
-    for rows in segmenter.predict_rows(slide, maps, start, name=slide.path.name, progress=progress):
-        write_json(state, {"settings": settings, "rows": rows, "seconds": before["seconds"] + time.monotonic() - began})
-    (work / "labels").unlink(missing_ok=True)  # cut again from the start: it takes a hundredth of the time
-    labels = Scratch(work / "labels", slide.shape, np.int32)
-    area, count = 0.0, 0
-    with ExitStack() as stack:
-        parts = {name: stack.enter_context(write_atomic(out / (slide.path.stem + _ENDINGS[name]))) for name in outputs}
-        tables = _Tables(parts, slide, stack)
-        for block in segmenter.label_blocks(maps, labels):
-            area += tables.add(block)
-            count += block.count
-        tables.finish()
-        if "labels" in parts:
-            export.write_labels(parts["labels"], labels, count, slide.um_per_px)
-        if "overlay" in parts:
-            export.write_overlay(parts["overlay"], slide, labels)
-    height, width = slide.shape
-    mm2 = height * width * (slide.um_per_px / 1000) ** 2 if slide.um_per_px else None
-    return settings | {
-        "height_px": height,
-        "width_px": width,
-        "nuclei": count,
-        "area_px_mean": round(area / count, 2) if count else None,
-        "nuclei_per_mm2": round(count / mm2, 2) if mm2 else None,
-        "seconds": round(before["seconds"] + time.monotonic() - began, 1),
-    }
-
-
-def _state(path: Path) -> dict[str, Any]:
+def _state(work: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a run that was stopped had done, if it was of these settings."""
+    nothing = {"settings": settings, "rows": 0, "seconds": 0.0, "written": written_so_far(work)}
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        return {"settings": state["settings"], "rows": int(state["rows"]), "seconds": float(state["seconds"])}
+        state = json.loads((work / "state.json").read_text(encoding="utf-8"))
+        if state["settings"] != settings:
+            return nothing
+        return nothing | {"rows": int(state["rows"]), "seconds": float(state["seconds"])}
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged: start again
-        return {"settings": None, "rows": 0, "seconds": 0.0}
+        return nothing
+
+
+class _Labels(Scratch):
+    """The label map in the work folder, and the maps that it is cut from."""
+
+    maps: Scratch
+
+
+def _segment(
+    slide: Slide, work: Path, segmenter: Segmenter, settings: dict, before: dict, tissue: Any, progress: bool
+) -> _Labels:
+    """Fill the maps, from where a stopped run was, and make room for the label map; ``before`` is kept up to date."""
+    began, seconds = time.monotonic(), before["seconds"]
+    write_json(work / "state.json", before)  # first, so that the folder is known as ours
+    maps = Scratch(work / "maps", (segmenter.n_maps, *slide.shape), np.uint8)
+    if maps.fresh:
+        before["rows"] = 0
+    options = {"name": slide.path.name, "progress": progress, "tissue": tissue}
+    for rows in segmenter.predict_rows(slide, maps, before["rows"], **options):
+        before |= {"rows": rows, "seconds": seconds + time.monotonic() - began}
+        write_json(work / "state.json", before)
+    before["seconds"] = seconds
+    (work / "labels").unlink(missing_ok=True)  # cut again from the start: it takes a hundredth of the time
+    labels = _Labels(work / "labels", slide.shape, np.int32)
+    labels.maps = maps
+    return labels
+
+
+def _known_labels(job: Job, out: Path, slide: Slide, about: dict[str, Any]) -> Any:
+    """The label map of a finished image, as it is now: (H, W) integers, read by windows; None where there is none."""
+    path, hashes = job.target(out, ENDINGS["labels"]), recorded(about)
+    if "labels" in hashes and path.is_file():
+        if hashes["labels"] and sha256(path) != hashes["labels"]:
+            warnings.warn(
+                f"'{path}' has been changed since it was written: it is kept, and what was missing is made from it as "
+                "it is now.",
+                stacklevel=2,
+            )
+        try:
+            labels = zarr.open(tifffile.imread(path, aszarr=True), mode="r")
+            shape, kind = labels.shape, labels.dtype.kind  # type: ignore[union-attr]
+        except Exception as error:  # tifffile raises nearly anything on damaged bytes
+            raise InputError(f"'{path}' cannot be read as a label map: remove it to have it made again.") from error
+        if shape != slide.shape or kind not in "iu":
+            raise InputError(f"'{path}' is no label map of its image's size any more: move it, or export it again.")
+        return labels
+    path = job.target(out, ENDINGS["geojson"])
+    if "geojson" in hashes and path.is_file() and math.prod(slide.shape) < 2**28:
+        return polygons.read_geojson(path, slide.shape)  # filling the outlines gives the label map back
+    return None
+
+
+def _write(
+    slide: Slide,
+    todo: Plan,
+    out: Path,
+    labels: Any,
+    blocks: Iterable[export.Block],
+    tissue: Any,
+    settings: dict[str, Any],
+    state: dict[str, Any],
+    written: dict[str, str],
+) -> tuple[dict[str, str], np.ndarray]:
+    """Write the missing outputs, all or none; returns the hashes of all that are there, and the areas of nuclei, px."""
+    job = todo.job
+    areas = [np.zeros(0)]
+    with ExitStack() as stack:
+        parts = {
+            name: stack.enter_context(write_atomic(job.target(out, ENDINGS[name]), replace=False))
+            for name in todo.missing
+        }
+        tables = _Tables(parts, slide, _key(settings), stack)
+        for block in blocks:
+            areas.append(tables.add(block))
+        tables.finish()
+        found = np.concatenate(areas)
+        if "labels" in parts:
+            export.write_labels(parts["labels"], labels, len(found), slide.um_per_px)
+        if "overlay" in parts:
+            export.write_overlay(parts["overlay"], slide, labels, tissue=tissue)
+        hashes = {name: written[name] for name in todo.kept if name in written}
+        hashes |= {name: sha256(part) for name, part in parts.items()}
+        # before they get their names: if this process is stopped now, they are known as its own
+        write_json(job.work(out) / "state.json", state | {"written": written | hashes})
+    return hashes, found
+
+
+def _key(settings: dict[str, Any]) -> str:
+    """What the nuclei are of: the same for the same image, adapters and settings."""
+    return json.dumps({name: value for name, value in settings.items() if name != "options"}, sort_keys=True)
 
 
 class _Tables:
     """The table, the GeoJSON file and the ROI zip, each written as the blocks come."""
 
-    def __init__(self, parts: dict[str, Path], slide: Slide, stack: ExitStack):
-        self.parts, self.slide, self.empty = parts, slide, True
+    def __init__(self, parts: dict[str, Path], slide: Slide, key: str, stack: ExitStack):
+        self.parts, self.slide, self.key, self.empty = parts, slide, key, True
         self.geojson: IO[str] | None = None
         self.zip: zipfile.ZipFile | None = None
         if "rois" in parts:
@@ -291,9 +389,13 @@ class _Tables:
             self.geojson = stack.enter_context(parts["geojson"].open("w", encoding="utf-8"))
             self.geojson.write(polygons.GEOJSON_HEAD)
 
-    def add(self, block: Any) -> float:
-        """Write a block's nuclei; returns the sum of their areas in px."""
-        table, features, rois = export.export_block(block, self.slide, self.slide.path.stem)
+    def add(self, block: export.Block) -> np.ndarray:
+        """Write a block's nuclei; returns their areas in px."""
+        if not self.parts.keys() & {"csv", "geojson", "rois"}:
+            areas = np.bincount(block.labels.ravel())[1:]
+            return areas[areas > 0].astype(float)
+        table, features, rois = export.export_block(block, self.slide, self.key)
+        areas = table["area_px"].to_numpy(float)
         if "csv" in self.parts:
             table = measure.in_um(table, self.slide.um_per_px)
             places = [str(name) for name in table if str(name).startswith("centroid")]
@@ -305,8 +407,8 @@ class _Tables:
                 self.empty = False
         if self.zip:
             for number, data in zip(table["id"], rois, strict=True):
-                self.zip.writestr(f"{number:06d}.roi", data)
-        return float(table["area_px"].sum())
+                self.zip.writestr(zipfile.ZipInfo(f"{number:06d}.roi"), data, zipfile.ZIP_DEFLATED)  # no time of day
+        return areas
 
     def finish(self) -> None:
         if self.geojson:

@@ -1,20 +1,26 @@
-"""A trained model over images: one row of scores an image."""
+"""Score a model over a dataset, one row per image, and record the scores as a run."""
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from nucseg.config import Config
 from nucseg.data.augment import resize
 from nucseg.data.datasets import Dataset, Sample
+from nucseg.data.splits import Split
 from nucseg.errors import InputError
+from nucseg.files import write_atomic, write_json
 from nucseg.inference.decoding import Decoding
 from nucseg.instances import MIN_AREA
 from nucseg.metrics import score
 from nucseg.model.network import NucleiModel, predict
+from nucseg.records.provenance import describe
 
 # Smallest predicted object that is kept, px. benchmark: at the image's own size. report: at the size that the
 # encoder sees, every component kept; its AJI is the column aji_matched_only.
@@ -74,23 +80,75 @@ def evaluate(
     segment: Callable[[int], np.ndarray] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Score the model on the dataset's images ``indices``: columns fold, tissue, stem and those of ``score``.
+    """Score the model on the dataset's images ``indices``: columns fold, tissue, stem and the fields of `Scores`.
 
     Means over the rows are the benchmark's scores (mean of per-image values); mean PQ is not mean SQ x mean RQ.
     ``threshold``: foreground probability; None: all decoding parameters as the adapter was tuned, or the defaults.
-    ``segment``: gives the label map of the sample at a position, where the network is not to see images in one piece.
-    The model is put in eval mode for it, and back afterwards.
+    ``segment``: returns the label map of the image at an index; by default the network sees each image in one piece.
+    The model is in eval mode meanwhile.
+
+    >>> import nucseg
+    >>> data = nucseg.Synthetic(1, size=128, tissues=["human liver"])
+    >>> nucseg.evaluate(nucseg.load(device="cpu"), data, [0], progress=False)["nuclei_true"].item() > 0
+    True
     """
     training, rows = model.training, []
     model.eval()
     try:
         for index in tqdm(list(indices), desc="scoring", unit="image", disable=not progress, leave=False):
             sample = dataset[index]
-            where = {"fold": fold, "tissue": sample.tissue, "stem": sample.stem}
+            name = {"fold": fold, "tissue": sample.tissue, "stem": sample.stem}
             if segment is None:
-                rows.append(where | score_sample(model, sample, scoring, threshold))
+                rows.append(name | score_sample(model, sample, scoring, threshold))
             else:
-                rows.append(where | asdict(score(sample.labels, segment(index))))
+                rows.append(name | asdict(score(sample.labels, segment(index))))
     finally:
         model.train(training)
     return pd.DataFrame(rows)
+
+
+def evaluate_and_record(
+    model: NucleiModel,
+    config: Config,
+    dataset: Dataset,
+    split: Split,
+    folder: Path,
+    *,
+    adapter: Path,
+    command: str,
+    started: float,
+    commit: str = "",
+    seen_as: Mapping[int, str] | None = None,
+    more: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Score the split's test part as ``config`` says, and write ``scores.csv`` and ``run.json`` into ``folder``.
+
+    - ``adapter``: the model's file, whose SHA-256 is recorded. ``command``: what repeats the run.
+    - ``started``: reading of ``time.monotonic`` from which the run's seconds count.
+    - ``commit``: that of the code that trained the model; empty: the code that runs now.
+    - ``seen_as``: by image, the part that the model itself had it in (a column ``part``); others are ``none``.
+    - ``more``: further entries of ``run.json``.
+
+    Returns the scores, one row per test image.
+    """
+    scores = evaluate(
+        model,
+        dataset,
+        split.test,
+        fold=split.name,
+        scoring=config.scoring,
+        threshold=None if config.tune_decoding else config.threshold,
+        progress=progress,
+    )
+    if seen_as is not None:
+        scores.insert(3, "part", [seen_as.get(i, "none") for i in split.test])
+    with write_atomic(folder / "scores.csv") as part:
+        scores.to_csv(part, index=False, float_format="%.6f")
+    about = (
+        describe(config, dataset, split, model, adapter, command)
+        | ({"commit": commit} if commit else {})
+        | dict(more or {})
+    )
+    write_json(folder / "run.json", about | {"seconds": round(time.monotonic() - started, 1)})
+    return scores

@@ -10,19 +10,25 @@ predicted once, with its surroundings in view. The label map is cut from the map
 beyond its border, and a nucleus belongs to the block that its centroid lies in.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
+from scipy import ndimage
 from tqdm.auto import tqdm
 
 from nucseg.config import FIELD
 from nucseg.errors import InputError
 from nucseg.files import sha256
 from nucseg.images.export import Block
-from nucseg.images.slides import PLAUSIBLE_UM, Slide, open_slide
+from nucseg.images.pixel_size import PLAUSIBLE_UM
+from nucseg.images.slides import Slide, as_pixels, open_slide
+from nucseg.images.tissue import tissue_mask
 from nucseg.instances import MIN_AREA, RIDGE, SMOOTH_PX, labels_from, renumber
 from nucseg.model.adapters import DEFAULT_ADAPTER, adapter_path
 from nucseg.model.bases import Base
@@ -30,6 +36,7 @@ from nucseg.model.network import NucleiModel, load_model, pick_device, place, pr
 
 MARGIN = 1 / 8  # of the field's side, at each rim, that is seen but not kept; a nucleus is about 1/16 across
 BLOCK, HALO = 1536, 128  # px: what is decoded at once, and how far it looks beyond
+LARGE = 4096  # px: images with a longer side get a tissue mask
 BLANK = 225  # a field whose every value is at least this has no tissue, and the network is not asked
 
 
@@ -55,7 +62,9 @@ class Segmenter:
     - ``min_area``: px of these images; smaller objects are dropped. None: 50 px where nuclei are as large as
       NuInsSeg's, and as much less or more as they are smaller or larger.
     - ``ridge``: 0..1, how deep a valley parts two nuclei (`instances.decode`): lower cuts fewer apart.
-    - ``flips``: average over the four ways to mirror a field, at four times the cost.
+    - ``tta``: test-time augmentation: average over the four ways to mirror a field, at four times the cost.
+    - ``tissue_mask``: skip the fields of large images (`LARGE`) that lie outside the tissue.
+    - ``series``: which image of a file that holds several, from 1; 0: the largest (`open_slide`).
     """
 
     models: Sequence[NucleiModel]
@@ -64,6 +73,12 @@ class Segmenter:
     min_area: int | None = None
     ridge: float = RIDGE
     tta: bool = False
+    tissue_mask: bool = True
+    series: int = 0
+
+    def options(self) -> dict[str, Any]:
+        """All fields but the models, as given."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "models"}
 
     def check(self) -> None:
         """Raise ``InputError`` for values that nothing can be segmented with."""
@@ -85,6 +100,8 @@ class Segmenter:
             raise InputError(f"threshold {self.threshold!r} and ridge {self.ridge!r} must both lie in 0..1.")
         if self.min_area is not None and self.min_area < 0:
             raise InputError(f"min_area is {self.min_area!r}: it must not be negative.")
+        if self.series < 0:
+            raise InputError(f"series is {self.series!r}: give the number of an image in the file, from 1.")
 
     def zoom(self, model: NucleiModel) -> float:
         """Px of the model's training images for each px of these images; 1 where either resolution is unknown."""
@@ -103,9 +120,13 @@ class Segmenter:
         """What `instances.decode` smooths over, in px of these images."""
         return min(SMOOTH_PX * self.nucleus_scale(), 100)
 
-    def maps(self, image: np.ndarray, model: NucleiModel) -> np.ndarray:
-        """(H, W, 3) uint8 field -> (C, H, W) float32 maps of one model, 0..1."""
-        scale = model.config.size / (model.config.field_px or FIELD) * self.zoom(model)
+    def scale(self, model: NucleiModel) -> float:
+        """Px that the model's encoder sees for each px of these images."""
+        return model.config.size / (model.config.field_px or FIELD) * self.zoom(model)
+
+    def maps(self, image: np.ndarray, model: NucleiModel, scale: float = 0.0) -> np.ndarray:
+        """(H, W, 3) uint8 field -> (C, H, W) float32 maps of one model, 0..1, which sees it scaled by ``scale``."""
+        scale = scale or self.scale(model)
         ways: list[Any] = [np.s_[:, :]]
         if self.tta:
             ways += [np.s_[::-1, :], np.s_[:, ::-1], np.s_[::-1, ::-1]]
@@ -123,41 +144,78 @@ class Segmenter:
         A file's own pixel size is used if ``um_per_px`` is None. Raises ``InputError`` for an image that cannot be
         read, another dtype or shape, or settings out of range.
         """
-        with open_slide(image) as slide:
+        with open_slide(image, self.series) as slide:
             segmenter = self
             if self.um_per_px is None and slide.um_per_px is not None:
                 segmenter = replace(self, um_per_px=slide.um_per_px)
             segmenter.check()
             maps = np.zeros((self.n_maps, *slide.shape), np.uint8)
             labels = np.zeros(slide.shape, np.int32)
-            list(segmenter.predict_rows(slide, maps, progress=progress))  # each call fills its array
+            rows = segmenter.predict_rows(slide, maps, progress=progress, tissue=segmenter.tissue(slide))
+            list(rows)  # each call fills its array
             list(segmenter.label_blocks(maps, labels))
         return labels
 
+    def tissue(self, slide: Slide) -> np.ndarray | None:
+        """(h, w) bool, True where a large image shows tissue, at low magnification; None: all of it is predicted."""
+        if not self.tissue_mask or max(slide.shape) <= LARGE:
+            return None
+        return ndimage.binary_dilation(tissue_mask(slide.overview()), iterations=2)
+
     def predict_rows(
-        self, slide: Slide, maps: Any, start: int = 0, *, name: str = "", progress: bool = True
+        self,
+        slide: Slide,
+        maps: Any,
+        start: int = 0,
+        *,
+        name: str = "",
+        progress: bool = True,
+        tissue: np.ndarray | None = None,
     ) -> Iterator[int]:
         """Fill ``maps``, (C, H, W) uint8 in steps of 1/255, row of fields after row of fields.
 
         Yields the number of rows that are done, from ``start`` on: the rows before it are taken to be in ``maps``.
-        Models of an ensemble with fields of their own are averaged over the smallest of them.
+        Models of an ensemble with fields of their own are averaged over the smallest of them. A slide is read at the
+        level that is nearest to what the models see. Black areas, and fields outside ``tissue``, have no nuclei.
         """
         side = max(64, min(round((m.config.field_px or FIELD) / self.zoom(m)) for m in self.models))
         rows, columns = (spans(length, side, round(side * MARGIN)) for length in slide.shape)
+        height, width = min(side, slide.shape[0]), min(side, slide.shape[1])
+        level = slide.at(max(self.scale(model) for model in self.models))
         bar = tqdm(total=len(rows) * len(columns), initial=start * len(columns), unit="field", disable=not progress)
-        bar.set_description(name)
+        bar.set_description(name or "segmenting")
         with bar:
             for done, (top, low, high) in enumerate(rows[start:], start + 1):
                 for left, first, last in columns:
-                    bar.update()
-                    image = slide.read(top, left, min(side, slide.shape[0]), min(side, slide.shape[1]))
-                    if image.min() >= BLANK:
+                    window = (top, left, height, width)
+                    empty = tissue is not None and not _part(tissue, slide.shape, window).any()
+                    mean = None if empty else self._field(level, slide.shape, window)
+                    if mean is None:
                         maps[:, low:high, first:last] = 0
-                        continue
-                    mean = np.mean([self.maps(image, model) for model in self.models], axis=0)
-                    core = mean[:, low - top : high - top, first - left : last - left]
-                    maps[:, low:high, first:last] = np.rint(core * 255).astype(np.uint8)
+                    else:
+                        core = mean[:, low - top : high - top, first - left : last - left]
+                        maps[:, low:high, first:last] = np.rint(core * 255).astype(np.uint8)
+                    bar.update()
                 yield done
+
+    def _field(self, level: Slide, shape: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray | None:
+        """(C, h, w) mean maps of a window (top, left, h, w) of an image of ``shape``, read from one of its levels.
+
+        None where there is nothing but glass.
+        """
+        top, left, height, width = window
+        down, across = level.shape[0] / shape[0], level.shape[1] / shape[1]
+        rows, columns = max(1, round(height * down)), max(1, round(width * across))
+        y, x = min(round(top * down), level.shape[0] - rows), min(round(left * across), level.shape[1] - columns)
+        image, void = level.read_tissue(y, x, rows, columns)
+        if image.min() >= BLANK:
+            return None
+        mean = np.mean([self.maps(image, model, self.scale(model) / down) for model in self.models], axis=0)
+        mean[:, void] = 0
+        if (rows, columns) != (height, width):
+            resized = (Image.fromarray(one).resize((width, height), Image.Resampling.BILINEAR) for one in mean)
+            mean = np.stack([np.asarray(one) for one in resized])
+        return mean
 
     def label_blocks(self, maps: Any, labels: Any, block: int = BLOCK, halo: int = HALO) -> Iterator[Block]:
         """Cut the nuclei out of ``maps`` and write them into ``labels``, zeros of (H, W), block after block.
@@ -189,7 +247,7 @@ class Segmenter:
 
 
 def segment(
-    image: np.ndarray,
+    image: "np.ndarray | Image.Image",
     model: NucleiModel | str | Path = DEFAULT_ADAPTER,
     *,
     um_per_px: float | None = None,
@@ -201,12 +259,14 @@ def segment(
 ) -> np.ndarray:
     """Segment the nuclei of one image: (H, W, 3) uint8 RGB of any size -> (H, W) int32 label map, nuclei 1..n.
 
+    ``image``: an array, or a Pillow image of any 8 bit mode; grey and transparent ones are converted.
     ``model``: an adapter's name or file, or a loaded model (`load`), which saves time over many images. The other
     arguments are those of `Segmenter`. Raises ``InputError`` for another dtype or shape, or a value out of range.
     """
-    loaded = model if isinstance(model, NucleiModel) else load(model)
+    pixels = as_pixels(image)
+    loaded = load(model) if isinstance(model, str | Path) else model
     segmenter = Segmenter([loaded], um_per_px, threshold, min_area, ridge, tta)
-    return segmenter.segment(image, progress=progress)
+    return segmenter.segment(pixels, progress=progress)
 
 
 def spans(length: int, side: int, margin: int) -> list[tuple[int, int, int]]:
@@ -227,6 +287,38 @@ def spans(length: int, side: int, margin: int) -> list[tuple[int, int, int]]:
         result.append((start, end, high))
         end = high
     return result
+
+
+def known_blocks(labels: Any, block: int = BLOCK, halo: int = HALO) -> Iterator[Block]:
+    """The nuclei of a label map that is there already, (H, W) of any integers, block by block as `label_blocks`."""
+    height, width = labels.shape
+    given: set[int] = set()
+    for top in range(0, height, block):
+        for left in range(0, width, block):
+            y, x = max(0, top - halo), max(0, left - halo)
+            part = np.asarray(labels[y : min(height, top + block + halo), x : min(width, left + block + halo)])
+            if not part.any():
+                continue
+            own = _owned(part, (top - y, min(top + block, height) - y, left - x, min(left + block, width) - x))
+            new = set(np.unique(own).tolist()) - {0}
+            own[np.isin(own, list(new & given))] = 0  # larger than the halo: no block sees it whole
+            given |= new
+            if own.any():
+                yield Block(y, x, own.astype(np.int32), int(np.count_nonzero(np.unique(own))))
+
+
+def _part(mask: np.ndarray, shape: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray:
+    """The part of a small picture of an image of ``shape`` that shows a window (top, left, h, w) of it."""
+    top, left, height, width = window
+    down, across = mask.shape[0] / shape[0], mask.shape[1] / shape[1]
+    low, high = math.floor(top * down), math.ceil((top + height) * down)
+    return mask[low:high, math.floor(left * across) : math.ceil((left + width) * across)]
+
+
+def free_memory() -> None:
+    """Return the memory that a GPU keeps in reserve, so that the next image may fit after one that did not."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _owned(found: np.ndarray, core: tuple[int, int, int, int]) -> np.ndarray:

@@ -101,6 +101,34 @@ class LoRALayer(nn.Module):
         return f"r={self.r}, scaling={self.scaling:g}, merged={self.merged}"
 
 
+class _Adapted(torch.autograd.Function):
+    """``(W0 + s B A) x + b`` with gradients for x, A and B, but none for W0 and b, which are frozen.
+
+    Plain autograd would take two passes more over the tokens for the update, or the gradient of the whole weight.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+    ) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # in bfloat16 a small update would be rounded away
+            adapted = torch.addmm(weight, b, a, alpha=scaling)
+        out = F.linear(x, adapted, bias)
+        ctx.save_for_backward(x, adapted.to(out.dtype), a, b)
+        ctx.scaling = scaling
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, adapted, a, b = ctx.saved_tensors
+        gradient = gradients[0].reshape(-1, b.shape[0]).to(adapted.dtype)  # (N, out)
+        tokens = x.reshape(-1, a.shape[1]).to(adapted.dtype)  # (N, in)
+        for_x = (gradient @ adapted).view(x.shape).to(x.dtype) if ctx.needs_input_grad[0] else None
+        for_a = (gradient @ b.to(adapted.dtype)).t() @ tokens  # (r, in)
+        for_b = gradient.t() @ (tokens @ a.to(adapted.dtype).t())  # (out, r)
+        return for_x, None, None, ctx.scaling * for_a.to(a.dtype), ctx.scaling * for_b.to(b.dtype), None
+
+
 class LoRALinear(LoRALayer):
     """A frozen ``nn.Linear`` plus a trainable low-rank update: ``W0 x + b + scaling * B A dropout(x)``.
 
@@ -120,6 +148,13 @@ class LoRALinear(LoRALayer):
     def update(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., r) -> (..., out_features)."""
         return F.linear(F.linear(x, self.lora_A), self.lora_B)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        if self.merged or (self.training and self.lora_dropout.p):
+            return super().forward(x)
+        # (W0 + s B A) x: one product of the small matrices
+        return _Adapted.apply(x, self.linear.weight, self.linear.bias, self.lora_A, self.lora_B, self.scaling)
 
 
 class LoRAConv2d(LoRALayer):

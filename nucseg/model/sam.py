@@ -2,6 +2,9 @@
 
 import functools
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +16,21 @@ with warnings.catch_warnings():  # mobile_sam uses old names of timm, and regist
     warnings.filterwarnings("ignore", message="Overwriting tiny_vit_", category=UserWarning)
     from mobile_sam import build_sam_vit_t
     from mobile_sam.modeling import TinyViT
+    from mobile_sam.modeling.tiny_vit_sam import TinyViTBlock
 
 
 # SAM's normalisation of 0..255 RGB
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+@contextmanager
+def quiet_tracing() -> Iterator[None]:
+    """Trace a network without the warnings about sizes that become constants: each size is traced for itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        yield
 
 
 def build_sam() -> nn.Module:
@@ -45,10 +58,11 @@ def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 class Encoder(TinyViT):
-    """MobileSAM's image encoder (TinyViT-5M) for any input of multiples of 64 px, under the same weights.
+    """MobileSAM's image encoder (TinyViT-5M) for sides of any multiple of 16 px, with the same weights.
 
-    The layers run at any size. The original only fixes the size of the grid, which is set here from the input. At
-    1024 px the output equals that of ``mobile_sam``.
+    The layers are the original's; the way through them is written out here, so that the grid is that of the input,
+    and maps stay (B, H, W, C) in memory: the original copies between tokens and maps twice a block, and computes
+    with the padding of its windows. At 1024 px the output equals ``mobile_sam``'s.
     """
 
     def __init__(self) -> None:
@@ -70,42 +84,91 @@ class Encoder(TinyViT):
             layer_lr_decay=0.8,
         )
 
-    def _set_grid(self, height: int, width: int) -> None:
-        for i, layer in enumerate(self.layers):
-            stride = (4, 8, 16, 16)[i]
-            grid = (height // stride, width // stride)
-            for module in (layer, layer.downsample, *layer.blocks):
-                if hasattr(module, "input_resolution"):
-                    module.input_resolution = grid
-
     def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(B, 3, H, W) normalised -> features of stride 4, 8, 16 and the neck's output of stride 16.
 
         Channels 64, 128, 320 and 256. The first three are taken before each stage's downsampling.
-        Raises ``InputError`` unless H and W are multiples of 64.
+        Raises ``InputError`` unless H and W are multiples of 16.
         """
         height, width = x.shape[-2:]
-        if height % 64 or width % 64:
-            raise InputError(f"The encoder takes sides that are multiples of 64 px, not {height} x {width}.")
-        self._set_grid(height, width)
+        if height % 16 or width % 16:
+            raise InputError(f"The encoder takes sides that are multiples of 16 px, not {height} x {width}.")
         x = self.patch_embed(x)  # (B, 64, H/4, W/4)
         stages = []
         for layer in self.layers:
             for block in layer.blocks:
-                x = block(x)
+                x = _block(block, x) if isinstance(block, TinyViTBlock) else block(x)
             stages.append(x)
             if layer.downsample is not None:
-                x = layer.downsample(x)  # (B, H/s * W/s, C)
+                x = _downsample(layer.downsample, x)
         fine, middle, _, coarse = stages
-        middle = self._to_map(middle, height // 8, width // 8)
-        coarse = self._to_map(coarse, height // 16, width // 16)
         return fine, middle, coarse, self.neck(coarse)
-
-    @staticmethod
-    def _to_map(tokens: Tensor, height: int, width: int) -> Tensor:
-        # (B, N, C) -> (B, C, H, W)
-        return tokens.view(tokens.shape[0], height, width, -1).permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) normalised -> (B, 256, H/16, W/16), the embedding that SAM's decoder takes."""
         return self.features(x)[-1]
+
+
+def _downsample(layer: Any, x: Tensor) -> Tensor:
+    """``PatchMerging`` without its way back to tokens: (B, C, H, W) -> (B, C', H/2 or H, W/2 or W)."""
+    return layer.conv3(layer.act(layer.conv2(layer.act(layer.conv1(x)))))
+
+
+def _block(block: Any, x: Tensor) -> Tensor:
+    """One transformer block on maps: (B, C, H, W) -> the same, channels last in memory."""
+    x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
+    x = x + _attention(block.attn, x, block.window_size)
+    x = block.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return (x + block.mlp(x)).permute(0, 3, 1, 2)
+
+
+def _attention(attention: Any, x: Tensor, window: int) -> Tensor:
+    """Attention within windows of ``window`` x ``window`` tokens: (B, H, W, C) -> (B, H, W, C).
+
+    Where the last windows reach beyond the map, the original fills it up with tokens of zeros. Such a token becomes
+    the same vector everywhere, so that it is computed once, as a key and a value for the others.
+    """
+    _, height, width, _ = x.shape
+    qkv = attention.qkv(attention.norm(x))
+    whole, below, right = qkv, -height % window, -width % window
+    if below or right:
+        filling = attention.qkv(attention.norm.bias).to(qkv.dtype).expand(x.shape[0], height + below, width + right, -1)
+        whole = torch.cat([qkv, filling[:, :height, width:]], dim=2) if right else qkv
+        whole = torch.cat([whole, filling[:, height:]], dim=1) if below else whole
+    heads, parts = attention.num_heads, [attention.key_dim, attention.key_dim, attention.d]
+    q, k, v = whole.unflatten(-1, (heads, -1)).split(parts, dim=-1)  # (B, H, W, heads, d)
+    bias = attention.attention_biases[:, attention.attention_bias_idxs] if attention.training else attention.ab
+    bands = [
+        torch.cat(
+            [
+                _windows(q[:, y, x], k[:, y_all, x_all], v[:, y_all, x_all], bias, window, attention.scale)
+                for x, x_all in _bands(width, window)
+            ],
+            dim=2,
+        )
+        for y, y_all in _bands(height, window)
+    ]
+    return attention.proj(torch.cat(bands, dim=1))
+
+
+def _bands(length: int, window: int) -> list[tuple[slice, slice]]:
+    """The stretch of a side that whole windows cover, and the rest of it; each with what its windows cover."""
+    whole, up = length - length % window, length + -length % window
+    bands = [(slice(0, whole), slice(0, whole)), (slice(whole, length), slice(whole, up))]
+    return [band for band in bands if band[0].start < band[0].stop]
+
+
+def _windows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, window: int, scale: float) -> Tensor:
+    """Queries (B, h, w, heads, d), keys and values (B, H, W, heads, d) of the same windows -> (B, h, w, heads * d)."""
+    batch, height, width, heads, _ = q.shape
+    rows, columns = k.shape[1] // window, k.shape[2] // window
+    tall, wide = height // rows, width // columns
+
+    def split(tokens: Tensor, tall: int, wide: int) -> Tensor:  # -> (B, rows, columns, heads, tall * wide, d)
+        tokens = tokens.unflatten(2, (columns, wide)).unflatten(1, (rows, tall))
+        return tokens.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5)
+
+    bias = bias.view(heads, window, window, -1)[:, :tall, :wide].flatten(1, 2)
+    weights = (split(q, tall, wide) * scale) @ split(k, window, window).transpose(-2, -1) + bias
+    out = weights.softmax(dim=-1) @ split(v, window, window)  # (B, rows, columns, heads, tall * wide, d)
+    return out.unflatten(4, (tall, wide)).permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, -1)

@@ -66,7 +66,7 @@ def provenance(dataset: Dataset | None = None, model: "NucleiModel | None" = Non
 
 
 def describe(
-    config: Config, dataset: Dataset, split: Split, model: NucleiModel, folder: Path, command: str = ""
+    config: Config, dataset: Dataset, split: Split, model: NucleiModel, adapter: Path, command: str
 ) -> dict[str, Any]:
     """What ``run.json`` says of a run: enough to know what was measured, and to measure it again.
 
@@ -75,7 +75,7 @@ def describe(
     stored = asdict(config) | {"base": model.base_name, "start": Path(config.start).stem}
     return {
         "config": stored,
-        "command": command or command_line(config, folder),
+        "command": command,
         "split": {
             "name": split.name,
             "train": len(split.train),
@@ -86,7 +86,7 @@ def describe(
         "base": {"name": model.base_name, "sha256": model.base_sha256},
         "start_sha256": model.start_sha256,
         "parameters": parameter_ledger(model),
-        "adapter_sha256": sha256(folder / "best.safetensors"),
+        "adapter_sha256": sha256(adapter),
         "data": {"name": getattr(dataset, "name", config.data), "images": len(dataset), "note": config.data_note}
         | ({"sha256": digest} if (digest := content_hash(dataset)) else {}),
         "precision": model.precision,

@@ -20,10 +20,9 @@ from nucseg.data.datasets import Dataset
 from nucseg.data.from_config import open_dataset, select_split
 from nucseg.data.splits import PROTOCOLS
 from nucseg.errors import Busy, InputError
-from nucseg.files import write_atomic, write_json
-from nucseg.inference.evaluate import evaluate
+from nucseg.inference.evaluate import evaluate_and_record
 from nucseg.model.network import load_model, pick_device, place
-from nucseg.records.provenance import command_line, describe
+from nucseg.records.provenance import command_line
 from nucseg.records.runs import read_run
 from nucseg.records.statistics import summarise
 from nucseg.training.checkpoint import finished
@@ -154,24 +153,19 @@ def rescore(run: str | Path, config: Config, dataset: Dataset, name: str, *, pro
         if field.name != "base" and getattr(config, field.name) != getattr(own, field.name):
             was = getattr(own, field.name)
             raise InputError(f"{run}: the adapter was trained with {field.name} = {was!r}: that cannot be changed.")
-    where = {i: part for part in ("train", "val", "test") for i in getattr(mine, part)}
     model = place(load_model(run / "best.safetensors", config.base), pick_device(config.device), config.precision)
-    scores = evaluate(
+    return evaluate_and_record(
         model,
+        config,
         dataset,
-        split.test,
-        fold=split.name,
-        scoring=config.scoring,
-        threshold=config.threshold,
+        split,
+        folder,
+        adapter=run / "best.safetensors",
+        command=command_line(config, folder, "rescore"),
+        started=began,
+        seen_as={i: part for part in ("train", "val", "test") for i in getattr(mine, part)},
         progress=progress,
     )
-    scores.insert(3, "part", [where.get(i, "none") for i in split.test])
-    with write_atomic(folder / "scores.csv") as part:
-        scores.to_csv(part, index=False, float_format="%.6f")
-    words = command_line(config, folder, "rescore")
-    about = describe(config, dataset, split, model, run, words)
-    write_json(folder / "run.json", about | {"seconds": round(time.monotonic() - began, 1)})
-    return scores
 
 
 def run_all(

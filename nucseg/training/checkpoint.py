@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -19,7 +20,7 @@ from nucseg.records.runs import read_run
 from nucseg.training.average import WeightAverage
 
 
-def _write_history(folder: Path, history: list[dict]) -> None:
+def _write_history(folder: Path, history: list[dict[str, Any]]) -> None:
     with write_atomic(folder / "history.csv") as part:
         pd.DataFrame(history).to_csv(part, index=False)
 
@@ -27,10 +28,10 @@ def _write_history(folder: Path, history: list[dict]) -> None:
 def _save_state(
     path: Path,
     config: Config,
-    identity: dict,
+    identity: dict[str, str],
     model: NucleiModel,
     optimiser: torch.optim.Optimizer,
-    history: list[dict],
+    history: list[dict[str, Any]],
     seconds: float,
     average: WeightAverage | None,
     scaler: torch.amp.GradScaler,
@@ -52,12 +53,12 @@ def _save_state(
 def _resume(
     path: Path,
     config: Config,
-    identity: dict,
+    identity: dict[str, str],
     model: NucleiModel,
     optimiser: torch.optim.Optimizer,
     average: WeightAverage | None,
     scaler: torch.amp.GradScaler,
-) -> tuple[list[dict], float]:
+) -> tuple[list[dict[str, Any]], float]:
     """Restore the state after the last complete epoch; return (history so far, seconds spent so far)."""
     if not path.exists():
         return [], 0.0
@@ -81,7 +82,20 @@ def _resume(
 
 
 # options that may change when a run is resumed, because they do not affect the result
-_FREE = {"device", "num_workers", "data_note"}
+_FREE = {"device", "num_workers", "data_note", "max_hours"}
+
+
+def _read_history(folder: Path) -> list[dict[str, Any]]:
+    return pd.read_csv(folder / "history.csv").to_dict("records")
+
+
+def _ended(history: list[dict[str, Any]], config: Config) -> bool:
+    return len(history) >= config.epochs or _epochs_since_best(history, config.monitor) >= config.patience
+
+
+def _epochs_since_best(history: list[dict[str, Any]], monitor: str) -> int:
+    values = [row[f"val_{monitor}"] for row in history]
+    return len(values) - 1 - int(np.argmax(values)) if values else 0
 
 
 def finished(config: Config, folder: str | Path) -> bool:
@@ -91,6 +105,8 @@ def finished(config: Config, folder: str | Path) -> bool:
         return False
     about = read_run(folder).about
     _same_config(about["config"], config, folder)
+    if about["config"].get("max_hours", 0) != config.max_hours and not _ended(_read_history(folder), config):
+        return False  # it was stopped by the time limit, and this is another limit
     if Path(config.base).is_file():
         if sha256(config.base) != about["base"]["sha256"]:
             raise InputError(f"{folder}: holds a run with another base; choose another folder.")

@@ -4,6 +4,7 @@ import math
 import shlex
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,7 +43,7 @@ def median_diameter(dataset: Dataset) -> float:
     return float(2 * np.sqrt(np.median(areas) / np.pi))
 
 
-def finetune_config(dataset: Dataset, start: str | Path = DEFAULT_ADAPTER, base: str = "", **changes) -> Config:
+def finetune_config(dataset: Dataset, start: str | Path = DEFAULT_ADAPTER, base: str = "", **changes: Any) -> Config:
     """Return the configuration for your own images: the adapter's model, and a budget that fits their number.
 
     ``field_px`` is set so that the nuclei are as large as those that the adapter was trained on.
@@ -71,7 +72,7 @@ def finetune(
     *,
     base: str = "",
     progress: bool = True,
-    **changes,
+    **changes: Any,
 ) -> Path:
     """Fine-tune an adapter on your own images and masks; return the path of the new one, ``out/best.safetensors``.
 

@@ -22,24 +22,24 @@ from tqdm.auto import tqdm
 from nucseg import instances
 from nucseg.config import Config
 from nucseg.data import augment
-from nucseg.data.datasets import Dataset, content_hash
+from nucseg.data.datasets import Dataset, Fresh, content_hash
 from nucseg.data.from_config import select_split
 from nucseg.data.splits import Split
 from nucseg.errors import InputError, TrainingError
-from nucseg.files import only_one, sha256, write_atomic, write_json
+from nucseg.files import only_one, sha256
 from nucseg.inference.decoding import tune
-from nucseg.inference.evaluate import evaluate
+from nucseg.inference.evaluate import evaluate, evaluate_and_record
 from nucseg.model.adapters import adapter_path, check_base, read_adapter
 from nucseg.model.bases import resolve_base
 from nucseg.model.network import NucleiModel, build_model, load_model, pick_device, place, predict, save_model
-from nucseg.records.provenance import commit, describe
+from nucseg.records.provenance import command_line, commit
 from nucseg.records.runs import read_run
 from nucseg.training.average import WeightAverage
-from nucseg.training.checkpoint import _resume, _same_sources, _save_state, _write_history, finished
+from nucseg.training.checkpoint import _ended, _resume, _same_sources, _save_state, _write_history, finished
 from nucseg.training.losses import dice_focal_loss, distance_loss
 
 
-class _TrainingImages(torch.utils.data.Dataset):
+class _TrainingImages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     """Training samples by (epoch, index); they depend on the key and the seed alone, in any process."""
 
     def __init__(self, dataset: Dataset, config: Config):
@@ -52,9 +52,8 @@ class _TrainingImages(torch.utils.data.Dataset):
 
         A crop has the scale that the whole image would have: ``size / field_px``, or ``size / longer side``.
         """
-        _, index = key
         config, rng = self.config, np.random.default_rng([self.config.seed, *key])
-        sample = self.dataset[index]
+        sample = self.dataset.draw(*key) if isinstance(self.dataset, Fresh) else self.dataset[key[1]]
         scale = config.size / (config.field_px or max(sample.labels.shape))
         if config.augmentation in ("geometry", "strong"):  # these cut the window themselves, at any angle
             cut = augment.geometry if config.augmentation == "geometry" else augment.strong
@@ -213,20 +212,20 @@ def train(
         model = place(load_model(folder / "best.safetensors", config.base), device, config.precision)
         model.start_sha256 = start
         tuning = _tune(model, dataset, split.val, folder) if config.tune_decoding else {}
-        scores = evaluate(
+        tuning = _tune(model, dataset, split.val, folder) if config.tune_decoding else {}
+        return evaluate_and_record(
             model,
+            config,
             dataset,
-            split.test,
-            fold=split.name,
-            scoring=config.scoring,
-            threshold=None if config.tune_decoding else config.threshold,
+            split,
+            folder,
+            adapter=folder / "best.safetensors",
+            command=command or command_line(config, folder),
+            started=began - seconds,
+            commit=code,
+            more=tuning,
             progress=progress,
         )
-        with write_atomic(folder / "scores.csv") as part:
-            scores.to_csv(part, index=False, float_format="%.6f")
-        about = describe(config, dataset, split, model, folder, command) | {"commit": code} | tuning
-        write_json(folder / "run.json", about | {"seconds": round(seconds + time.monotonic() - began, 1)})
-    return scores
 
 
 def _tune(model: NucleiModel, dataset: Dataset, indices: tuple[int, ...], folder: Path) -> dict[str, Any]:
@@ -260,7 +259,9 @@ def _epochs(
     scaler = torch.amp.GradScaler(model.mean.device.type, enabled=model.precision == "float16")
     history, spent = _resume(folder / "last.pt", config, identity, model, optimiser, average, scaler)
     best = max((row[f"val_{config.monitor}"] for row in history), default=-math.inf)
-    while len(history) < config.epochs and _epochs_since_best(history, config.monitor) < config.patience:
+    while not _ended(history, config):
+        if _out_of_time(history, config, spent + time.monotonic() - began):
+            break
         epoch, start = len(history), time.monotonic()
         loss = train_epoch(model, optimiser, dataset, split.train, config, epoch, progress, average, scaler)
         with average.applied(model) if average else nullcontext():
@@ -278,10 +279,21 @@ def _epochs(
         _write_history(folder, history)
         if progress:
             tqdm.write(", ".join(f"{k} {v:.4g}" for k, v in history[-1].items()))
+            if (fit := _epochs_that_fit(history, config)) < config.epochs and len(history) == 1:
+                tqdm.write(f"About {fit} of {config.epochs} epochs fit into max_hours: plan that many with --epochs.")
     _write_history(folder, history)  # again, in case the run was killed between the two writes above
     return spent
 
 
-def _epochs_since_best(history: list[dict], monitor: str) -> int:
-    values = [row[f"val_{monitor}"] for row in history]
-    return len(values) - 1 - int(np.argmax(values)) if values else 0
+def _epochs_that_fit(history: list[dict[str, Any]], config: Config) -> int:
+    """Number of epochs that end within ``max_hours``, at the speed of the first; without a limit, those planned."""
+    return max(1, int(3600 * config.max_hours / history[0]["seconds"])) if config.max_hours else config.epochs
+
+
+def _out_of_time(history: list[dict[str, Any]], config: Config, seconds: float) -> bool:
+    """Whether another epoch, as long as the longest so far, would end after ``max_hours``.
+
+    At least one epoch is run. The learning rate follows the planned epochs, not the clock, so that the same run on a
+    faster machine gives the same weights; a run that is stopped early ends at a higher learning rate than planned.
+    """
+    return bool(config.max_hours and history) and seconds + max(r["seconds"] for r in history) > 3600 * config.max_hours

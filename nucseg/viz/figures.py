@@ -19,9 +19,9 @@ from matplotlib.ticker import MaxNLocator
 from scipy import ndimage
 from skimage.measure import find_contours
 
+from nucseg import metrics
 from nucseg.data.datasets import Sample
 from nucseg.errors import InputError
-from nucseg.metrics import contingency
 
 if TYPE_CHECKING:
     pass
@@ -130,17 +130,8 @@ def _picture(image: np.ndarray, ax: Axes | None) -> Axes:
 
 def errors(truth: np.ndarray, prediction: np.ndarray) -> tuple[list[int], list[int], list[int]]:
     """Ids of the true nuclei that were found (IoU above 0.5), those missed, and the spurious predicted ones."""
-    iou = contingency(truth, prediction).iou
-    true_ids, predicted_ids = (_reading_order(labels) for labels in (truth, prediction))
-    rows, columns = np.nonzero(iou > 0.5)  # above 0.5 there is at most one partner
-    found, used = np.isin(np.arange(len(true_ids)), rows), np.isin(np.arange(len(predicted_ids)), columns)
-    return true_ids[found].tolist(), true_ids[~found].tolist(), predicted_ids[~used].tolist()
-
-
-def _reading_order(labels: np.ndarray) -> np.ndarray:
-    """The ids of a label map in the order in which ``contingency`` numbers them: that of their first pixels."""
-    ids, first = np.unique(labels, return_index=True)
-    return ids[np.argsort(first)][ids[np.argsort(first)] > 0]
+    all_errors = metrics.errors(truth, prediction)
+    return all_errors.found, all_errors.missed, all_errors.spurious
 
 
 def error_map(truth: np.ndarray, prediction: np.ndarray, ax: Axes | None = None) -> Axes:

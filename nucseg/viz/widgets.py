@@ -25,7 +25,7 @@ from skimage.measure import approximate_polygon
 from nucseg.data.datasets import Sample
 from nucseg.errors import InputError
 from nucseg.instances import CHANNELS, components, decode
-from nucseg.metrics import Scores, score
+from nucseg.metrics import Scores, errors, score
 from nucseg.viz import figures
 
 Item = tuple[Sample, np.ndarray]  # and the target maps that the model predicts for it
@@ -99,19 +99,18 @@ class Scene:
 
     def _judge(self, labels: np.ndarray, lines: dict[int, str]) -> Frame:
         truth = self.sample.labels
-        _, missed, spurious = figures.errors(truth, labels)
-        merged, split = set(spurious) & _holders(truth, labels), set(missed) & _holders(labels, truth)
+        faults = errors(truth, labels)
         predicted = [int(i) for i in np.unique(labels) if i]
         ids = {
             "prediction": predicted,
-            "found": sorted(set(predicted) - set(spurious)),
-            "spurious": [i for i in spurious if i not in merged],
-            "merged": sorted(merged),
+            "found": sorted(set(predicted) - set(faults.spurious)),
+            "spurious": [i for i in faults.spurious if i not in faults.mergers],
+            "merged": sorted(faults.mergers),
         }
         shown = {kind: [lines[i] for i in some] for kind, some in ids.items()}
         shown["truth"] = list(self._truth.values())
-        shown["missed"] = [self._truth[i] for i in missed if i not in split]
-        shown["split"] = [self._truth[i] for i in sorted(split)]
+        shown["missed"] = [self._truth[i] for i in faults.missed if i not in faults.splits]
+        shown["split"] = [self._truth[i] for i in sorted(faults.splits)]
         return Frame(score(truth, labels), shown)
 
     def _cut_at(self, threshold: float) -> tuple[np.ndarray, dict[int, str]]:
@@ -141,18 +140,6 @@ def _lines(labels: np.ndarray) -> dict[int, str]:
         path = f"M{x} {y}l{' '.join(f'{dx} {dy}' for dx, dy in steps)}z".replace(" -", "-")
         lines[i] = lines.get(i, "") + path
     return lines
-
-
-def _holders(inner: np.ndarray, outer: np.ndarray) -> set[int]:
-    """Ids of ``outer`` that two or more nuclei of ``inner``, each lying there for the most part, fill to over half."""
-    both = (inner > 0) & (outer > 0)
-    pairs, shared = np.unique(inner[both].astype(np.int64) << 32 | outer[both], return_counts=True)
-    held, holder = np.divmod(pairs, 1 << 32)
-    most = 2 * shared > np.bincount(inner.ravel())[held]
-    size = np.bincount(outer.ravel())
-    count = np.bincount(holder[most], minlength=len(size))
-    filled = np.bincount(holder[most], weights=shared[most], minlength=len(size))
-    return set(np.flatnonzero((count > 1) & (2 * filled > size)).tolist())
 
 
 def _scenes(items: Iterable[Item]) -> list[Scene]:

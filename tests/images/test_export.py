@@ -8,7 +8,7 @@ from PIL import Image
 from skimage.color import rgb2hed
 from skimage.measure import regionprops
 
-from nucseg.images.export import LINE, write_labels, write_overlay
+from nucseg.images.export import LINE, TISSUE_LINE, write_labels, write_overlay
 from nucseg.images.measure import COLUMNS, measure
 from nucseg.images.slides import open_slide
 
@@ -32,13 +32,14 @@ def test_the_table_is_regionprops(nuclei):
     for region in regions:
         row = table.loc[region.label]
         assert (row["area_px"], row["area_um2"]) == (region.area, region.area / 4)
-        assert (row["centroid_y_px"], row["centroid_x_px"]) == region.centroid
+        # from the corner of the first px, as the polygons are
+        assert (row["centroid_y_px"] - 0.5, row["centroid_x_px"] - 0.5) == pytest.approx(region.centroid)
         assert row["perimeter_px"] == region.perimeter and row["perimeter_um"] == region.perimeter / 2
         assert row["major_axis_px"] == region.axis_major_length and row["eccentricity"] == region.eccentricity
         assert row["solidity"] == region.solidity
         assert row["haematoxylin_mean"] == pytest.approx(region.intensity_mean, rel=1e-5)
     square = table.loc[7]  # by hand: 20 x 20 px, from (60, 70) on
-    assert (square["area_px"], square["centroid_x_px"], square["centroid_y_px"]) == (400, 79.5, 69.5)
+    assert (square["area_px"], square["centroid_x_px"], square["centroid_y_px"]) == (400, 80, 70)
     assert "area_um2" not in measure(labels, image)
     assert measure(np.zeros_like(labels), image).empty
 
@@ -76,3 +77,13 @@ def test_the_overlay_outlines_nuclei_and_nothing_else(tmp_path, nuclei):
 
 def test_columns_of_an_empty_table_are_those_of_a_full_one(nuclei):
     assert list(measure(*nuclei).columns) == COLUMNS == list(pd.DataFrame(columns=COLUMNS).columns)
+
+
+def test_the_overlay_shows_the_tissue_mask(tmp_path):
+    image = np.full((80, 120, 3), 200, np.uint8)
+    tissue = np.zeros((20, 30), bool)
+    tissue[5:15, 5:25] = True
+    with open_slide(image) as slide:
+        write_overlay(tmp_path / "a.png", slide, np.zeros((80, 120), np.int32), tissue=tissue)
+    drawn = (np.asarray(Image.open(tmp_path / "a.png")) == TISSUE_LINE).all(-1)
+    assert drawn[20, 20:100].all() and drawn[20:60, 20].all() and not drawn[30:50, 30:90].any()

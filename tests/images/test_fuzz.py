@@ -16,9 +16,9 @@ from PIL import Image
 
 from nucseg.config import Config, ModelConfig, apply, read_toml
 from nucseg.errors import InputError
+from nucseg.images.masks import read_labels
 from nucseg.images.polygons import read_rois
-from nucseg.images.raster import read_image, read_labels
-from nucseg.images.slides import open_slide
+from nucseg.images.slides import open_slide, read_image
 from nucseg.model.adapters import read_adapter
 from nucseg.model.network import build_model, load_model, save_model
 from nucseg.studies.study import read_study

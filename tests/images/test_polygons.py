@@ -14,7 +14,18 @@ from hypothesis.extra.numpy import arrays
 
 from nucseg.errors import InputError
 from nucseg.images import polygons
-from nucseg.images.polygons import feature, filled, nuclei_rings, read_geojson, read_rois, rings, roi, write_geojson
+from nucseg.images.polygons import (
+    feature,
+    filled,
+    geojson_annotation,
+    nuclei_rings,
+    read_geojson,
+    read_rois,
+    rings,
+    roi,
+    roi_annotation,
+    write_geojson,
+)
 
 
 def label_map():
@@ -77,14 +88,13 @@ def zip_of(path, entries):
     return path
 
 
-def test_rois_round_trip_but_for_holes(tmp_path):
-    labels = np.where(label_map() == 6, 0, label_map())  # in two pieces: ImageJ's polygon has one
+def test_rois_round_trip_with_holes_and_parts(tmp_path):
+    labels = label_map()
     path = zip_of(tmp_path / "a.zip", [(f"{n:06d}.roi", roi(n, p)) for n, p in nuclei_rings(labels)])
-    expected = labels.copy()
-    y, x = np.mgrid[:80, :100]
-    expected[(y - 50) ** 2 + (x - 60) ** 2 < 30] = 5
-    assert (read_rois(path, labels.shape) == expected).all()
-    assert [r.name for r in roifile.roiread(path)] == [f"{n:06d}" for n in range(1, 6)]
+    assert (read_rois(path, labels.shape) == labels).all()
+    rois = roifile.roiread(path)
+    assert [r.name for r in rois] == [f"{n:06d}" for n in range(1, 7)]
+    assert [bool(r.composite) for r in rois] == [False] * 4 + [True] * 2  # the one with a hole, the one in two parts
 
 
 def test_rois_as_people_draw_them(tmp_path):
@@ -193,3 +203,123 @@ def test_archives_without_a_roi_in_the_image_are_refused(tmp_path):
     (tmp_path / "b.roi").write_bytes(composite([(30, 30), (35, 30), (35, 35)]))
     with pytest.raises(InputError, match=r"b\.roi.*20 x 10 px"):
         read_rois(tmp_path / "b.roi", (10, 20))
+
+
+def test_a_hole_belongs_to_the_part_it_lies_in():
+    """A nucleus in two parts, one of them a ring inside the other's bounding box."""
+    mask = np.zeros((13, 13), bool)
+    mask[3:10, 3:10] = True
+    mask[6, 6] = False  # a ring
+    mask[1, 1:12] = mask[11, 1:12] = mask[1:12, 1] = True  # a thin C around it
+    found = rings(mask)
+    assert sorted(len(polygon) for polygon in found) == [1, 2]
+    np.testing.assert_array_equal(filled(found, mask.shape), mask)
+
+
+# ---------------------------------------------------------------- files as other programs write them
+
+
+def square(low, high):
+    return [[[low, low], [high, low], [high, high], [low, high], [low, low]]]
+
+
+def drawn(coordinates, name="", **more):
+    about = {"classification": {"name": name}} if name else {}
+    geometry = {"type": "Polygon", "coordinates": coordinates}
+    return {"type": "Feature", "geometry": geometry, "properties": about, **more}
+
+
+def geojson(path, features, head=b""):
+    path.write_bytes(head + json.dumps(features).encode())
+    return path
+
+
+def collection(*features):
+    return {"type": "FeatureCollection", "features": list(features)}
+
+
+def test_bare_arrays_single_features_and_byte_order_marks(tmp_path):
+    two = [drawn(square(5, 15)), drawn(square(20, 30))]
+    for value, head in ((two, b""), (collection(*two), b"\xef\xbb\xbf"), (two, b"\xef\xbb\xbf")):
+        labels = read_geojson(geojson(tmp_path / "a.geojson", value, head), (64, 64))
+        assert (labels[5:15, 5:15] == 1).all() and (labels[20:30, 20:30] == 2).all() and (labels > 0).sum() == 200
+    assert read_geojson(geojson(tmp_path / "b.geojson", two[0]), (64, 64)).max() == 1
+
+
+def test_a_cell_counts_by_its_nucleus(tmp_path):
+    cell = drawn(square(5, 25), nucleusGeometry={"type": "Polygon", "coordinates": square(10, 16)})
+    labels = read_geojson(geojson(tmp_path / "a.geojson", collection(cell)), (64, 64))
+    assert (labels > 0).sum() == 36 and (labels[10:16, 10:16] == 1).all()
+
+
+def test_large_outlines_lie_under_small_ones_and_are_pointed_out(tmp_path):
+    value = collection(drawn(square(5, 15)), drawn(square(20, 30)), drawn(square(0, 64), "Tumor"))
+    with pytest.warns(UserWarning, match=r"feature 3 \(Tumor\) is 4096 px large.*Region\*"):
+        labels = read_geojson(geojson(tmp_path / "a.geojson", value), (64, 64))
+    assert np.bincount(labels.ravel()).tolist() == [0, 100, 100, 64 * 64 - 200]
+    value = collection(drawn(square(5, 15)), drawn(square(5, 15)), drawn(square(20, 30)), drawn(square(70, 80)))
+    with pytest.warns(UserWarning) as said:
+        labels = read_geojson(geojson(tmp_path / "b.geojson", value), (64, 64))
+    words = " ".join(str(one.message) for one in said)
+    assert "outside the image: feature 4" in words and "not another's: feature 1" in words
+    assert np.bincount(labels.ravel()).tolist() == [64 * 64 - 200, 100, 100]  # numbered on
+
+
+def test_what_lies_outside_altogether_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"a\.geojson.*64 x 64 px"):
+        read_geojson(geojson(tmp_path / "a.geojson", collection(drawn(square(70, 80)))), (64, 64))
+    planes = [drawn(square(5, 15)), drawn(square(20, 30))]
+    planes[1]["geometry"]["plane"] = {"c": -1, "z": 3, "t": 0}
+    with pytest.raises(InputError, match="2 planes"):
+        read_geojson(geojson(tmp_path / "p.geojson", collection(*planes)), (64, 64))
+
+
+@pytest.mark.parametrize("name", ["Ignore*", "ignore", "IGNORE"])
+def test_areas_to_ignore_and_regions(tmp_path, name):
+    nucleus = drawn(square(5, 15))
+    labels, ignore = geojson_annotation(
+        geojson(tmp_path / "a.geojson", collection(nucleus, drawn(square(30, 40), name))), (64, 64)
+    )
+    assert labels.max() == 1 and ignore.sum() == 100 and ignore[30:40, 30:40].all()
+    value = collection(drawn(square(0, 50), "Region*"), nucleus, drawn(square(30, 40), name))
+    labels, ignore = geojson_annotation(geojson(tmp_path / "b.geojson", value), (64, 64))
+    assert labels.max() == 1 and not ignore[:30, :30].any()
+    assert ignore[50:].all() and ignore[:, 50:].all() and ignore[30:40, 30:40].all()
+    assert ignore.sum() == 64 * 64 - 50 * 50 + 100
+    assert geojson_annotation(geojson(tmp_path / "c.geojson", collection(nucleus)), (64, 64)).ignore is None
+
+
+def place(low, high, name=None, **position):
+    one = roifile.ImagejRoi.frompoints(np.array(square(low, high)[0][:-1], np.float32), name=name)
+    for field, value in position.items():
+        setattr(one, field, value)
+    return one.tobytes()
+
+
+def test_zips_made_on_macos(tmp_path):
+    entries = [("0001.roi", place(5, 15)), ("__MACOSX/._0001.roi", bytes(84)), ("._0002.roi", bytes(84))]
+    assert (read_rois(zip_of(tmp_path / "a.zip", entries), (64, 64)) > 0).sum() == 100
+
+
+def test_rois_of_several_slices_are_refused(tmp_path):
+    entries = [("1.roi", place(5, 15, position=2)), ("2.roi", place(20, 30, position=3))]
+    with pytest.raises(InputError, match=r"a\.zip.*2 slices"):
+        read_rois(zip_of(tmp_path / "a.zip", entries), (64, 64))
+    entries = [("1.roi", place(5, 15, z_position=1)), ("2.roi", place(20, 30, z_position=2))]
+    with pytest.raises(InputError, match="2 slices"):
+        read_rois(zip_of(tmp_path / "b.zip", entries), (64, 64))
+    entries = [("1.roi", place(5, 15, position=2)), ("2.roi", place(20, 30, position=2)), ("3.roi", place(40, 50))]
+    assert read_rois(zip_of(tmp_path / "c.zip", entries), (64, 64)).max() == 3
+
+
+def test_nested_rois_and_those_that_are_areas(tmp_path):
+    entries = [("1.roi", place(10, 20)), ("2.roi", place(5, 40)), ("3.roi", place(50, 60, "ignore-1"))]
+    labels, ignore = roi_annotation(zip_of(tmp_path / "a.zip", entries), (64, 64))
+    assert np.bincount(labels.ravel()).tolist() == [64 * 64 - 35 * 35, 100, 35 * 35 - 100]
+    assert ignore.sum() == 100 and ignore[50:60, 50:60].all()
+
+
+def test_ids_differ_between_what_they_are_of(tmp_path):
+    polygons_ = rings(np.ones((4, 4), bool))
+    assert len({feature(name, number, polygons_, {})["id"] for name in "ab" for number in (1, 2)}) == 4
+    assert feature("a", 1, polygons_, {})["id"] == feature("a", 1, polygons_, {})["id"]

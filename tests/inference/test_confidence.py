@@ -34,7 +34,10 @@ def test_features_by_hand():
     foreground = np.full((6, 8), 0.2)
     foreground[1:3, 1:3] = [[0.6, 0.8], [0.8, 1.0]]
     maps = np.stack([foreground, foreground / 2])
-    found = lambda name: column(name, labels, maps)
+
+    def found(name: str) -> list[float]:
+        return column(name, labels, maps)
+
     assert found("log_area") == [round(math.log(a / TYPICAL_AREA), 6) for a in (4, 4, 1)]
     assert found("foreground_mean") == [0.8, 0.2, 0.2]
     assert found("foreground_min") == [0.6, 0.2, 0.2] and found("foreground_max") == [1.0, 0.2, 0.2]
@@ -96,7 +99,10 @@ def test_a_fit_is_calibrated_and_as_good_as_scikit_learns():
         assert abs(probability[inside].mean() - truth[inside].mean()) < 0.07
     peer = MLPClassifier((12,), activation="tanh", alpha=1.0, max_iter=500, random_state=0)
     theirs = peer.fit((table - 3) / 2, true).predict_proba((other - 3) / 2)[:, 1]
-    loss = lambda p: -np.log(np.where(truth, p, 1 - p)).mean()
+
+    def loss(p: np.ndarray) -> float:
+        return -np.log(np.where(truth, p, 1 - p)).mean()
+
     assert loss(probability) < loss(theirs) + 0.02
 
 

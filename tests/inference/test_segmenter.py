@@ -38,7 +38,7 @@ def seen(monkeypatch):
 def painted(labels):
     """The image in which the true maps of ``labels`` can be read."""
     maps = np.rint(encode(labels) * 255).astype(np.uint8)
-    return np.stack([maps[0], maps[1], np.zeros_like(maps[0])], axis=-1)
+    return np.stack([maps[0], maps[1], np.full_like(maps[0], 99)], axis=-1)  # black would be no tissue
 
 
 def discs(height, width, count, seed=0, radius=14):
@@ -150,7 +150,7 @@ def test_scale_follows_the_micrometres(model, monkeypatch):
 
     monkeypatch.setattr(predicting, "predict", fake)
     known = build_model(dataclasses.replace(model.config, um_per_px=0.25))
-    image = np.zeros((300, 600, 3), np.uint8)
+    image = np.full((300, 600, 3), 99, np.uint8)
     segment(image, known)
     assert asked == [((300, 512), 0.25)] * 2  # 512 px are seen as 128
     asked.clear()
@@ -176,7 +176,7 @@ def test_an_ensemble_averages_and_blank_fields_are_skipped(model, monkeypatch):
     values = iter([0.2, 1.0])
     monkeypatch.setattr(predicting, "predict", lambda model, image, scale: np.full((2, 8, 8), next(values)))
     maps = np.zeros((2, 8, 8), np.uint8)
-    with open_slide(np.zeros((8, 8, 3), np.uint8)) as slide:
+    with open_slide(np.full((8, 8, 3), 99, np.uint8)) as slide:
         list(Segmenter([model, model]).predict_rows(slide, maps, progress=False))
     assert (maps == 153).all()
     assert segment(np.full((40, 40, 3), 240, np.uint8), model).max() == 0  # or the iterator would be empty
@@ -223,7 +223,7 @@ def test_a_file_says_its_own_resolution(model, monkeypatch, tmp_path):
         lambda model, image, scale: asked.append(round(scale, 4)) or np.zeros((2, *image.shape[:2]), np.float32),
     )
     known = build_model(dataclasses.replace(model.config, um_per_px=0.25))
-    image = np.zeros((100, 100, 3), np.uint8)
+    image = np.full((100, 100, 3), 99, np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", image, resolution=(20000, 20000), resolutionunit="CENTIMETER")  # 0.5 µm
     for segmenter in (Segmenter([known]), Segmenter([known], um_per_px=1)):
         assert segmenter.segment(tmp_path / "a.tif").shape == (100, 100)

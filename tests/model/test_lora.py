@@ -53,6 +53,39 @@ def test_invariants(inputs, outputs, share, alpha, seed):
     assert torch.equal(linear.weight, weight)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_are_those_of_the_equation(bias: bool):
+    torch.manual_seed(0)
+    layer = LoRALinear(nn.Linear(7, 5, bias=bias, dtype=torch.float64), r=3, alpha=2)
+    nn.init.normal_(layer.lora_B)
+    x = torch.randn(2, 4, 7, dtype=torch.float64, requires_grad=True)
+    leaves = [x, layer.lora_A, layer.lora_B]
+    update = layer.scaling * nn.functional.linear(nn.functional.linear(x, layer.lora_A), layer.lora_B)
+    for out in (layer(x), layer(x.transpose(0, 1)).transpose(0, 1)):
+        expected = layer.linear(x) + update
+        assert torch.allclose(out, expected)
+        ours, theirs = (torch.autograd.grad(y.pow(3).sum(), leaves, retain_graph=True) for y in (out, expected))
+        assert all(torch.allclose(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert layer.linear.weight.grad is None
+    layer(x.detach()).sum().backward()  # the first layer of a frozen network: its input needs no gradient
+    assert layer.lora_A.grad is not None
+
+
+def test_in_bfloat16_the_update_and_its_gradients_survive():
+    torch.manual_seed(0)
+    layer = LoRALinear(nn.Linear(256, 256), r=2, alpha=2)
+    nn.init.normal_(layer.lora_B, std=0.002)  # a step or two after the start
+    x = torch.randn(64, 256)
+    update = (layer(x) - layer.linear(x)).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+        difference = found.float() - layer.linear(x).float()
+    assert found.dtype == torch.bfloat16
+    assert ((difference * update).sum() / update.square().sum()).item() == pytest.approx(1, abs=0.1)
+    gradients = [torch.autograd.grad(y.float().square().sum(), layer.lora_B)[0] for y in (found, layer(x))]
+    assert (gradients[0] - gradients[1]).norm() < 0.02 * gradients[1].norm()
+
+
 def test_dropout_touches_the_update_alone():
     torch.manual_seed(0)
     layer = LoRALinear(nn.Linear(50, 5), r=2, alpha=2.0, dropout=0.5)

@@ -111,8 +111,50 @@ def test_encoder_runs_at_other_sizes_and_returns_to_the_first(base, size):
     assert coarse.shape == (2, 320, h // 16, w // 16)
     assert neck.shape == (2, 256, h // 16, w // 16)
     assert torch.equal(encoder(small), before)
-    with pytest.raises(InputError, match="multiples of 64"):
-        encoder(torch.randn(1, 3, 96, 64))
+    with pytest.raises(InputError, match="multiples of 16"):
+        encoder(torch.randn(1, 3, 72, 64))
+
+
+def mobile_sams_features(encoder: Encoder, x: torch.Tensor) -> list[torch.Tensor]:
+    """The features by mobile_sam's own code, which pads windows and copies, told the size of the grid."""
+    height, width = x.shape[-2:]
+    x, features = encoder.patch_embed(x), []
+    for layer, stride in zip(encoder.layers, (4, 8, 16, 16), strict=True):
+        grid = height // stride, width // stride
+        for block in layer.blocks:
+            block.input_resolution = grid
+            x = block(x)
+        features.append(x if x.ndim == 4 else x.transpose(1, 2).unflatten(2, grid))
+        if layer.downsample is not None:
+            layer.downsample.input_resolution = grid
+            x = layer.downsample(x)
+    return [features[0], features[1], features[3], encoder.neck(features[3])]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (224, 448), (256, 288), (16, 336), (112, 240)])
+@pytest.mark.parametrize("training", [False, True])
+def test_features_equal_mobile_sams_own_way_through_the_layers(base, size, training):
+    """Windows that fit, that reach beyond below, to the right, both, and a map smaller than a window."""
+    encoder = Encoder()
+    encoder.load_state_dict(
+        {k.removeprefix("image_encoder."): v for k, v in base.state.items() if k.startswith("image_")}
+    )
+    for name, parameter in encoder.named_parameters():  # biases are 0 in a fresh network, and would hide a mistake
+        if name.endswith(("attention_biases", ".bias")):
+            torch.nn.init.normal_(parameter, std=0.3)
+    encoder.train(training)
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    x = torch.randn(2, 3, *size)
+    ways, gradients = (encoder.features(x), mobile_sams_features(encoder, x)), []
+    for ours, stock in zip(*ways, strict=True):
+        assert torch.allclose(ours, stock, atol=1e-5, rtol=1e-5)
+    weights = [m.weight for m in encoder.layers.modules() if isinstance(m, torch.nn.Linear)]
+    for way in ways:
+        gradients.append(torch.autograd.grad(sum(y.square().mean() for y in way), weights))
+    for ours, stock in zip(*gradients, strict=True):
+        assert torch.allclose(ours, stock, atol=1e-5, rtol=1e-3)
 
 
 def train_a_little(model, steps: int = 3) -> None:

@@ -5,20 +5,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bbbc038 import write_bbbc038
 from blobs import Blobs
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from nucseg.config import ModelConfig, preset
-from nucseg.data.datasets import ImageFolder, Joined, Sample, Tiles
+from nucseg.data import mixture
+from nucseg.data.datasets import Joined, Sample, Tiles
+from nucseg.data.mixture import PretrainingImages
 from nucseg.errors import InputError
 from nucseg.model.bases import offline_base, random_base
 from nucseg.model.heads import InstanceHead, StageHeads
 from nucseg.model.network import build_model, load_model
 from nucseg.training import pretrain as pretraining
-from nucseg.training.loop import learning_rate
-from nucseg.training.pretrain import HELD_OUT, pretrain, pretraining_data
+from nucseg.training.loop import learning_rate, train
+from nucseg.training.pretrain import pretrain
 
 
 class Sizes:
@@ -49,27 +51,37 @@ def test_joined_datasets_keep_their_order():
     assert [both[i].stem for i in range(3)] == list(both.table["stem"])
 
 
-def test_the_held_out_tissues_are_not_among_the_pretraining_images(tmp_path):
-    for folder in ("images", "masks"):
-        (tmp_path / folder / "histology").mkdir(parents=True)
-    Image.fromarray(Blobs()[0].image).save(tmp_path / "images" / "histology" / "x.png")
-    Image.fromarray(Blobs()[0].labels.astype(np.uint16)).save(tmp_path / "masks" / "histology" / "x.png")
-    assert len(ImageFolder(tmp_path / "images", tmp_path / "masks")) == 1
-    data = pretraining_data(tmp_path, per_tissue=1)
-    assert set(data.table["tissue"]).isdisjoint(HELD_OUT)
-    assert set(data.table["tissue"]) >= {"histology", "human bladder"} and len(data) == 31 - len(HELD_OUT) + 1
+class Parts(Blobs):
+    """Blobs with a part each, other ones in every epoch."""
+
+    def __init__(self, count: int = 12):
+        super().__init__(count)
+        self.table["part"] = ["train"] * (count - 2) + ["val", "test"]
+
+    def draw(self, epoch, index):
+        return self[(index + epoch) % (self.count - 2)]
+
+
+SMALL = {"size": 64, "field_px": 64, "crop": 64, "epochs": 1, "batch_size": 4, "device": "cpu", "num_workers": 0}
+
+
+def small(**changes):
+    return dataclasses.replace(preset("pretrain"), **SMALL | changes)
 
 
 def test_the_base_is_the_trained_encoder_and_head_in_half_precision(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretraining, "pretraining_data", lambda folder: Blobs(10))
-    small = {"size": 64, "crop": 64, "epochs": 1, "batch_size": 4, "val_images": 1, "device": "cpu"}
-    config = dataclasses.replace(preset("pretrain"), **small)
-    path = pretrain("nowhere", tmp_path / "run", config, progress=False)
+    monkeypatch.setattr(pretraining, "PretrainingImages", lambda folder, seed: Parts(10))
+    path = pretrain("nowhere", tmp_path / "run", small(), progress=False)
     assert path.stat().st_size < 13e6
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (
         about["command"].startswith("nucseg pretrain --bbbc038 BBBC038 --out run ") and "--size 64" in about["command"]
     )
+    with safe_open(path, "pt") as handle:
+        card = handle.metadata()
+    assert card["epochs"] == "1 of 1 planned" and card["seed"] == "0" and card["edition"] == "2"
+    assert "50 images" in card["held out"] and "synthetic 50%" in card["data"] and float(card["seconds"]) > 0
+    assert set(json.loads(card["scores on held out"])) == {"pq", "dice"}
     trained = load_model(tmp_path / "run" / "best.safetensors")
     parts = {"image_encoder.": trained.encoder, "instance_head.": trained.head}
     expected = {prefix + name: t for prefix, module in parts.items() for name, t in module.state_dict().items()}
@@ -103,6 +115,53 @@ def test_the_base_is_the_trained_encoder_and_head_in_half_precision(tmp_path, mo
 def test_pretraining_is_of_the_whole_encoder():
     with pytest.raises(InputError, match="whole encoder"):
         pretrain("nowhere", "out", dataclasses.replace(preset("pretrain"), lora_target="all"))
+    with pytest.raises(InputError, match="protocol 'parts'"):
+        pretrain("nowhere", "out", dataclasses.replace(preset("pretrain"), protocol="benchmark"))
+
+
+def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path, monkeypatch):
+    """On the stream itself: synthetic and BBBC038-like images, drawn afresh in each epoch."""
+    folder = write_bbbc038(tmp_path / "bbbc038", ["01d44a26f668", "0121d6759c5a"])
+    monkeypatch.setattr(mixture, "SIZE", 96)
+    config = small(epochs=3, train_images=8)
+    data = lambda: PretrainingImages(folder, 0, windows=20, validation=1)
+    train(config, data(), tmp_path / "whole", progress=False)
+
+    class Killed(Exception):
+        pass
+
+    interrupted = data()
+    draw = interrupted.draw
+
+    def dies_in_the_second_epoch(epoch, index):
+        if epoch == 1 and len(interrupted._drawn) > 1:
+            raise Killed
+        return draw(epoch, index)
+
+    interrupted.draw = dies_in_the_second_epoch
+    with pytest.raises(Killed):
+        train(config, interrupted, tmp_path / "broken", progress=False)
+    assert len(pd.read_csv(tmp_path / "broken" / "history.csv")) == 1
+    train(config, data(), tmp_path / "broken", progress=False)
+    whole, broken = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "broken"))
+    assert all(torch.equal(tensor, broken["model"][name]) for name, tensor in whole["model"].items())
+    losses = [[row["train_loss"] for row in state["history"]] for state in (whole, broken)]
+    assert losses[0] == losses[1] and len(losses[0]) == 3
+
+
+def test_a_time_limit_ends_the_run_cleanly_and_a_longer_one_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretraining, "PretrainingImages", lambda folder, seed: Parts(10))
+    config = small(epochs=3)
+    path = pretrain("nowhere", tmp_path / "run", dataclasses.replace(config, max_hours=1e-6), progress=False)
+    assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == 1
+    with safe_open(path, "pt") as handle:
+        assert handle.metadata()["epochs"] == "1 of 3 planned"
+    pretrain("nowhere", tmp_path / "run", dataclasses.replace(config, max_hours=1e-6), progress=False)
+    assert len(pd.read_csv(tmp_path / "run" / "history.csv")) == 1
+    pretrain("nowhere", tmp_path / "run", dataclasses.replace(config, max_hours=1.0), progress=False)
+    pretrain("nowhere", tmp_path / "free", config, progress=False)
+    runs = [pd.read_csv(tmp_path / name / "history.csv").drop(columns="seconds") for name in ("run", "free")]
+    pd.testing.assert_frame_equal(*runs)
 
 
 def test_stage_heads_see_one_stage_each_and_no_neighbour():

@@ -5,7 +5,6 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from browser import PROGRAM, Browser
 from scipy import ndimage
 from skimage.draw import polygon2mask
 
@@ -313,32 +312,24 @@ def url(browser, tmp_path_factory) -> str:
     return path.as_uri()
 
 
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    chromium = Browser(tmp_path_factory.mktemp("profile"))
-    yield chromium
-    chromium.close()
-
-
-@pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium")
 class TestInChromium:
     @pytest.fixture
-    def page(self, chromium, url):
-        chromium.open(url)
-        yield chromium
-        assert chromium.complaints() == []
-        assert not chromium.eval("window.harmed")
+    def page(self, visit, complaints, url):
+        page = visit(url)
+        yield page
+        assert complaints == []
+        assert not page.evaluate("window.harmed")
 
-    def seen(self, page: Browser, number: int = 0) -> list:
+    def seen(self, page, number: int = 0) -> list:
         """What a reader sees of the picture: image, alternative text, lines, their opacity, the scores, the list."""
-        return page.eval(
+        return page.evaluate(
             f"""(root => [root.querySelector('img').src, root.querySelector('img').alt,
             [...root.querySelectorAll('.stage path')].map(path => path.getAttribute('d')).join(),
             getComputedStyle(root.querySelector('.stage svg')).opacity, root.querySelector('output').textContent,
             [...root.querySelector('select').options].map(option => option.text)])({ROOT}[{number}])"""
         )
 
-    def changed(self, page: Browser, before: list) -> set[str]:
+    def changed(self, page, before: list) -> set[str]:
         names = ("image", "alt", "lines", "opacity", "scores", "list")
         return {name for name, a, b in zip(names, before, self.seen(page), strict=True) if a != b}
 
@@ -358,43 +349,37 @@ class TestInChromium:
             ("opacity", {"opacity"}),
         ],
     )
-    def test_each_slider_changes_the_picture(self, page, part, changes, how):
+    def test_each_slider_changes_the_picture(self, page, click_at, part, changes, how):
         before, other = self.seen(page), self.seen(page, 1)
-        slider = f"[data-part={part}]"
-        value = page.eval(f"document.querySelector('{slider}').value")
+        slider = page.locator(f"[data-part={part}]").first
+        value = slider.input_value()
         if how == "keyboard":
-            page.eval(f"document.querySelector('{slider}').focus()")
-            page.press("ArrowRight")
+            slider.press("ArrowRight")
         else:
-            page.click(slider, 0.25 if part == "opacity" else 0.99)
-        assert page.eval(f"document.querySelector('{slider}').value") != value
+            click_at(slider, 0.25 if part == "opacity" else 0.99)
+        assert slider.input_value() != value
         assert self.changed(page, before) == changes
         assert self.seen(page, 1) == other
-        text = page.eval(f"document.querySelector('{slider}').ariaValueText")
-        assert text == page.eval(f"document.querySelector('[data-part={part}-value]').textContent")
+        text = page.locator(f"[data-part={part}-value]").first.text_content()
+        assert text and slider.get_attribute("aria-valuetext") == text
 
     def test_views_can_be_chosen_by_keyboard_and_mouse(self, page):
         before = self.seen(page)
-        page.eval("document.querySelector('input[value=prediction]').focus()")
-        page.press("ArrowRight")
+        page.locator("input[value=prediction]").first.press("ArrowRight")
         assert self.changed(page, before) == {"alt", "lines"}
         assert "missed" in self.seen(page)[1]
         shown = "[...document.querySelectorAll('.legend span')].filter(e => e.offsetParent).map(e => e.className)"
-        assert page.eval(f"{ROOT}[0].querySelectorAll('.legend > :not([hidden])').length") == 5
-        page.click("input[value=truth]")
-        assert page.eval(shown)[0] == "truth" and "true nuclei" in self.seen(page)[1]
+        assert page.evaluate(f"{ROOT}[0].querySelectorAll('.legend > :not([hidden])').length") == 5
+        page.locator("input[value=truth]").first.click()
+        assert page.evaluate(shown)[0] == "truth" and "true nuclei" in self.seen(page)[1]
 
     def test_the_next_image_is_an_arrow_key_away(self, page):
         before = self.seen(page)
-        page.eval("document.querySelector('[data-part=image]').focus()")
-        page.press("ArrowDown")
+        page.locator("[data-part=image]").first.press("ArrowDown")
         assert self.changed(page, before) == {"image", "alt", "lines", "scores"}
 
-    def choose(self, page: Browser, part: str, value: str) -> None:
-        page.eval(
-            f"(e => {{ e.value = '{value}'; e.dispatchEvent(new Event('input', {{bubbles: true}})); }})"
-            f"(document.querySelector('[data-part={part}]'))"
-        )
+    def choose(self, page, part: str, value: str) -> None:
+        page.locator(f"[data-part={part}]").first.select_option(value)
 
     def test_the_list_is_filtered_and_sorted_by_what_it_says(self, page):
         self.choose(page, "tissue", "human spleen")
@@ -412,7 +397,7 @@ class TestInChromium:
                 assert values == sorted(values)
 
     def test_every_control_has_a_name_for_assistive_technology(self, page):
-        nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+        nodes = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
         named = [(n["role"]["value"], n["name"]["value"]) for n in nodes if not n["ignored"] and "name" in n]
         of = lambda role: [name for r, name in named if r == role]
         assert of("slider") == 2 * ["Probability threshold", "Minimum area", "Opacity of the outlines"]
@@ -420,7 +405,8 @@ class TestInChromium:
         assert of("radio") == 2 * ["truth", "prediction", "errors"]
         assert of("image") == [self.seen(page, n)[1] for n in (0, 1)]
 
-    def test_it_fits_a_phone(self, chromium, url):
-        chromium.open(url, 360)
-        assert chromium.eval("document.documentElement.scrollWidth") <= 360
-        assert chromium.eval("document.querySelector('input[type=range]').offsetWidth") > 280
+    def test_it_fits_a_phone(self, visit, complaints, url):
+        page = visit(url, width=360)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.evaluate("document.querySelector('input[type=range]').offsetWidth") > 280
+        assert complaints == []

@@ -1,23 +1,22 @@
-"""Which target maps part touching nuclei best, as oracles: encode, degrade as a network would, decode, score.
+"""Which target maps separate touching nuclei best, as oracles: encode, degrade as a network would, decode, score.
 
-    NUCSEG_DATA=<the NuInsSeg folder> python benchmarks/representations.py
+    python -m experiments.representations --root data/nuinsseg
 
-These go to results/representations, and run.json says how they were made:
+Writes results/representations; run.json says how the tables were made:
 
 - tuning.csv: each representation under a few settings of its decoder, on 16 images.
 - representations.csv: each with its best setting, on 31 other images, one per tissue. Both kinds of image are
   from the training part of fold 1, so they are test images of the other folds: what was chosen here, the kind of
   map and its decoder, has seen their truth, never a prediction.
 - roundtrip_images.csv: `nucseg.instances` on all 665 label maps, without noise: what decoding can reach. Its
-  means are roundtrip.csv (a row a tissue, at stride 2) and strides.csv (a row a stride).
+  means are roundtrip.csv (one row per tissue, at stride 2) and strides.csv (one row per stride).
 
 The degraded maps: blurred (Gaussian, sigma in px), plus smooth noise (Gaussian noise blurred by 4 px, standard
 deviation as a share of a channel's range), cut to 0..1, averaged down to the stride's grid and brought back
-bilinearly, as a head's output is. A run that is cut off goes on where it stopped (some 6 minutes on one core).
+bilinearly, as a head's output is. Takes some 6 minutes on one core; run the same command again to resume.
 """
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,16 +28,14 @@ from scipy import ndimage
 from skimage.segmentation import watershed
 from torch.nn import functional as F
 
+from experiments import common
 from nucseg.data.datasets import NuInsSeg
 from nucseg.data.splits import folds
-from nucseg.files import write_atomic, write_json
+from nucseg.files import write_atomic
 from nucseg.instances import components, decode, encode, foreground, split
 from nucseg.metrics import aji, contingency, pq
-from nucseg.records.provenance import stamp
 
-OUT = Path(__file__).parents[1] / "results" / "representations"
-DATA_NOTE = "re-encoded NuInsSeg (AVIF 4:4:4, quality 87)"
-COMMAND = "NUCSEG_DATA=<the NuInsSeg folder> python benchmarks/representations.py"
+OUT = common.RESULTS / "representations"
 NOISES = {  # blur in px, noise as a share of the range
     "none": (0.0, 0.0),
     "blur 1, noise 0.1": (1.0, 0.1),
@@ -258,7 +255,7 @@ def best_setting(tuning: pd.DataFrame, name: str) -> dict:
 
 
 def round_trip(dataset: NuInsSeg, tissue: str) -> list[dict]:
-    """One row an image and stride: `nucseg.instances` there and back."""
+    """One row per image and stride: `nucseg.instances` there and back."""
     rows = []
     for index in np.flatnonzero(dataset.table["tissue"] == tissue):
         truth = dataset[int(index)].labels
@@ -272,11 +269,18 @@ def round_trip(dataset: NuInsSeg, tissue: str) -> list[dict]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    dataset = NuInsSeg(os.environ["NUCSEG_DATA"])
+    arguments = common.parser(__doc__).parse_args()
+    dataset = NuInsSeg(arguments.root)
     tune_on, compare_on = ({i: dataset[i].labels for i in indices} for indices in chosen_images(dataset))
-    at_stride_2 = lambda name: measure(tune_on, name, list(settings_of(name).values()), (2,), NOISES)
+
+    def at_stride_2(name: str) -> list[dict[str, Any]]:
+        return measure(tune_on, name, list(settings_of(name).values()), (2,), NOISES)
+
     tuning = extend(OUT / "tuning.csv", "representation", CANDIDATES, at_stride_2)
-    everywhere = lambda name: measure(compare_on, name, [best_setting(tuning, name)], STRIDES, NOISES)
+
+    def everywhere(name: str) -> list[dict[str, Any]]:
+        return measure(compare_on, name, [best_setting(tuning, name)], STRIDES, NOISES)
+
     extend(OUT / "representations.csv", "representation", CANDIDATES, everywhere)
 
     tissues = dict.fromkeys(dataset.table["tissue"])
@@ -285,15 +289,12 @@ def main() -> None:
     half = images[images["stride"] == 2]
     for name, table in (("roundtrip", half.groupby("tissue")), ("strides", images.groupby("stride"))):
         table.agg(**mean).reset_index().to_csv(OUT / f"{name}.csv", index=False, float_format="%.4f")
-    write_json(
-        OUT / "run.json",
-        {
-            "command": COMMAND,
-            "data": {"name": "nuinsseg", "images": len(dataset), "note": DATA_NOTE},
-            "images": {"tuning": names(dataset, tune_on), "comparison": names(dataset, compare_on)},
-            "noises": {name: dict(zip(("blur_px", "noise"), value, strict=True)) for name, value in NOISES.items()},
-            **stamp(torch.device("cpu")),
-        },
+    common.record(
+        "representations",
+        {},  # the tables were written as they grew
+        data=common.data(len(dataset), arguments.data_note),
+        images={"tuning": names(dataset, tune_on), "comparison": names(dataset, compare_on)},
+        noises={name: dict(zip(("blur_px", "noise"), value, strict=True)) for name, value in NOISES.items()},
     )
 
 

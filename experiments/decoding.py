@@ -1,13 +1,12 @@
-"""How deep a valley must be to cut a nucleus, and what is lost where: each fold's model on its own validation images.
+"""How deep a valley must be to split two nuclei, and which map loses more: each fold's model on its validation images.
 
-    python benchmarks/decoding.py --root data/nuinsseg --runs results/folds/offline-small
+    python -m experiments.decoding --root data/nuinsseg --runs results/folds/offline-small
 
-Needs the adapters of ``nucseg reproduce --studies folds``. No image is read that its fold's model is tested on; but
-what is chosen for all folds is chosen on images that are test images of other folds. Written to results/decoding:
-scores.csv (a row a fold and way to decode, means over its validation images) and run.json.
+Needs the adapters of ``nucseg reproduce --studies folds``. No fold's model sees its test images here; but a setting
+that is chosen for all folds together is chosen on images that are test images of other folds. Writes results/decoding:
+scores.csv (one row per fold and way to decode, means over its validation images) and run.json.
 """
 
-import argparse
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,43 +14,38 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from experiments import common
 from nucseg.config import Config, apply, options
 from nucseg.data.datasets import NuInsSeg
 from nucseg.data.from_config import select_split
-from nucseg.files import write_atomic, write_json
 from nucseg.inference.segmenter import load
 from nucseg.instances import decode, encode
 from nucseg.metrics import score
 from nucseg.model.network import predict
-from nucseg.records.provenance import stamp, with_note
 from nucseg.records.runs import read_run
 
-OUT = Path(__file__).parents[1] / "results" / "decoding"
 RIDGES = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 1.0)
 SMOOTHS = (0.0, 1.0, 2.0, 3.0)  # px
 SCORES = ("dice", "aji", "pq", "nuclei_predicted", "nuclei_true")
 
 
 def ways(maps: np.ndarray, truth: np.ndarray) -> dict[tuple, np.ndarray]:
-    """(foreground, depth, smooth, ridge) -> (H, W) label map; last with one map replaced by the true one."""
-    foreground, depth = encode(truth)
+    """(foreground, distance, smooth, ridge) -> (H, W) label map; the last two with one map replaced by the true one."""
+    foreground, distance = encode(truth)
     found = {
         ("predicted", "predicted", smooth, ridge): decode(maps, ridge=ridge, smooth=smooth)
         for smooth in SMOOTHS
         for ridge in RIDGES
     }
-    found["predicted", "true", np.nan, np.nan] = decode(np.stack([maps[0], depth]))
+    found["predicted", "true", np.nan, np.nan] = decode(np.stack([maps[0], distance]))
     found["true", "predicted", np.nan, np.nan] = decode(np.stack([foreground, maps[1]]))
     return found
 
 
 def main() -> None:
     """Score every way to decode on the validation images of each fold."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--limit", type=int, default=0, help="images of a fold, 0 for all: for a trial")
-    parser.add_argument("--data-note", default="")
+    parser = common.parser(__doc__)
+    parser.add_argument("--runs", type=Path, required=True, help="results/folds/COLUMN, with the adapters")
     arguments = parser.parse_args()
     dataset, rows, images = NuInsSeg(arguments.root), [], 0
     for folder in sorted(path.parent for path in arguments.runs.glob("*/best.safetensors")):
@@ -67,18 +61,14 @@ def main() -> None:
                 rows.append({"fold": split.name} | names | asdict(score(truth, labels)))
     by = ["fold", "foreground", "distance", "smooth_px", "ridge"]
     table = pd.DataFrame(rows).groupby(by, dropna=False)[list(SCORES)].mean().reset_index()
-    print(table.drop(columns="fold").groupby(by[1:], dropna=False).mean().round(4))
-    with write_atomic(OUT / "scores.csv") as part:
-        table.to_csv(part, index=False, float_format="%.6f")
-    about = {
-        "command": with_note(
-            "python benchmarks/decoding.py --root NUINSSEG --runs results/folds/offline-small", arguments.data_note
-        ),
-        "data": {"name": "nuinsseg", "images": images, "note": arguments.data_note},
-        "base": {"name": model.base_name, "sha256": model.base_sha256},
-        **stamp(model.mean.device),
-    }
-    write_json(OUT / "run.json", about)
+    common.print_means(table, by[1:])
+    common.record(
+        "decoding",
+        {"scores": table},
+        model.mean.device,
+        data=common.data(images, arguments.data_note),
+        base=common.base_of(model),
+    )
 
 
 if __name__ == "__main__":

@@ -1,29 +1,25 @@
-"""What the cuts between fields and blocks change in the label map of an image of 2,048 px, and whether for the worse.
+"""How seams between fields and blocks change the label map of a 2,048 px image, and whether they do harm.
 
-    python benchmarks/seams.py
+    python -m experiments.seams
 
-Two images: one tissue throughout, and a mosaic of sixteen, the worst case. Nuclei that a border between two fields
-runs through are looked at by themselves, with the border there and with the border elsewhere. Written to
-results/seams: run.json.
+Two images: one tissue throughout, and a mosaic of sixteen, the worst case. Nuclei that lie on a border between two
+fields are scored by themselves, with the border there and with the border elsewhere. Writes results/seams/run.json.
 """
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 
+from experiments import common
 from nucseg.data.synth import TISSUES, generate
-from nucseg.files import write_json
 from nucseg.images.slides import open_slide
 from nucseg.inference.segmenter import FIELD, MARGIN, Segmenter, load, spans
 from nucseg.instances import labels_from
 from nucseg.metrics import contingency, score
 from nucseg.model.adapters import DEFAULT_ADAPTER
 from nucseg.model.network import predict
-from nucseg.records.provenance import stamp
 
-OUT = Path(__file__).parents[1] / "results" / "seams"
 SIDE = 2048
 SHIFT = 160  # px, by which the fields are moved
 
@@ -70,8 +66,10 @@ def border_nuclei(truth: np.ndarray, whole: np.ndarray, moved: np.ndarray) -> di
 
     A nucleus's score is the IoU of the prediction that overlaps it best, and it is found where that is above 0.5.
     """
-    best = [contingency(truth, labels).iou.max(axis=1, initial=0) for labels in (whole, moved)]
-    ids = np.unique(truth[truth > 0])
+    tables = [contingency(truth, labels) for labels in (whole, moved)]
+    best, ids = [np.zeros(len(table.true_ids)) for table in tables], tables[0].true_ids
+    for table, iou in zip(tables, best, strict=True):
+        np.maximum.at(iou, table.rows, table.iou)
     here, there = (np.isin(ids, truth[on_borders(shift)]) for shift in (0, SHIFT))
     first, second = here & ~there, there & ~here
     crossed = np.concatenate([best[0][first], best[1][second]])
@@ -117,16 +115,16 @@ def main() -> None:
         truth_scores[name] = {way: rounded(truth, labels) for way, labels in against_truth.items()}
         crossed[name] = border_nuclei(truth, whole, moved)
     print(json.dumps([agreement, truth_scores, crossed], indent=2))
-    about = {
-        "command": "python benchmarks/seams.py",
-        "side_px": SIDE,
-        "adapter": DEFAULT_ADAPTER,
-        "agreement": agreement,
-        "against_truth": truth_scores,
-        "nuclei_on_borders": crossed,
-        **stamp(model.mean.device),
-    }
-    write_json(OUT / "run.json", about)
+    common.record(
+        "seams",
+        {},
+        model.mean.device,
+        side_px=SIDE,
+        adapter=DEFAULT_ADAPTER,
+        agreement=agreement,
+        against_truth=truth_scores,
+        nuclei_on_borders=crossed,
+    )
 
 
 if __name__ == "__main__":

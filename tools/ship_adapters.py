@@ -1,9 +1,9 @@
-"""Make the adapters that ship with nucseg from the five folds' runs: float16, each with a card.
+"""Make the adapters that ship with nucseg from the runs of five folds: float16, each with a card.
 
-    python benchmarks/ship_adapters.py --runs results/folds/offline-small --root data/nuinsseg
+    python -m tools.ship_adapters --runs results/folds/offline-small --root data/nuinsseg
 
-Written to nucseg/assets/adapters: nuinsseg-1 to nuinsseg-3, of the first three folds (by number, not by score), each
-a safetensors file and a card. The card's scores are those of the file itself, in half precision, on its test fold.
+Writes nucseg/assets/adapters/nuinsseg-1 to nuinsseg-3, of the first three folds (by number, not by score): each a
+safetensors file and a card. The scores on the card are those of the file itself, in half precision, on its test fold.
 """
 
 import argparse
@@ -25,19 +25,20 @@ COUNT = 3
 
 CARD = """# The adapter `{name}`
 
-LoRA of rank {rank} and the instance head, float16, for {base_name} (SHA-256 {base}…): finds and parts nuclei in H&E
+LoRA of rank {rank} and the instance head, float16, for {base_name} (SHA-256 {base}…): segments nuclei in H&E
 images.
 
 - Data: NuInsSeg (Mahbod et al. 2024, CC BY 4.0; {note}), the {train} training images of {fold} of the benchmark's five;
-  {val} more chose the epoch. Its {test} test images were not touched.
-- Scores of this file on those {test} images, scored as the benchmark does (mean, 95% interval with images drawn):
+  {val} more selected the epoch. Its {test} test images were not used.
+- Scores of this file on those {test} images, scored as the benchmark does (mean, 95% bootstrap interval over images):
   Dice {dice}, AJI {aji}, PQ {pq}.
-- Budget: {epochs} epochs of one {crop} px window an image, images seen at {size} px; {minutes:.0f} minutes on {device}.
-- Resolution: images of {field} px that are taken to have {um} µm a pixel (a usual 40x scan; an assumption).
-- Made by `{command}`, commit {commit}, {date}; in half precision by `benchmarks/ship_adapters.py`.
+- Budget: {epochs} epochs of one {crop} px window per image, images scaled to {size} px; {minutes:.0f} minutes on
+  {device}.
+- Pixel size: images of {field_px} px with an assumed {um} µm/px (usual for a 40x scan; the authors do not state it).
+- Made by `{command}`, commit {commit}, {date}; in half precision by `tools/ship_adapters.py`.
   SHA-256 of the file: {sha}.
-- Not for: anything clinical. Other stains, other scanners and tissues that NuInsSeg does not have will do worse: check
-  on images of your own, and fine-tune (`nucseg finetune`).
+- Not for: anything clinical. Expect lower scores on other stains, scanners and tissues: check
+  on your own images, and fine-tune (`nucseg finetune`).
 - Licence: Apache-2.0, as nucseg's code; please cite NuInsSeg.
 """
 
@@ -49,17 +50,17 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     arguments = parser.parse_args()
     dataset = NuInsSeg(arguments.root)
-    for k in range(COUNT):
-        run = arguments.runs / f"fold_{k}"
+    for fold in range(1, COUNT + 1):
+        run = arguments.runs / f"fold_{fold}"
         tensors, config, base = read_adapter(run / "best.safetensors")
         known = {field.name for field in fields(ModelConfig)}
         config = {n: v for n, v in config.items() if n in known} | {
             "field_px": FIELD,
             "um_per_px": MICROMETRES_PER_PIXEL,
         }
-        path = ADAPTERS / f"nuinsseg-{k + 1}.safetensors"
+        path = ADAPTERS / f"nuinsseg-{fold}.safetensors"
         save_adapter(path, {n: t.half() for n, t in tensors.items()}, config, base)
-        scores = evaluate(load(path), dataset, folds(dataset)[k].test, fold=f"fold {k + 1}")
+        scores = evaluate(load(path), dataset, folds(dataset)[fold - 1].test, fold=f"fold {fold}")
         recorded = read_run(run)
         change = scores["pq"].mean() - recorded.scores["pq"].mean()
         print(
@@ -72,7 +73,7 @@ def main() -> None:
             "base_name": f"the base `{about['base']['name']}`",
             "base": base[:12],
             "note": about["data"]["note"] or "as published",
-            "fold": f"fold {k + 1}",
+            "fold": f"fold {fold}",
             "field_px": FIELD,
             "um": MICROMETRES_PER_PIXEL,
             "minutes": about["seconds"] / 60,

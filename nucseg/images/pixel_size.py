@@ -1,0 +1,129 @@
+"""Micrometres per pixel (µm/px), from everything that files say about it; an estimate where they say nothing."""
+
+import math
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import tifffile
+
+PLAUSIBLE_UM = (0.05, 4.0)  # µm/px; what a file claims beyond this is some program's default
+NUCLEUS_UM = 8.0  # median diameter of a nucleus in NuInsSeg: 32 px at 0.25 µm/px (assets/nuinsseg_tissue_stats.csv)
+
+_UNITS = {"nm": 1e-3, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "pm": 1e-6, "angstrom": 1e-4, "in": 25_400.0}
+_NAMES = {
+    "å": "angstrom",
+    "inch": "in",
+    "inches": "in",
+    "micron": "um",
+    "microns": "um",
+    "micra": "um",
+    "mikron": "um",
+    "mcm": "um",
+} | {
+    prefix + metre: symbol
+    for prefix, symbol in (("nano", "nm"), ("micro", "um"), ("milli", "mm"), ("centi", "cm"), ("pico", "pm"), ("", "m"))
+    for metre in ("meter", "metre", "meters", "metres")
+}
+
+
+def in_um(value: float | str, unit: str | None) -> float | None:
+    """A length in µm; None for a unit that is no length (pixel), an unknown one, or a value that is no number.
+
+    ``unit``: any spelling that microscopes and ImageJ write: nm, µm with either mu, um, micron, mm, inch.
+    """
+    name = (unit or "um").strip().casefold()
+    name = re.sub(r"\\u00b5|&#(181|956|xb5|x3bc);|&micro;|µ|μ|Âµ", "u", name)
+    try:
+        length = float(value) * _UNITS[_NAMES.get(name, name)]
+    except (KeyError, ValueError, TypeError):
+        return None
+    return length if math.isfinite(length) else None
+
+
+def plausible(value: float | None) -> float | None:
+    """``value`` if a microscope image can have that many µm/px, else None."""
+    low, high = PLAUSIBLE_UM
+    return value if value is not None and low <= value <= high else None
+
+
+def from_ome(text: str, shape: tuple[int, int], index: int = 0) -> float | None:
+    """µm/px, plausible or not, of the ``Pixels`` of an OME-XML text that have ``shape``; the ``index``th of several."""
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError:
+        return None
+    pixels = [element for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"]
+    size = {"SizeY": str(shape[0]), "SizeX": str(shape[1])}
+    fitting = [p for p in pixels if all(p.get(name) == value for name, value in size.items())]
+    if index < len(pixels) and pixels[index] in fitting:
+        fitting = [pixels[index]]
+    sizes = {(p.get("PhysicalSizeX"), p.get("PhysicalSizeXUnit")) for p in fitting or pixels[:1]}
+    if len(sizes) != 1:
+        return None
+    value, unit = sizes.pop()
+    return None if value is None else in_um(value, unit)
+
+
+def from_magnification(value: float | str, path: Path) -> float | None:
+    """10 / objective power, what scanners have on average; with a warning, as it is a guess (40x: 0.25 µm/px)."""
+    try:
+        guess = plausible(10 / float(value))
+    except (ValueError, TypeError, ZeroDivisionError):
+        return None
+    if guess is not None:
+        warnings.warn(
+            f"'{path}' says its magnification ({float(value):g}x) but no pixel size: {guess:g} µm/px are assumed; "
+            "pass --um-per-px if you know better.",
+            stacklevel=3,
+        )
+    return guess
+
+
+def from_tiff(tiff: tifffile.TiffFile, page: Any, shape: tuple[int, int], index: int, path: Path) -> float | None:
+    """µm/px of a TIFF's ``page``: from OME-XML, Aperio's description, ImageJ's or the resolution tags, in this order.
+
+    ``shape``: (rows, columns) of the image; ``index``: its position among the file's series. Inches count where they
+    give a plausible size: 72 dpi is a printer's default, 101,600 dpi are 0.25 µm/px. None where nothing is said.
+    """
+    if tiff.ome_metadata:
+        found = from_ome(tiff.ome_metadata, shape, index)
+        if plausible(found) is not None:
+            return found
+        if found is not None:
+            warnings.warn(
+                f"'{path}' says {found:g} µm/px, which no microscope has: its pixel size is taken for unknown.",
+                stacklevel=2,
+            )
+    power = None
+    for text in dict.fromkeys((str(page.description or ""), str(tiff.pages.first.description or ""))):
+        if text.startswith("Aperio"):
+            fields = dict(re.findall(r"\|\s*(\w+)\s*=\s*([^|\r\n]+)", text))
+            found = plausible(in_um(fields.get("MPP", ""), "um"))
+            if found is not None:
+                return found
+            power = power or fields.get("AppMag")
+    found = _from_tags(tiff, page)
+    return found if found is not None or power is None else from_magnification(power, path)
+
+
+def _from_tags(tiff: tifffile.TiffFile, page: Any) -> float | None:
+    unit = {2: "inch", 3: "cm", 4: "mm", 5: "um"}.get(int(page.resolutionunit))
+    if tiff.is_imagej and tiff.imagej_metadata and "unit" in tiff.imagej_metadata:
+        unit = str(tiff.imagej_metadata["unit"])  # ImageJ's wins: it writes px per that unit into the same tag
+    across = page.resolution[0] if unit else 0
+    one = in_um(1, unit) if unit else None
+    return plausible(one / across) if one is not None and across else None
+
+
+def estimate(diameter_px: float) -> float:
+    """The µm/px at which nuclei with this median diameter in px would be as large as NuInsSeg's (8 µm)."""
+    return NUCLEUS_UM / diameter_px
+
+
+def diameters(areas_px: np.ndarray) -> np.ndarray:
+    """The diameter in px of the disc of each area in px."""
+    return 2 * np.sqrt(np.asarray(areas_px, float) / np.pi)

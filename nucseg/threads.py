@@ -1,0 +1,52 @@
+"""Work that runs ahead in a thread of its own."""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_END = object()
+
+
+def ahead(items: Iterable[T], limit: int = 2) -> Iterator[T]:
+    """Yield the items of an iterable that is run in a thread, up to ``limit`` items ahead (0: without limit).
+
+    NumPy, torch and file reading release Python's lock, so that the thread works while the caller does. An error
+    in the thread is raised here, in its place. If the caller stops early, so does the thread, after the item that it
+    is working on.
+    """
+    line: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(limit)
+    stopped = threading.Event()
+
+    def put(item: Any, error: BaseException | None = None) -> bool:
+        while not stopped.is_set():
+            try:
+                line.put((item, error), timeout=0.1)
+                return True
+            except queue.Full:
+                pass
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(_END)
+        except BaseException as error:
+            put(_END, error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = line.get()
+            if error is not None:
+                raise error
+            if item is _END:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
