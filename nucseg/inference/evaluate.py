@@ -30,15 +30,15 @@ def segment_whole(
 ) -> np.ndarray:
     """(H, W, 3) uint8 RGB -> (H, W) int32 label map, nuclei 1..n; the network sees the image in one piece.
 
-    ``threshold``: foreground probability, 0..1. ``min_area``: smaller objects are dropped; px where nuclei are as large
-    as NuInsSeg's, and as much less or more as they are smaller or larger (``ModelConfig.nucleus_scale``).
+    ``threshold``: foreground probability, 0..1. ``min_area``: area of the smallest object that is kept, px, scaled with
+    the size of the nuclei (``ModelConfig.nucleus_scale``).
     """
     scale = model.config.nucleus_scale
     return labels_from(predict(model, image), threshold, round(min_area * scale**2), smooth=SMOOTH_PX * scale)
 
 
 def score_sample(model: NucleiModel, sample: Sample, scoring: str = "benchmark", threshold: float = 0.5) -> dict:
-    """Predict one sample and score it under one of ``SCORINGS``: the scores by name."""
+    """Segment one sample and score it as one of ``SCORINGS``; returns the scores by name."""
     if scoring not in SCORINGS:
         raise InputError(f"Scoring {scoring!r} is not known: choose one of {', '.join(SCORINGS)}.")
     if scoring == "report":
