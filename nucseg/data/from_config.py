@@ -12,7 +12,7 @@ from nucseg.errors import InputError
 
 
 def open_dataset(config: Config, root: str | Path | None = None) -> Dataset:
-    """The dataset that a config names. ``root``: the folder of NuInsSeg. ``InputError`` if it is missing."""
+    """Open the dataset that ``config`` names. ``root``: folder of NuInsSeg. Raises ``InputError`` if it is missing."""
     if config.data == "synthetic":
         return Synthetic(n_per_tissue=config.synthetic_per_tissue, seed=config.seed)
     if config.data == "own":
@@ -24,9 +24,9 @@ def open_dataset(config: Config, root: str | Path | None = None) -> Dataset:
 
 
 def select_split(config: Config, dataset: Dataset) -> Split:
-    """The config's split, its parts cut to the config's budget by a seeded draw.
+    """Select the split that ``config`` names, with its parts reduced to the configured numbers by a seeded draw.
 
-    With ``score_part`` val the whole validation part takes the test part's place, and no test image is read.
+    With ``score_part`` val the whole validation part takes the place of the test part, and no test image is read.
     """
     splits = PROTOCOLS[config.protocol](dataset)
     if not 1 <= config.fold <= len(splits):

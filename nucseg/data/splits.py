@@ -14,9 +14,9 @@ from nucseg.errors import InputError
 
 @dataclass(frozen=True)
 class Split:
-    """Which samples a run trains on, chooses its checkpoint on, and is tested on.
+    """The parts of a dataset: training, validation (which selects the checkpoint) and test.
 
-    ``train``, ``val``, ``test``: positions in the dataset the split was made for, ascending.
+    ``train``, ``val``, ``test``: ascending positions in the dataset that the split was made for.
     """
 
     name: str
@@ -32,15 +32,15 @@ class Split:
         return {part: sorted(paths[i] for i in indices) for part, indices in parts.items()}
 
     def file_list_hash(self, dataset: Dataset | pd.DataFrame) -> str:
-        """SHA-256 (64 hexadecimal digits) of `names`: equal for equal lists, wherever the files lie."""
+        """SHA-256 (64 hexadecimal digits) of `names`: equal for equal lists, wherever the files are."""
         lines = [f"{part}\t{name}\n" for part, names in self.names(dataset).items() for name in names]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _kfold(count: int, n: int, seed: int) -> np.ndarray:
-    """(count,) the fold of each position, as scikit-learn's ``KFold(n, shuffle=True, random_state=seed)``."""
+    """The fold of each position, (count,), as in scikit-learn's ``KFold(n, shuffle=True, random_state=seed)``."""
     order = np.arange(count)
-    np.random.RandomState(seed).shuffle(order)  # the legacy generator is what scikit-learn shuffles with
+    np.random.RandomState(seed).shuffle(order)  # scikit-learn shuffles with the legacy generator
     fold = np.empty(count, int)
     for k, part in enumerate(np.array_split(order, n)):
         fold[part] = k
@@ -48,7 +48,7 @@ def _kfold(count: int, n: int, seed: int) -> np.ndarray:
 
 
 def _fold_of(names: Sequence[Name], n: int, seed: int) -> np.ndarray:
-    """The test fold of each name, names in `_order`: pinned for NuInsSeg's images, their own for the rest."""
+    """The test fold of each name, for names in `_order`: pinned for NuInsSeg's images, separate for all others."""
     pinned = _pinned()
     fold_of_pinned = _kfold(len(pinned), n, seed)
     known = [fold_of_pinned[pinned[name]] for name in names if name in pinned]
@@ -56,10 +56,10 @@ def _fold_of(names: Sequence[Name], n: int, seed: int) -> np.ndarray:
 
 
 def _hold_out(tissues: Sequence[str], fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Bool mask over ``tissues``: about ``fraction`` of each, chosen at random (one at least, never all).
+    """Choose at random about ``fraction`` of each tissue (at least one image, never all): a bool mask over ``tissues``.
 
-    Images are taken by (rank in their tissue + 1/2) / images of that tissue, the Sainte-Laguë method of
-    giving out seats: each tissue's share is within about one image of its due, and the total is exact.
+    Images are taken in the order of (rank within their tissue + 1/2) / images of that tissue, the Sainte-Laguë method
+    of allocating seats: each tissue's share is within about one image of proportional, and the total is exact.
     """
     count = len(tissues)
     total = min(max(round(fraction * count), int(fraction > 0)), max(count - 1, 0))
@@ -79,7 +79,7 @@ def _indices(order: Sequence[int], positions: Iterable[int] | np.ndarray) -> tup
 def _split(
     name: str, names: Sequence[Name], order: Sequence[int], test: np.ndarray, val: float, seed: list[int]
 ) -> Split:
-    """A `Split` from a bool mask of test positions over ``order``; the rest is divided into train and val."""
+    """Make a `Split` from a bool mask of test positions over ``order``; divide the rest into train and val."""
     rest = np.flatnonzero(~test)
     held = _hold_out([names[order[int(i)]][0] for i in rest], val, np.random.default_rng(seed))
     parts = rest[~held], rest[held], np.flatnonzero(test)
@@ -94,22 +94,22 @@ def _check_options(val_fraction: float, seed: int) -> None:
 
 
 def folds(dataset: Dataset, n: int = 5, seed: int = 19, val_fraction: float = 0.15) -> list[Split]:
-    """The NuInsSeg benchmark's cross-validation: ``KFold(n, shuffle=True, random_state=seed)``, 5 and 19.
+    """Cross-validation as in the NuInsSeg benchmark: ``KFold(5, shuffle=True, random_state=19)`` over its file list.
 
-    Images on NuInsSeg's list (`nuinsseg_list`, by tissue and stem) are in the test part of the fold that
-    the whole list gives them, so a partial copy keeps its folds; all other images are divided among
-    themselves in the order of their names. Each image is tested exactly once. The benchmark's public code
-    chooses its checkpoint on the test fold; here ``val_fraction`` of each training part is held out for
-    that, stratified by tissue as well as the counts allow (0: no val part). Names: "fold 1" to "fold n".
+    An image on NuInsSeg's list (`nuinsseg_list`, by tissue and stem) is tested in the fold that the complete list
+    assigns it to, so a partial copy keeps its folds; all other images are divided separately, in the order of their
+    names. Each image is tested exactly once. The benchmark's public code selects its checkpoint on the test fold; here
+    ``val_fraction`` of each training part is held out for that, stratified by tissue as far as the counts allow (0: no
+    val part). Names: "fold 1" to "fold n".
 
-    The folds are not stratified by tissue, and patches of one slide very probably lie on both sides.
+    The folds are not stratified by tissue, and patches of one slide are very probably in training and test parts.
 
-    Raises `InputError` for n below 2, too few images, or a partial copy with nothing in one of the folds.
+    Raises `InputError` for n below 2, too few images, or a partial copy with an empty fold.
     """
     _check_options(val_fraction, seed)
     names = _names(dataset)
     if not 2 <= n <= len(names):
-        raise InputError(f"n = {n} folds of {len(names)} images: give at least 2 and at most one an image.")
+        raise InputError(f"n = {n} folds of {len(names)} images: use at least 2 folds, and at most one per image.")
     order = _order(names)
     fold = _fold_of([names[i] for i in order], n, seed)
     for k in range(n):
@@ -121,10 +121,10 @@ def folds(dataset: Dataset, n: int = 5, seed: int = 19, val_fraction: float = 0.
 
 
 def leave_one_tissue_out(dataset: Dataset, val_fraction: float = 0.15, seed: int = 19) -> list[Split]:
-    """One split a tissue, named after it: it is the test part, all other tissues are train and val.
+    """One split per tissue, named after it: that tissue is the test part, all others are train and val.
 
-    NuInsSeg's images of a tissue very probably come from one slide, so this comes close to leaving a slide out. The
-    val part is ``val_fraction`` of the other tissues' images, stratified by tissue. Splits are sorted by name.
+    NuInsSeg's images of a tissue very probably come from one slide, so this is close to leave-one-slide-out. The val
+    part is ``val_fraction`` of the other tissues' images, stratified by tissue. Splits are sorted by name.
 
     Raises `InputError` if there are fewer than two tissues.
     """
@@ -139,10 +139,10 @@ def leave_one_tissue_out(dataset: Dataset, val_fraction: float = 0.15, seed: int
 
 
 def own_images(dataset: Dataset, val_fraction: float = 0.2, seed: int = 19) -> list[Split]:
-    """One split of one's own images: ``val_fraction`` of them, two at least, choose the checkpoint, the rest train.
+    """One split of your own images: ``val_fraction`` of them, at least two, select the checkpoint; the rest train.
 
-    There is no test part that is kept apart: ``test`` is ``val``, so its scores are a little too good. Keep images
-    back and score them with ``nucseg evaluate`` to know what the adapter is worth.
+    There is no separate test part: ``test`` is ``val``, so its scores are optimistic. Keep images back and score them
+    with ``nucseg evaluate`` to measure the adapter.
     Raises `InputError` for fewer than 4 images.
     """
     _check_options(val_fraction, seed)
@@ -156,12 +156,12 @@ def own_images(dataset: Dataset, val_fraction: float = 0.2, seed: int = 19) -> l
 
 
 def report_folds(dataset: Dataset, n: int = 5) -> list[Split]:
-    """The project report's own protocol, kept to measure what its flaw is worth: do not use it for results.
+    """The report's own protocol, kept to measure the effect of its overlap; not for results.
 
     Train and val are the two sides of ``KFold(n, shuffle=True, random_state=42)`` over the first 70% of the
     sorted list; the test part is the last 20% of a separate shuffle of the whole list, the same for all
-    folds. So most of its test images were seen: of NuInsSeg's 133, 68 to 75 are in train and more in val,
-    and the parts of one `Split` overlap here, as nowhere else. Names: "report fold 1" to "report fold n".
+    folds. Most of its test images were therefore seen in training: of NuInsSeg's 133, 68 to 75 are in train and more
+    in val. Only here do the parts of a `Split` overlap. Names: "report fold 1" to "report fold n".
 
     Raises `InputError` if n is below 2 or above 70% of the images, or there are fewer than 5 images.
     """

@@ -54,7 +54,7 @@ def segment_whole(
 def score_sample(
     model: NucleiModel, sample: Sample, scoring: str = "benchmark", threshold: float | None = None
 ) -> dict[str, Any]:
-    """Predict one sample and score it under one of ``SCORINGS``: the scores by name.
+    """Segment one sample and score it as one of ``SCORINGS``; return the scores by name.
 
     ``threshold`` None: the adapter's decoding as it was tuned, or the default one.
     """
