@@ -86,7 +86,8 @@ _FREE = {"device", "num_workers", "data_note", "max_hours"}
 
 
 def _read_history(folder: Path) -> list[dict[str, Any]]:
-    return pd.read_csv(folder / "history.csv").to_dict("records")
+    rows = pd.read_csv(folder / "history.csv").to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in rows]
 
 
 def _ended(history: list[dict[str, Any]], config: Config) -> bool:
