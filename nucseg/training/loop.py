@@ -211,8 +211,8 @@ def train(
         start = model.start_sha256
         model = place(load_model(folder / "best.safetensors", config.base), device, config.precision)
         model.start_sha256 = start
-        tuning = _tune(model, dataset, split.val, folder) if config.tune_decoding else {}
-        tuning = _tune(model, dataset, split.val, folder) if config.tune_decoding else {}
+        tuning = _tune(model, config, dataset, folder) if config.tune_decoding else {}
+        tuning = _tune(model, config, dataset, folder) if config.tune_decoding else {}
         return evaluate_and_record(
             model,
             config,
@@ -228,9 +228,12 @@ def train(
         )
 
 
-def _tune(model: NucleiModel, dataset: Dataset, indices: tuple[int, ...], folder: Path) -> dict[str, Any]:
-    """Choose the decoding on the validation images and store it in the run's adapter; return what run.json keeps."""
-    samples = [dataset[index] for index in indices]
+def _tune(model: NucleiModel, config: Config, dataset: Dataset, folder: Path) -> dict[str, Any]:
+    """Choose the decoding on the validation images and store it in the run's adapter; return what run.json keeps.
+
+    All validation images are used, also those that were left out when the epoch was selected.
+    """
+    samples = [dataset[index] for index in select_split(replace(config, val_images=0), dataset).val]
     maps = [predict(model, sample.image) for sample in samples]
     chosen, about = tune(maps, [sample.labels for sample in samples], scale=model.config.nucleus_scale)
     model.decoding = chosen.to_dict()

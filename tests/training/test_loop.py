@@ -389,15 +389,16 @@ def test_the_decoding_is_tuned_on_validation_images_and_kept_in_the_adapter(tmp_
         return Decoding(threshold=0.9, min_area=75.0), {"pq_start": 0.25}
 
     monkeypatch.setattr(loop, "tune", fake)
-    config = small(head="instance", epochs=1, tune_decoding=True)
-    scores = train(config, Blobs(), tmp_path / "run", progress=False)
-    split = select_split(config, Blobs())
-    assert seen == [(len(split.val), [Blobs()[i].labels.sum() for i in split.val], 1.0)]
+    config = small(head="instance", epochs=1, tune_decoding=True, val_images=1)
+    scores = train(config, Blobs(20), tmp_path / "run", progress=False)
+    split = select_split(small(), Blobs(20))  # with all validation images
+    assert len(split.val) > 1
+    assert seen == [(len(split.val), [Blobs(20)[i].labels.sum() for i in split.val], 1.0)]
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["decoding"]["threshold"] == 0.9 and about["decoding"]["pq_start"] == 0.25
     model = load_model(tmp_path / "run" / "best.safetensors")
     assert model.decoding["min_area"] == 75
-    again = evaluate(model, Blobs(), split.test, fold=split.name, threshold=None, progress=False)
+    again = evaluate(model, Blobs(20), split.test, fold=split.name, threshold=None, progress=False)
     pd.testing.assert_frame_equal(again, scores, atol=1e-3)
     with pytest.raises(InputError, match="tune_decoding"):
         small(tune_decoding=True).check()
