@@ -212,7 +212,6 @@ def train(
         model = place(load_model(folder / "best.safetensors", config.base), device, config.precision)
         model.start_sha256 = start
         tuning = _tune(model, config, dataset, folder) if config.tune_decoding else {}
-        tuning = _tune(model, config, dataset, folder) if config.tune_decoding else {}
         return evaluate_and_record(
             model,
             config,
