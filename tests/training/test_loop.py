@@ -319,7 +319,10 @@ def test_a_finished_run_is_not_given_back_for_other_images_or_masks(tmp_path):
         Image.fromarray(sample.image).save(tmp_path / f"images/{i}.png")
         tifffile.imwrite(tmp_path / f"masks/{i}.tif", sample.labels.astype(np.uint16))
     config = small(epochs=1, protocol="own")
-    own = lambda: InMemory(ImageFolder(tmp_path / "images", tmp_path / "masks"))
+
+    def own() -> InMemory:
+        return InMemory(ImageFolder(tmp_path / "images", tmp_path / "masks"))
+
     scores = train(config, own(), tmp_path / "run", progress=False)
     pd.testing.assert_frame_equal(train(config, own(), tmp_path / "run", progress=False), scores, rtol=1e-4)
     last = (tmp_path / "masks/9.tif").read_bytes()
