@@ -26,7 +26,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from nucseg.viz import figures
-from nucseg.records import provenance
+from nucseg.records.provenance import provenance_note
 from nucseg.instances import components, decode, encode
 from nucseg.metrics import score, weighted_mean
 from nucseg.data.synth import generate
@@ -45,7 +45,7 @@ costs = pd.read_csv(
 cost = json.loads(
     (results_folder() / "training-cost" / "run.json").read_text()
 )  # on what that was
-Markdown(provenance.provenance(runs=list(runs.values())))
+Markdown(provenance_note(runs=list(runs.values())))
 
 # %% [markdown]
 # ## Overview

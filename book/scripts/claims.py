@@ -37,7 +37,7 @@ from torch.nn import functional as F
 from nucseg.data import datasets
 from nucseg.data import splits
 from nucseg.viz import figures
-from nucseg.records import provenance
+from nucseg.records.provenance import provenance_note
 from nucseg.model import lora
 from nucseg.errors import InputError
 from nucseg.instances import components, decode, encode, foreground
@@ -75,7 +75,7 @@ reported = ModelConfig(
     base="random", size=128, rank=4, alpha=4, dropout=0.0, unused_head=True
 )
 model = build_model(reported, base)
-Markdown(provenance.provenance(dataset, model))
+Markdown(provenance_note(dataset, model))
 
 # %% [markdown]
 # ## Overview

@@ -22,7 +22,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from nucseg.viz import figures
-from nucseg.records import provenance
+from nucseg.records.provenance import provenance_note
 from nucseg.data.splits import folds
 from nucseg.data.datasets import nuinsseg_list
 from nucseg.records.statistics import bootstrap_mean, difference, summarise
@@ -35,7 +35,7 @@ column = "mobile_sam-full" if "mobile_sam-full" in columns else next(iter(column
 runs = list(columns[column].values())
 about, config = runs[0].about, runs[0].about["config"]
 scores = pd.concat([run.scores for run in runs], ignore_index=True)
-Markdown(provenance.provenance(runs=runs))
+Markdown(provenance_note(runs=runs))
 
 # %% [markdown]
 # ## Overview

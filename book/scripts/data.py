@@ -33,7 +33,7 @@ from nucseg.data import datasets
 from nucseg.data import splits
 from nucseg.data import fetch
 from nucseg.viz import figures
-from nucseg.records import provenance
+from nucseg.records.provenance import provenance_note
 from nucseg.data import synth
 
 started = time.monotonic()
@@ -44,7 +44,7 @@ dataset = (
     datasets.NuInsSeg(root) if root else synth.Synthetic(n_per_tissue=2, seed=0)
 )
 listing = datasets.nuinsseg_list()  # the real data set's images, by name
-Markdown(provenance.provenance(dataset))
+Markdown(provenance_note(dataset))
 
 # %% [markdown]
 # ## Overview

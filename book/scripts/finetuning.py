@@ -28,7 +28,7 @@ import torch
 from IPython.display import Markdown
 
 from nucseg.viz import figures
-from nucseg.records import provenance
+from nucseg.records.provenance import provenance_note
 from nucseg.config import apply, options
 from nucseg.data.datasets import NuInsSeg
 from nucseg.errors import InputError
@@ -63,7 +63,7 @@ config = preset("quick")
 with torch.random.fork_rng():
     torch.manual_seed(config.seed)  # the run below starts from these very weights
     untrained = build_model(config)
-Markdown(provenance.provenance(dataset, untrained))
+Markdown(provenance_note(dataset, untrained))
 
 # %% [markdown]
 # ## Overview

@@ -23,7 +23,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from nucseg.viz import figures
-from nucseg.records import provenance
+from nucseg.records.provenance import provenance_note
 from nucseg.records.statistics import bootstrap_mean, summarise, variance_explained
 from nucseg.records.runs import results_folder, study_runs
 
@@ -35,7 +35,7 @@ grid = next(iter(study_runs("report-grid").values()), {})  # ours, where it was 
 if len(grid) != 36 * 3:  # a grid with holes explains nothing
     grid = {}
 ablation = next(iter(study_runs("ablation").values()))
-Markdown(provenance.provenance(runs=[*grid.values(), *ablation.values()]))
+Markdown(provenance_note(runs=[*grid.values(), *ablation.values()]))
 
 # %% [markdown]
 # ## Overview

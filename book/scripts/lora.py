@@ -31,7 +31,7 @@ from IPython.display import Markdown
 from torch import nn
 
 from nucseg.viz import figures
-from nucseg.records import provenance
+from nucseg.records.provenance import provenance_note
 from nucseg.model import lora
 from nucseg.config import ModelConfig
 from nucseg.model.network import build_model, parameter_ledger
@@ -51,7 +51,7 @@ report = ModelConfig(
     base="random", size=128, rank=4, alpha=4, dropout=0.0, unused_head=True
 )
 model = build_model(report, base)
-Markdown(provenance.provenance(model=model))
+Markdown(provenance_note(model=model))
 
 # %% [markdown]
 # ## Overview

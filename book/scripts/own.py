@@ -31,7 +31,7 @@ from PIL import Image
 
 import nucseg
 from nucseg.viz import figures
-from nucseg.records import provenance
+from nucseg.records.provenance import provenance_note
 from nucseg.inference.batch import predict_files
 from nucseg.data.datasets import ImageFolder
 from nucseg.inference.evaluate import evaluate
@@ -47,7 +47,7 @@ figures.use_style()
 tissues = ("human kidney", "mouse kidney")
 stand_in = Synthetic(n_per_tissue=8, size=320, seed=11, tissues=tissues)
 model = load()
-Markdown(provenance.provenance(stand_in, model))
+Markdown(provenance_note(stand_in, model))
 
 # %% [markdown]
 # ## Overview

@@ -28,7 +28,7 @@ from IPython.display import Markdown
 
 from nucseg.data import augment
 from nucseg.viz import figures
-from nucseg.records import provenance
+from nucseg.records.provenance import provenance_note
 from nucseg.data.datasets import NuInsSeg
 from nucseg.data.splits import folds
 from nucseg.inference.evaluate import evaluate, segment_whole
@@ -59,7 +59,7 @@ else:
         )
     )
 place(model, torch.device("cpu"))
-Markdown(provenance.provenance(dataset, model))
+Markdown(provenance_note(dataset, model))
 
 # %% [markdown]
 # ## Overview

@@ -25,7 +25,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from nucseg.viz import figures
-from nucseg.records import provenance
+from nucseg.records.provenance import provenance_note
 from nucseg.records.statistics import bootstrap_mean
 from nucseg.records.runs import results_folder, study_runs
 
@@ -39,7 +39,7 @@ statistics = pd.read_csv(
     resources.files("nucseg") / "assets" / "nuinsseg_tissue_stats.csv",
     index_col="tissue",
 )
-Markdown(provenance.provenance(runs=runs))
+Markdown(provenance_note(runs=runs))
 
 # %% [markdown]
 # ## Overview
