@@ -1,16 +1,16 @@
-"""The one error that bad input raises."""
+"""The package's exceptions."""
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: one sentence that names it and says what to do.
+    """Invalid input: one sentence that names the file or option and says what to do.
 
-    The command line prints the sentence and ends with exit code 2; any other exception is a bug of ours.
+    The command line prints the sentence and exits with code 2. Any other exception is a bug in nucseg.
     """
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on (its loss is not finite); the last whole epoch is kept."""
+    """Training stopped because its loss is not finite; the last complete epoch is kept."""
 
 
 class Busy(InputError):
-    """Another process works on the same folder."""
+    """Another process is working in the same folder."""

@@ -189,7 +189,7 @@ class TestShowRow:
         assert not figure.axes[0].collections
 
     def test_no_samples_are_refused(self):
-        with pytest.raises(InputError, match="nothing to show"):
+        with pytest.raises(InputError, match="no samples to show"):
             figures.show_row()
 
 
