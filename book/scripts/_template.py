@@ -22,9 +22,9 @@ import time
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
-from nucseg.viz import figures
-from nucseg.records.provenance import provenance_note
 from nucseg.data.synth import Synthetic
+from nucseg.records.provenance import provenance_note
+from nucseg.viz import figures
 
 started = time.monotonic()
 figures.use_style()

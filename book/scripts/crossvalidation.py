@@ -21,12 +21,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
-from nucseg.viz import figures
-from nucseg.records.provenance import provenance_note
-from nucseg.data.splits import folds
 from nucseg.data.datasets import nuinsseg_list
-from nucseg.records.statistics import bootstrap_mean, difference, summarise
+from nucseg.data.splits import folds
+from nucseg.records.provenance import provenance_note
 from nucseg.records.runs import results_folder, study_runs
+from nucseg.records.statistics import bootstrap_mean, difference, summarise
+from nucseg.viz import figures
 
 figures.use_style()
 reference = results_folder().parent / "book" / "reference"
@@ -108,7 +108,7 @@ size = config["size"]
 window = f"windows of {config['crop']} px" if config["crop"] else "whole images"
 Markdown(
     f"""The system is the preset `instance`: LoRA of rank {config["rank"]} on {whole}, and the head that predicts the
-foreground and the depth. It saw {config["epochs"]} epochs of one view of each training image: {window}, images scaled to
+foreground and the distance map. It saw {config["epochs"]} epochs of one view of each training image: {window}, images scaled to
 {size} px, and chose its epoch on {about["split"]["val"]} images of the validation part. That took
 {seconds / 60:.0f} minutes for all five on {about["device"]}. No NuInsSeg image was used for the base, but its synthetic
 tissue imitates the number, size and colour of nuclei of 25 of the 31 tissues, as measured over all images, test images

@@ -29,12 +29,9 @@ import pandas as pd
 from IPython.display import Markdown
 from skimage.color import rgb2hed
 
-from nucseg.data import datasets
-from nucseg.data import splits
-from nucseg.data import fetch
-from nucseg.viz import figures
+from nucseg.data import datasets, fetch, splits, synth
 from nucseg.records.provenance import provenance_note
-from nucseg.data import synth
+from nucseg.viz import figures
 
 started = time.monotonic()
 figures.use_style()
@@ -308,9 +305,11 @@ by_stem = fold_of(sorted(stems))
 path_of = dict(zip(stems, listing["tissue"] + "/" + listing["stem"], strict=True))
 by_number = fold_of(sorted(stems, key=lambda stem: natural(path_of[stem])))
 
-splits = splits.folds(SimpleNamespace(table=listing))  # the package's own folds
+package_folds = splits.folds(SimpleNamespace(table=listing))
 assert all(
-    benchmark[stems[i]] == k for k, split in enumerate(splits) for i in split.test
+    benchmark[stems[i]] == k
+    for k, split in enumerate(package_folds)
+    for i in split.test
 )
 
 # %% tags=["remove-input"]
@@ -338,7 +337,7 @@ Markdown(
     f"{by_fold.loc[spread].sum()} images of the {spread}, one fold tests {by_fold.loc[spread].min()} and another "
     f"{by_fold.loc[spread].max()}. And the images of a tissue were cut from one slide, so that slides "
     "very probably lie on both sides of the division. The scores then say how well a model does on more of a slide it "
-    "has seen. `data.leave_one_tissue_out` asks the harder question: how well it does on a tissue it has never seen."
+    "has seen. `splits.leave_one_tissue_out` asks the harder question: how well it does on a tissue it has never seen."
 )
 
 # %% [markdown]
@@ -353,14 +352,14 @@ pd.DataFrame(
             "validation": len(split.val),
             "test": len(split.test),
         }
-        for split in splits
+        for split in package_folds
     }
 ).T
 
 # %% [markdown]
 # ## What to look out for in the files
 #
-# The data set comes with a few oddities. Each of them has broken someone's loader; `data.NuInsSeg` knows them.
+# The data set comes with a few oddities. Each of them has broken someone's loader; `datasets.NuInsSeg` knows them.
 
 # %% tags=["remove-input"]
 gaps = 0
@@ -400,7 +399,7 @@ Markdown(
 # ```
 #
 # In the Windows command prompt the second line is `set NUCSEG_DATA=data\nuinsseg`. For images of your own, two folders
-# are enough, `data.ImageFolder("images", "masks")`: `images/x.png` belongs to `masks/x.tif`.
+# are enough, `nucseg.ImageFolder("images", "masks")`: `images/x.png` belongs to `masks/x.tif`.
 
 # %% tags=["remove-input"]
 Markdown(

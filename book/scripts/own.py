@@ -30,17 +30,17 @@ from IPython.display import Markdown
 from PIL import Image
 
 import nucseg
-from nucseg.viz import figures
-from nucseg.records.provenance import provenance_note
-from nucseg.inference.batch import predict_files
 from nucseg.data.datasets import ImageFolder
-from nucseg.inference.evaluate import evaluate
-from nucseg.training.finetune import finetune, median_diameter, open_own
-from nucseg.metrics import score
-from nucseg.inference.segmenter import Segmenter, load
 from nucseg.data.synth import Synthetic
-from nucseg.records.statistics import difference
+from nucseg.inference.batch import predict_files
+from nucseg.inference.evaluate import evaluate
+from nucseg.inference.segmenter import Segmenter, load
+from nucseg.metrics import score
+from nucseg.records.provenance import provenance_note
 from nucseg.records.runs import results_folder
+from nucseg.records.statistics import difference
+from nucseg.training.finetune import finetune, median_diameter, open_own
+from nucseg.viz import figures
 
 started = time.monotonic()
 figures.use_style()
@@ -305,7 +305,7 @@ Markdown(line) if line else None
 # %% [markdown]
 # ## Mirrored views and ensembles
 #
-# `--flips` segments four mirrored views of everything and averages; several `--adapter` options average several
+# `--tta` segments four mirrored views of everything and averages; several `--adapter` options average several
 # adapters. Both cost time. What they bring was measured on the first fold of NuInsSeg:
 
 # %% tags=["remove-input"]

@@ -26,20 +26,20 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
+from nucseg.config import preset
 from nucseg.data import augment
-from nucseg.viz import figures
-from nucseg.records.provenance import provenance_note
 from nucseg.data.datasets import NuInsSeg
 from nucseg.data.splits import folds
+from nucseg.data.synth import Synthetic
 from nucseg.inference.evaluate import evaluate, segment_whole
+from nucseg.inference.segmenter import load
 from nucseg.metrics import score
 from nucseg.model.network import build_model, place, predict
-from nucseg.inference.segmenter import load
-from nucseg.config import preset
-from nucseg.training.pretrain import HELD_OUT
-from nucseg.data.synth import Synthetic
-from nucseg.records.statistics import difference
+from nucseg.records.provenance import provenance_note
 from nucseg.records.runs import results_folder
+from nucseg.records.statistics import difference
+from nucseg.training.pretrain import HELD_OUT
+from nucseg.viz import figures
 from nucseg.viz.widgets import PredictionBrowser
 
 figures.use_style()
@@ -295,7 +295,7 @@ Markdown(text)
 #
 # Choose an image, turn the threshold and the smallest area, and look at the truth, the prediction or the errors. The
 # scores follow. On the published page all steps were computed beforehand, so it needs no server; in a running
-# notebook `nucseg.widgets.browse` does the same live.
+# notebook `nucseg.viz.widgets.browse` does the same live.
 
 # %% tags=["hide-input"]
 shown = [

@@ -24,10 +24,10 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from nucseg.viz import figures
 from nucseg.records.provenance import provenance_note
-from nucseg.records.statistics import bootstrap_mean
 from nucseg.records.runs import results_folder, study_runs
+from nucseg.records.statistics import bootstrap_mean
+from nucseg.viz import figures
 
 figures.use_style()
 reference = results_folder().parent / "book" / "reference"
