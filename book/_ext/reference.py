@@ -142,9 +142,9 @@ class PublicNames(FromDocstrings):
         package = importlib.import_module("nucseg")
         made_from(self.env, package)
         names = [name for name in package.__all__ if not name.startswith("_")]
-        return [definitions(self.name(getattr(package, name)) for name in names)]
+        return [definitions(self.exported(getattr(package, n)) for n in names)]
 
-    def name(self, thing: Any) -> tuple[nodes.Node, list[nodes.Node]]:
+    def exported(self, thing: Any) -> tuple[nodes.Node, list[nodes.Node]]:
         made_from(self.env, importlib.import_module(thing.__module__))
         target = f"{thing.__module__}.{thing.__name__}"
         return self.entry(thing.__name__, target, "obj", first_paragraph(thing))

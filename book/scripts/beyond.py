@@ -23,6 +23,7 @@ import re
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn as sns
 from IPython.display import Markdown
 
 from nucseg.data.synth import generate
@@ -30,7 +31,7 @@ from nucseg.instances import components, decode, encode
 from nucseg.metrics import score, weighted_mean
 from nucseg.records.provenance import provenance_note
 from nucseg.records.runs import results_folder, study_runs
-from nucseg.records.statistics import difference, summarise
+from nucseg.records.statistics import bootstrap_mean, difference, summarise
 from nucseg.viz import figures
 
 figures.use_style()
@@ -200,22 +201,34 @@ table.style.hide(axis="index").format(
 
 
 # %% mystnb={"image": {"alt": "Forest plot of paired PQ differences with 95 percent intervals: each variant of the system against the whole system, and each piece of the head against the fresh head."}, "figure": {"caption": "What changes in test PQ when one thing is changed, with the 95% interval over images. Blue: against LoRA of rank 8 with the base's head. Orange, where recorded: a piece of the head left out, against the fresh head.", "name": "fig-ablation"}} tags=["hide-input"]
-figure, ax = plt.subplots(figsize=(figures.WIDTH, 3.8))
-shown = []
+against_name = {False: "LoRA, rank 8", True: "fresh head"}
+changes = []
 for name in words:
     if name in runs and name != "lora-8":
-        against = fresh if name.startswith("without") else whole
-        colour = figures.SERIES[name.startswith("without")]
-        row = difference(runs[name].scores, against.scores).loc["pq"]
-        ax.plot(
-            [row["low"], row["high"]], [len(shown)] * 2, color=colour, linewidth=2
+        piece = name.startswith("without")
+        other = fresh if piece else whole
+        paired = runs[name].scores.merge(
+            other.scores, on=["tissue", "stem"], suffixes=("", "_other")
         )
-        ax.plot(row["difference"], len(shown), "o", color=colour)
-        shown.append(words[name])
-ax.set_yticks(range(len(shown)), shown)
-ax.invert_yaxis()
-ax.axvline(0, color="0.5", linewidth=1)
-ax.set(xlabel="change in PQ")
+        change = paired["pq"] - paired["pq_other"]
+        labels = {"variant": words[name], "against": against_name[piece]}
+        changes.append(pd.DataFrame({"change": change, **labels}))
+figure, ax = plt.subplots(figsize=(figures.WIDTH, 3.8))
+sns.pointplot(
+    pd.concat(changes),
+    x="change",
+    y="variant",
+    hue="against",
+    palette=list(figures.SERIES[: len({c["against"].iloc[0] for c in changes})]),
+    errorbar=bootstrap_mean,
+    linestyle="none",
+    markersize=5,
+    err_kws={"linewidth": 2},
+    ax=ax,
+)
+ax.axvline(0, color="0.5", linewidth=1, zorder=0)
+ax.set(xlabel="change in PQ", ylabel="")
+ax.legend(title="compared with", loc="lower left")
 plt.show()
 
 
@@ -309,11 +322,12 @@ if decoded is not None:
     smoothed = swept[swept["smooth_px"] == used["smooth"].default]
     figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 2.8), sharex=True)
     for ax, key in zip(axes, ("aji", "pq"), strict=True):
-        curves = smoothed.pivot_table(index="ridge", columns="fold", values=key)
-        ax.plot(curves, color=figures.SERIES[0], linewidth=0.7, alpha=0.6)
-        ax.plot(
-            curves.mean(axis=1), color=figures.SERIES[0], linewidth=2, marker="o"
+        curve = {"data": smoothed, "x": "ridge", "y": key, "ax": ax}
+        curve["color"] = figures.SERIES[0]
+        sns.lineplot(
+            **curve, units="fold", estimator=None, linewidth=0.7, alpha=0.6
         )
+        sns.lineplot(**curve, errorbar=None, linewidth=2, marker="o")
         ax.axvline(used["ridge"].default, color="0.5", linestyle=":")
         ax.set(xlabel="ridge", ylabel=f"validation {key.upper()}")
     plt.show()

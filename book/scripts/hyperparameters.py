@@ -20,6 +20,7 @@ if (
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from IPython.display import Markdown
 
 from nucseg.records.provenance import provenance_note
@@ -208,26 +209,19 @@ figure, axes = plt.subplots(
     1, len(maps), figsize=(3 * len(maps), 4.2), sharey=True, squeeze=False
 )
 for ax, (title, values) in zip(axes[0], maps.items(), strict=True):
-    low, high = values.min().min(), values.max().max()
-    ax.imshow(values, cmap="cividis", vmin=low, vmax=high, aspect="auto")
-    for (i, j), value in np.ndenumerate(values.to_numpy()):
-        dark = (value - low) / (high - low) < 0.6
-        ax.text(
-            j,
-            i,
-            f"{value:.3f}".lstrip("0"),
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if dark else "black",
-        )
-    ax.set(title=title, xlabel="learning rate", xticks=range(3))
-    ax.set_xticklabels([f"{lr:g}" for lr in values.columns])
-    ax.set_yticks(
-        range(len(values)), [f"r {r:g}, α {a:g}" for r, a in values.index]
+    sns.heatmap(
+        values.rename(columns="{:g}".format),
+        ax=ax,
+        cmap="cividis",
+        annot=True,
+        fmt=".3f",
+        annot_kws={"fontsize": 9},
+        cbar=False,  # each cell says its value
+        linewidths=0.5,
+        yticklabels=[f"r {r:g}, α {a:g}" for r, a in values.index],
     )
-    ax.tick_params(length=0)
-    ax.grid(visible=False)
+    ax.set(title=title, xlabel="learning rate", ylabel="")
+    ax.tick_params(length=0, rotation=0)
 plt.show()
 
 # %% tags=["hide-input"]

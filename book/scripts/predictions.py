@@ -23,6 +23,7 @@ import json
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 from IPython.display import Markdown
 
@@ -174,11 +175,22 @@ measured = pd.DataFrame(measured, columns=["stain", "factor", "Dice", "PQ"])
 means = measured.groupby(["stain", "factor"])[["Dice", "PQ"]].mean()
 figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 2.6), sharey=True)
 for ax, stain in zip(axes, ("haematoxylin", "eosin"), strict=True):
-    part = means.loc[stain]
-    ax.plot(part.index, part["Dice"], "o-", markersize=4, label="Dice")
-    ax.plot(part.index, part["PQ"], "s--", markersize=4, label="PQ")
+    part = measured[measured["stain"] == stain].melt(
+        "factor", ["Dice", "PQ"], "score", "value"
+    )
+    sns.lineplot(
+        part,
+        x="factor",
+        y="value",
+        hue="score",
+        style="score",
+        markers=["o", "s"],
+        errorbar=None,
+        ax=ax,
+    )
     ax.axvline(1, color="0.6", linestyle=":", linewidth=1)
-    ax.set(xlabel=f"amount of {stain}", ylim=(0, 1), xticks=factors)
+    ax.set(xlabel=f"amount of {stain}", ylabel="score", ylim=(0, 1), xticks=factors)
+    ax.get_legend().remove()
     ax.set_xticklabels([f"{f:g}" for f in factors], fontsize=8)
 axes[0].legend(loc="lower right", fontsize=8)
 plt.show()
