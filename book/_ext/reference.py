@@ -97,28 +97,7 @@ def find_bare_name(
     )
 
 
-class FromDocstrings(SphinxDirective):
-    """A list of objects, each a link with words from its docstring."""
-
-    def entry(
-        self, shown: str, target: str, kind: str, words: str
-    ) -> tuple[nodes.Node, list[nodes.Node]]:
-        link = addnodes.pending_xref(
-            "",
-            code(shown),
-            refdomain="py",
-            reftype=kind,
-            reftarget=target,
-            refdoc=self.env.docname,
-            refwarn=True,
-        )
-        body = nodes.Element()
-        text = StringList(as_rest(words).split("\n"))
-        self.state.nested_parse(text, self.content_offset, body)
-        return link, body.children
-
-
-class Modules(FromDocstrings):
+class Modules(SphinxDirective):
     """``modules:: metrics data.synth``: the modules with the first paragraph of their docstrings."""
 
     required_arguments = 1
@@ -130,28 +109,20 @@ class Modules(FromDocstrings):
     def module(self, name: str) -> tuple[nodes.Node, list[nodes.Node]]:
         module = importlib.import_module(f"nucseg.{name}")
         made_from(self.env, module)
-        return self.entry(
-            module.__name__, module.__name__, "mod", first_paragraph(module)
+        link = addnodes.pending_xref(
+            "",
+            code(module.__name__),
+            refdomain="py",
+            reftype="mod",
+            reftarget=module.__name__,
+            refdoc=self.env.docname,
+            refwarn=True,
         )
-
-
-class PublicNames(FromDocstrings):
-    """``public-names::``: what ``nucseg`` exports, with the first paragraph of each docstring."""
-
-    def run(self) -> list[nodes.Node]:
-        package = importlib.import_module("nucseg")
-        made_from(self.env, package)
-        names = [name for name in package.__all__ if not name.startswith("_")]
-        return [definitions(self.exported(getattr(package, n)) for n in names)]
-
-    def exported(self, thing: Any) -> tuple[nodes.Node, list[nodes.Node]]:
-        made_from(self.env, importlib.import_module(thing.__module__))
-        target = f"{thing.__module__}.{thing.__name__}"
-        return self.entry(thing.__name__, target, "obj", first_paragraph(thing))
-
-
-def first_paragraph(thing: Any) -> str:
-    return (inspect.getdoc(thing) or "").split("\n\n")[0]
+        first_paragraph = (inspect.getdoc(module) or "").split("\n\n")[0]
+        text = StringList(as_rest(first_paragraph).split("\n"))
+        words = nodes.Element()
+        self.state.nested_parse(text, self.content_offset, words)
+        return link, words.children
 
 
 # ---------------------------------------------------------------- sources and nodes
@@ -361,7 +332,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-signature", shorten_signature)
     app.connect("missing-reference", find_bare_name)
     app.add_directive("modules", Modules)
-    app.add_directive("public-names", PublicNames)
     app.add_directive("config-options", ConfigOptions)
     app.add_directive("command-line", CommandLine)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

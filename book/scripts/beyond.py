@@ -333,7 +333,7 @@ if decoded is not None:
     plt.show()
 
 # %% tags=["remove-input"]
-text = "*`benchmarks/decoding.py` has not been run here.*"
+text = "*`experiments/decoding.py` has not been run here.*"
 if decoded is not None:
     about = json.loads((recorded / "run.json").read_text())
     mean = swept.groupby(["smooth_px", "ridge"])[["aji", "pq"]].mean()
@@ -379,7 +379,7 @@ Markdown(text)
 
 # %% tags=["hide-input"]
 recorded = results_folder() / "corrections"
-shown = Markdown("*`benchmarks/corrections.py` has not been run here.*")
+shown = Markdown("*`experiments/corrections.py` has not been run here.*")
 if (recorded / "run.json").exists():
     corrected = json.loads((recorded / "run.json").read_text())
     ways = pd.read_csv(recorded / "scores.csv")

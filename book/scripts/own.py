@@ -285,7 +285,7 @@ if (recorded / "run.json").exists():
         )
     )
 else:
-    shown = Markdown("*`benchmarks/own_images.py` has not been run here.*")
+    shown = Markdown("*`experiments/own_images.py` has not been run here.*")
 shown
 
 # %% tags=["remove-input"]
@@ -339,7 +339,7 @@ if (recorded / "run.json").exists():
         )
     )
 else:
-    shown = Markdown("*`benchmarks/options.py` has not been run here.*")
+    shown = Markdown("*`experiments/options.py` has not been run here.*")
 shown
 
 # %% [markdown]
@@ -387,7 +387,7 @@ def shown_seams(about: dict, key: str, first: str, caption: str):
 
 
 cuts = json.loads(recorded.read_text()) if recorded.exists() else {}
-shown = Markdown("*`benchmarks/seams.py` has not been run here.*")
+shown = Markdown("*`experiments/seams.py` has not been run here.*")
 if cuts:
     shown = shown_seams(
         cuts, "agreement", "compared", "Two label maps against each other"

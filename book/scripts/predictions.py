@@ -277,7 +277,7 @@ if shifted is not None:
     plt.show()
 
 # %% tags=["remove-input"]
-text = "*`benchmarks/stain.py` has not been run here.*"
+text = "*`experiments/stain.py` has not been run here.*"
 if shifted is not None:
     about = json.loads((recorded / "run.json").read_text())
     words = {
