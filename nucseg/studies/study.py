@@ -127,7 +127,7 @@ def run_one(
         rescore(folder, apply(config, other, f"again, {name}"), dataset, name)
 
 
-_opened: dict[tuple, Dataset] = {}
+_opened: dict[tuple[Any, ...], Dataset] = {}
 
 
 def _dataset(config: Config, root: str | Path | None) -> Dataset:

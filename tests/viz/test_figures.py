@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import seaborn as sns
 from blobs import Blobs
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
@@ -236,3 +237,11 @@ def test_errors_are_attributed_to_the_right_ids_when_ids_are_not_in_reading_orde
     prediction = np.zeros_like(truth)
     prediction[1:5, 1:5], prediction[17:19, 7:9] = 9, 4
     assert figures.errors(truth, prediction) == ([2], [1], [4])
+
+
+def test_style_sets_the_palette_for_matplotlib_and_seaborn():
+    with plt.rc_context():
+        figures.use_style()
+        assert tuple(sns.color_palette().as_hex()) == figures.SERIES
+        assert plt.rcParams["axes.prop_cycle"].by_key()["color"] == sns.color_palette()
+        assert plt.rcParams["font.size"] == 10 and not plt.rcParams["axes.spines.right"]
