@@ -64,15 +64,16 @@ def _resume(
 _FREE = {"device", "num_workers", "data_note", "max_hours"}
 
 
-def _read_history(folder: Path) -> list[dict]:
-    return pd.read_csv(folder / "history.csv").to_dict("records")
+def _read_history(folder: Path) -> list[dict[str, Any]]:
+    rows = pd.read_csv(folder / "history.csv").to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in rows]
 
 
-def _ended(history: list[dict], config: Config) -> bool:
+def _ended(history: list[dict[str, Any]], config: Config) -> bool:
     return len(history) >= config.epochs or _epochs_since_best(history, config.monitor) >= config.patience
 
 
-def _epochs_since_best(history: list[dict], monitor: str) -> int:
+def _epochs_since_best(history: list[dict[str, Any]], monitor: str) -> int:
     values = [row[f"val_{monitor}"] for row in history]
     return len(values) - 1 - int(np.argmax(values)) if values else 0
 

@@ -8,6 +8,7 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -239,12 +240,12 @@ def _epochs(
     return spent
 
 
-def _epochs_that_fit(history: list[dict], config: Config) -> int:
+def _epochs_that_fit(history: list[dict[str, Any]], config: Config) -> int:
     """Number of epochs that end within ``max_hours``, at the speed of the first; without a limit, those planned."""
     return max(1, int(3600 * config.max_hours / history[0]["seconds"])) if config.max_hours else config.epochs
 
 
-def _out_of_time(history: list[dict], config: Config, seconds: float) -> bool:
+def _out_of_time(history: list[dict[str, Any]], config: Config, seconds: float) -> bool:
     """Whether another epoch, as long as the longest so far, would end after ``max_hours``.
 
     At least one epoch is run. The learning rate follows the planned epochs, not the clock, so that the same run on a
