@@ -14,3 +14,14 @@ class TrainingError(RuntimeError):
 
 class Busy(InputError):
     """Another process is working in the same folder."""
+
+
+class Notice(UserWarning):
+    """Something the user should know although the work goes on: one sentence, said once."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the computer or of a GPU is full."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # PyTorch's, without importing it
+        return True
+    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()

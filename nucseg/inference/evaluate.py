@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from nucseg.config import Config
 from nucseg.data.augment import resize
 from nucseg.data.datasets import Dataset, Sample
 from nucseg.data.splits import Split
+from nucseg.data.vague import fold_in, take_out
 from nucseg.errors import InputError
 from nucseg.files import write_atomic, write_json
 from nucseg.instances import MIN_AREA, SMOOTH_PX, labels_from
@@ -37,14 +39,23 @@ def segment_whole(
     return labels_from(predict(model, image), threshold, round(min_area * scale**2), smooth=SMOOTH_PX * scale)
 
 
-def score_sample(model: NucleiModel, sample: Sample, scoring: str = "benchmark", threshold: float = 0.5) -> dict:
-    """Segment one sample and score it as one of ``SCORINGS``; returns the scores by name."""
+def score_sample(
+    model: NucleiModel,
+    sample: Sample,
+    scoring: str = "benchmark",
+    threshold: float = 0.5,
+    leave_out_vague: bool = False,
+) -> dict[str, Any]:
+    """Segment one sample and score it as one of ``SCORINGS``; returns the scores by name.
+
+    ``leave_out_vague``: pixels and nuclei in the sample's vague area count neither for nor against (`metrics.score`).
+    """
     if scoring not in SCORINGS:
         raise InputError(f"Scoring {scoring!r} is not known: choose one of {', '.join(SCORINGS)}.")
     if scoring == "report":
-        sample = resize(sample, model.config.size)
+        sample = take_out(resize(fold_in(sample), model.config.size))
     predicted = segment_whole(model, sample.image, threshold, SCORINGS[scoring])
-    return asdict(score(sample.labels, predicted))
+    return asdict(score(sample.labels, predicted, vague=sample.vague if leave_out_vague else None))
 
 
 def evaluate(
@@ -56,12 +67,14 @@ def evaluate(
     scoring: str = "benchmark",
     threshold: float = 0.5,
     segment: Callable[[int], np.ndarray] | None = None,
+    leave_out_vague: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Score the model on the dataset's images ``indices``: columns fold, tissue, stem and the fields of `Scores`.
 
     Means over the rows are the benchmark's scores (mean of per-image values); mean PQ is not mean SQ x mean RQ.
     ``segment``: returns the label map of the image at an index; by default the network sees each image in one piece.
+    ``leave_out_vague``: as for `score_sample`; for your own images, whose vague areas are what was not annotated.
     The model is in eval mode meanwhile.
 
     >>> import nucseg
@@ -76,9 +89,10 @@ def evaluate(
             sample = dataset[index]
             name = {"fold": fold, "tissue": sample.tissue, "stem": sample.stem}
             if segment is None:
-                rows.append(name | score_sample(model, sample, scoring, threshold))
+                rows.append(name | score_sample(model, sample, scoring, threshold, leave_out_vague))
             else:
-                rows.append(name | asdict(score(sample.labels, segment(index))))
+                vague = sample.vague if leave_out_vague else None
+                rows.append(name | asdict(score(sample.labels, segment(index), vague=vague)))
     finally:
         model.train(training)
     return pd.DataFrame(rows)

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import warnings
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from nucseg.config import Config, ModelConfig, preset
-from nucseg.data.datasets import Dataset, ImageFolder, InMemory
+from nucseg.data.datasets import Dataset, ImageFolder
+from nucseg.data.own import median_diameter, open_own
 from nucseg.data.splits import own_images
-from nucseg.errors import InputError
+from nucseg.errors import Notice
 from nucseg.inference.evaluate import evaluate
 from nucseg.inference.segmenter import FIELD, Segmenter, load
 from nucseg.model.adapters import DEFAULT_ADAPTER, adapter_path, read_adapter
@@ -19,27 +21,6 @@ from nucseg.training import loop
 
 NUCLEUS_PX = 32.0  # median diameter of NuInsSeg's nuclei (assets/nuinsseg_tissue_stats.csv), in images of FIELD px
 WINDOWS = 800  # training windows altogether: about five minutes on two cores
-
-
-def open_own(folder: str | Path) -> InMemory:
-    """A folder with ``images`` and ``masks`` in it, as `ImageFolder` takes them, kept in memory once read."""
-    folder = Path(folder)
-    for part in ("images", "masks"):
-        if not (folder / part).is_dir():
-            raise InputError(f"The folder '{folder}' has no subfolder '{part}': put images and masks into one each.")
-    return InMemory(ImageFolder(folder / "images", folder / "masks"))
-
-
-def median_diameter(dataset: Dataset) -> float:
-    """The median diameter in px of the nuclei of a dataset, each taken for a disc of its area.
-
-    Raises ``InputError`` where there is no nucleus at all.
-    """
-    areas = np.concatenate([np.bincount(dataset[i].labels.ravel())[1:] for i in range(len(dataset))])
-    areas = areas[areas > 0]
-    if not len(areas):
-        raise InputError("The masks hold no nucleus: there is nothing to learn from.")
-    return float(2 * np.sqrt(np.median(areas) / np.pi))
 
 
 def finetune_config(dataset: Dataset, start: str | Path = DEFAULT_ADAPTER, base: str = "", **changes) -> Config:
@@ -73,12 +54,18 @@ def finetune(
 ) -> Path:
     """Fine-tune an adapter on one's own images and masks; returns the new adapter's path, ``out/best.safetensors``.
 
-    ``folder``: with ``images`` and ``masks`` in it (`ImageFolder`); 5 to 50 images are a good number. A fifth of
-    them, two at least, are not trained on and choose the epoch that is kept; their scores are in ``out/scores.csv``.
-    ``start``, ``base`` and ``changes`` as for `finetune_config`. Stopped, it goes on where it was.
+    ``folder``: with ``images`` and ``masks`` in it (`ImageFolder`); 5 to 50 images are a good number, 3 are the least.
+    A fifth of them, two at least (one of three), are not trained on and select the epoch that is kept; their scores are
+    in ``out/scores.csv``. ``start``, ``base`` and ``changes`` as for `finetune_config`. Run it again to resume.
     """
     dataset = open_own(folder) if isinstance(folder, str | Path) else folder
     config = finetune_config(dataset, start, base, **changes)
+    if not any(dataset[i].labels.any() for i in own_images(dataset)[0].val):
+        warnings.warn(
+            "The images that select the epoch hold no nucleus, so that any of them is as good: annotate more images.",
+            Notice,
+            stacklevel=2,
+        )
     given = {"start": Path(start).name} | ({"base": Path(base).name} if base else {}) | changes
     options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     command = shlex.join(["nucseg", "finetune", "FOLDER", "--out", Path(out).name, *options])
@@ -103,9 +90,10 @@ def scores_before(
         image = source.image_path(index) if isinstance(source, ImageFolder) else dataset[index].image
         return Segmenter([model]).segment(image)
 
-    before = evaluate(model, dataset, images, fold="own images", segment=as_it_is, progress=progress)
+    options = {"fold": "own images", "leave_out_vague": True, "progress": progress}
+    before = evaluate(model, dataset, images, segment=as_it_is, **options)
     model.config = replace(model.config, field_px=config.field_px)
-    told = evaluate(model, dataset, images, fold="own images", progress=progress)
+    told = evaluate(model, dataset, images, **options)
     return {"unchanged": before, "rescaled": told}
 
 
