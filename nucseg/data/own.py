@@ -81,8 +81,8 @@ def warn_unknown(um_per_px: float, found: np.ndarray) -> None:
     if len(found) >= 20:
         middle = float(np.median(found))
         hint = (
-            f"the median diameter of their nuclei, {middle:.0f} px, suggests {estimate(middle):.2g} (NuInsSeg's nuclei "
-            "measure 8 µm); pass --um-per-px if you know it."
+            f"the median diameter of their nuclei, {middle:.0f} px, suggests about {estimate(middle):.2g} (NuInsSeg's "
+            "measure 8 µm, 5 to 10 by tissue); pass --um-per-px if you know it."
         )
     warnings.warn(
         f"Of some images the µm per px are not known: the training images' {um_per_px:g} is assumed; {hint}",

@@ -172,8 +172,13 @@ class Segmenter:
         rows, columns = (spans(length, side, round(side * MARGIN)) for length in slide.shape)
         height, width = min(side, slide.shape[0]), min(side, slide.shape[1])
         level = slide.at(max(self.scale(model) for model in self.models))
-        bar = tqdm(total=len(rows) * len(columns), initial=start * len(columns), unit="field", disable=not progress)
-        bar.set_description(name or "segmenting")
+        bar = tqdm(
+            total=len(rows) * len(columns),
+            initial=start * len(columns),
+            desc=name or "segmenting",
+            unit="field",
+            disable=not progress,
+        )
         with bar:
             for done, (top, low, high) in enumerate(rows[start:], start + 1):
                 for left, first, last in columns:
