@@ -438,8 +438,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     if arguments.out and arguments.out.is_dir():
         raise InputError(f"'{arguments.out}' is a folder: give --out the name of a CSV file.")
-    _check_segmenting(arguments, [arguments.adapter])
     dataset = ImageFolder(arguments.images, arguments.masks, instances=arguments.instances, whiten=True)
+    _check_segmenting(arguments, [arguments.adapter])
 
     from nucseg.inference.evaluate import evaluate
     from nucseg.inference.segmenter import load
@@ -621,7 +621,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
         raise InputError(f"There is no adapter file '{start}': check --start.")
     dataset = open_own(arguments.folder, arguments.instances)
     found = contents(dataset)
-    _print_table([["image", "nuclei", "median diameter", "ignored"], *map(_masks_line, found.to_dict("records"))])
+    _print_table([["image", "nuclei", "median diameter", "ignored"], *map(_masks_line, found.itertuples())])
 
     from nucseg.records.runs import read_run
     from nucseg.training.finetune import finetune, finetune_config, scores_before, um_per_px_for
@@ -646,10 +646,9 @@ def _finetune(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _masks_line(row: dict[str, Any]) -> list[str]:
-    size = f"{row['median_diameter_px']:.0f} px" if row["nuclei"] else ""
-    ignored = f"{row['ignored']:.0%}" if row["ignored"] else ""
-    return [f"{row['tissue']}/{row['stem']}".lstrip("/"), str(row["nuclei"]), size, ignored]
+def _masks_line(row: Any) -> list[Any]:
+    size = f"{row.median_diameter_px:.0f} px" if row.nuclei else ""
+    return [f"{row.tissue}/{row.stem}".lstrip("/"), row.nuclei, size, f"{row.ignored:.0%}" if row.ignored else ""]
 
 
 def _print_means(scores: "pd.DataFrame") -> None:

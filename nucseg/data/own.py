@@ -38,7 +38,7 @@ def contents(dataset: Dataset) -> pd.DataFrame:
             "tissue": sample.tissue,
             "stem": sample.stem,
             "nuclei": len(areas),
-            "median_diameter_px": float(np.median(diameters(areas))) if len(areas) else np.nan,
+            "median_diameter_px": float(diameters(np.median(areas))) if len(areas) else np.nan,
             "ignored": 0.0 if sample.vague is None else float(sample.vague.mean()),
         })  # fmt: skip
     return pd.DataFrame(rows)
@@ -52,7 +52,7 @@ def median_diameter(dataset: Dataset) -> float:
     areas = np.concatenate([_areas(dataset[index].labels) for index in range(len(dataset))])
     if not len(areas):
         raise InputError("The masks hold no nucleus: there is nothing to learn from.")
-    return float(np.median(diameters(areas)))
+    return float(diameters(np.median(areas)))
 
 
 def _areas(labels: np.ndarray) -> np.ndarray:

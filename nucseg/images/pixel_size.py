@@ -128,6 +128,6 @@ def estimate(diameter_px: float) -> float:
     return NUCLEUS_UM / diameter_px
 
 
-def diameters(areas_px: np.ndarray) -> np.ndarray:
+def diameters(areas_px: np.ndarray | float) -> np.ndarray:
     """The diameter in px of the disc of each area in px."""
     return 2 * np.sqrt(np.asarray(areas_px, float) / np.pi)

@@ -272,7 +272,13 @@ class _Labels(Scratch):
 
 
 def _segment(
-    slide: Slide, work: Path, segmenter: Segmenter, settings: dict, before: dict, tissue: Any, progress: bool
+    slide: Slide,
+    work: Path,
+    segmenter: Segmenter,
+    settings: dict[str, Any],
+    before: dict[str, Any],
+    tissue: Any,
+    progress: bool,
 ) -> _Labels:
     """Fill the maps, from where a stopped run was, and make room for the label map; ``before`` is kept up to date."""
     began, seconds = time.monotonic(), before["seconds"]

@@ -90,10 +90,10 @@ def scores_before(
         image = source.image_path(index) if isinstance(source, ImageFolder) else dataset[index].image
         return Segmenter([model]).segment(image)
 
-    options = {"fold": "own images", "leave_out_vague": True, "progress": progress}
-    before = evaluate(model, dataset, images, segment=as_it_is, **options)
+    fold = "own images"
+    before = evaluate(model, dataset, images, fold=fold, segment=as_it_is, leave_out_vague=True, progress=progress)
     model.config = replace(model.config, field_px=config.field_px)
-    told = evaluate(model, dataset, images, **options)
+    told = evaluate(model, dataset, images, fold=fold, leave_out_vague=True, progress=progress)
     return {"unchanged": before, "rescaled": told}
 
 
