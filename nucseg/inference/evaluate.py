@@ -128,6 +128,7 @@ def evaluate_and_record(
         fold=split.name,
         scoring=config.scoring,
         threshold=config.threshold,
+        leave_out_vague=config.data == "own",
         progress=progress,
     )
     if seen_as is not None:

@@ -24,6 +24,7 @@ from nucseg.data import augment
 from nucseg.data.datasets import Dataset, Fresh, content_hash
 from nucseg.data.from_config import select_split
 from nucseg.data.splits import Split
+from nucseg.data.vague import fold_in, take_out
 from nucseg.errors import InputError, TrainingError
 from nucseg.files import only_one, sha256
 from nucseg.inference.evaluate import evaluate, evaluate_and_record
@@ -33,7 +34,7 @@ from nucseg.model.network import NucleiModel, build_model, load_model, pick_devi
 from nucseg.records.provenance import command_line, commit
 from nucseg.records.runs import read_run
 from nucseg.training.checkpoint import _ended, _resume, _same_sources, _save_state, _write_history, finished
-from nucseg.training.losses import dice_focal_loss
+from nucseg.training.losses import dice_focal_loss, distance_loss
 
 
 class _TrainingImages(torch.utils.data.Dataset):
@@ -45,10 +46,14 @@ class _TrainingImages(torch.utils.data.Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """(3, S, S) uint8 image and (C, S, S) target maps; S is ``crop``, or ``size`` where there is none.
 
+        Of your own images, one more map is 0 where nothing was annotated, and 1 elsewhere.
+
         A crop is seen at the scale at which the whole image would be: ``size / field``, or ``/ longer side``.
         """
         config, rng = self.config, np.random.default_rng([self.config.seed, *key])
         sample = self.dataset.draw(*key) if isinstance(self.dataset, Fresh) else self.dataset[key[1]]
+        if own := config.data == "own":
+            sample = fold_in(sample)
         if config.crop:
             scale = config.size / (config.field_px or max(sample.labels.shape))
             scale *= augment.zoom(rng) if config.augmentation == "histology" else 1
@@ -56,6 +61,8 @@ class _TrainingImages(torch.utils.data.Dataset):
         sample = augment.resize(sample, config.crop or config.size)
         if config.augmentation != "none":
             sample = getattr(augment, config.augmentation)(sample, rng)
+        if own:
+            sample = take_out(sample)
         image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
         if (
             config.head == "instance" and config.without != "distance"
@@ -63,6 +70,8 @@ class _TrainingImages(torch.utils.data.Dataset):
             targets = instances.encode(sample.labels, instances.DISTANCE_PX * config.size / 512)
         else:
             targets = instances.foreground(sample.labels)
+        if own:
+            targets = np.concatenate([targets, ~sample.vague[None]]).astype(np.float32)
         return image, torch.from_numpy(targets)
 
 
@@ -135,11 +144,17 @@ def _diverged(what: str, epoch: int, step: int, config: Config) -> str:
 
 
 def _loss(logits: Tensor, targets: Tensor, config: Config) -> Tensor:
-    """Dice and focal for the foreground, and cross entropy for the depth where the head predicts it (scalar)."""
-    loss = dice_focal_loss(logits[:, :1], targets[:, :1], config.dice_weight, config.focal_alpha, config.focal_gamma)
-    if logits.shape[1] > 1:  # a soft target: cross entropy is least where the sigmoid equals it
-        distance = F.binary_cross_entropy_with_logits(logits[:, 1:].float(), targets[:, 1:])
-        loss = loss + config.distance_weight * distance
+    """Dice and focal for the foreground, and cross-entropy for the distance map where there is one (scalar).
+
+    ``logits``: (B, C, H, W). ``targets``: the same, with one more map where pixels are weighted.
+    """
+    n_maps = logits.shape[1]
+    weights = targets[:, n_maps:] if targets.shape[1] > n_maps else None
+    loss = dice_focal_loss(
+        logits[:, :1], targets[:, :1], config.dice_weight, config.focal_alpha, config.focal_gamma, weights
+    )
+    if n_maps > 1:
+        loss = loss + config.distance_weight * distance_loss(logits[:, 1:], targets[:, 1:n_maps], weights)
     return loss
 
 
@@ -221,7 +236,13 @@ def _epochs(
         epoch, start = len(history), time.monotonic()
         loss = train_epoch(model, optimiser, dataset, split.train, config, epoch, progress)
         scores = evaluate(
-            model, dataset, split.val, scoring=config.scoring, threshold=config.threshold, progress=progress
+            model,
+            dataset,
+            split.val,
+            scoring=config.scoring,
+            threshold=config.threshold,
+            leave_out_vague=config.data == "own",
+            progress=progress,
         )
         row = {"epoch": epoch + 1, "lr": optimiser.param_groups[0]["lr"], "train_loss": loss}
         row |= {f"val_{name}": float(scores[name].mean()) for name in ("dice", "iou", "aji", "pq")}
@@ -236,8 +257,17 @@ def _epochs(
             tqdm.write(", ".join(f"{k} {v:.4g}" for k, v in history[-1].items()))
             if (fit := _epochs_that_fit(history, config)) < config.epochs and len(history) == 1:
                 tqdm.write(f"About {fit} of {config.epochs} epochs fit into max_hours: plan that many with --epochs.")
+            elif len(history) == 1 and config.data == "own":
+                tqdm.write(_estimate(history[0]["seconds"], config))
     _write_history(folder, history)  # once more, for a run that was killed between the two writes above
     return spent
+
+
+def _estimate(seconds: float, config: Config) -> str:
+    """How long a fine-tuning will take at most, from its first epoch, and how to shorten it."""
+    minutes = seconds * (config.epochs - 1) / 60
+    rest = f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{minutes * 60:.0f} seconds"
+    return f"About {rest} more for {config.epochs} epochs at most; --epochs, --patience or --max-hours shorten it."
 
 
 def _epochs_that_fit(history: list[dict[str, Any]], config: Config) -> int:
