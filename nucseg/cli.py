@@ -599,7 +599,8 @@ def _add_finetune(commands: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     _add_instances(parser)
     usual = asdict(preset("finetune"))
-    tuned = ("um_per_px", "lr", "batch_size", "patience", "augmentation", "seed", "device", "precision", "num_workers")
+    tuned = ("um_per_px", "lr", "batch_size", "patience", "max_hours", "augmentation", "seed", "device", "precision")
+    tuned += ("num_workers",)
     chosen = {
         "start": DEFAULT_ADAPTER,
         "base": "the adapter's",
