@@ -320,7 +320,7 @@ def _rescore(arguments: argparse.Namespace) -> int:
     return 0
 
 
-STUDIES = ("folds", "ablation", "protocol", "report-grid", "tissues")  # in the order of the book
+STUDIES = ("folds", "ablation", "protocol", "report-grid", "tissues", "recipe")  # in the order of the book
 
 
 def _add_reproduce(commands: Any) -> None:
@@ -599,8 +599,8 @@ def _add_finetune(commands: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     _add_instances(parser)
     usual = asdict(preset("finetune"))
-    tuned = ("um_per_px", "lr", "batch_size", "patience", "max_hours", "augmentation", "seed", "device", "precision")
-    tuned += ("num_workers",)
+    tuned = ["um_per_px", "lr", "batch_size", "patience", "max_hours", "augmentation", "seed", "device", "precision"]
+    tuned.append("num_workers")
     chosen = {
         "start": DEFAULT_ADAPTER,
         "base": "the adapter's",

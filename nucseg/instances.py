@@ -1,10 +1,10 @@
-"""From a label map to what the network learns, and from what it predicts back to a label map.
+"""From label maps to target maps for training, and from predicted maps back to label maps.
 
-A foreground map alone cannot tell touching nuclei apart (`components`). `encode` adds a second target map, the
-depth: how far inside its nucleus a pixel lies. Between two nuclei that touch it has a valley, and `decode` cuts
-there: watershed from every peak, then the basins between which there is no real valley are put together again.
-Distance as a learning target follows Naylor et al. 2019 (IEEE Trans. Med. Imaging 38:448); judging a
-peak by the ridge that parts it from a higher one is Grimaud's dynamics (1992, Proc. SPIE 1769), here as a ratio.
+A foreground map alone cannot separate touching nuclei (`components`). `encode` adds a second target map, the
+distance map: how far a pixel lies from the outline of its nucleus. It has a valley between two nuclei that touch, and
+`decode` cuts there: a watershed from every peak, after which basins without a real valley between them are merged.
+Distance as a learning target follows Naylor et al. 2019 (IEEE Trans. Med. Imaging 38:448). Judging a peak by the
+ridge that separates it from a higher one is Grimaud's dynamics (1992, Proc. SPIE 1769), here as a ratio.
 `benchmarks/representations.py` compares it with HoVer-Net's maps (Graham et al. 2019), boundaries and others.
 
 >>> import numpy as np
@@ -21,25 +21,25 @@ from skimage.segmentation import watershed
 
 from nucseg.errors import InputError
 
-EIGHT = np.ones((3, 3), dtype=bool)  # touching by a corner counts as touching
-CHANNELS = ("foreground", "distance")  # of the target maps that `encode` makes and `decode` takes
-RIDGE = 0.9  # a network's valleys are shallower than true ones: best on validation images, results/decoding
+EIGHT = np.ones((3, 3), dtype=bool)  # pixels that share only a corner are connected
+CHANNELS = ("foreground", "distance")  # the target maps of `encode` and `decode`, in order
+RIDGE = 0.9  # below 1 because predicted valleys are shallow; best on validation images, results/decoding
 SMOOTH_PX = 2.0  # sigma; 3 is as good on validation images (results/decoding), but blurs small nuclei's valleys
-DISTANCE_PX = 6.0  # where the depth saturates; the median nucleus has a radius of 16 px. Best of 4, 6, 8, 12 and none
+DISTANCE_PX = 6.0  # where the distance map saturates; the median radius is 16 px. Best of 4, 6, 8, 12 and none
 MIN_AREA = 50  # px; smaller predicted objects are dropped, as in the NuInsSeg benchmark. Of its nuclei 1 in 1000 is
 
 
 def foreground(labels: np.ndarray) -> np.ndarray:
-    """(H, W) label map -> (1, H, W) float32 target map, 1 inside any nucleus."""
+    """Encode an (H, W) label map as a (1, H, W) float32 target map, 1 inside any nucleus."""
     return (labels > 0).astype(np.float32)[None]
 
 
 def components(probability: np.ndarray, threshold: float = 0.5, min_area: int = 0) -> np.ndarray:
-    """Connected components of a foreground map: the report's way to instances, blind to touching nuclei.
+    """Label the connected components of a foreground map, as the report does; touching nuclei become one.
 
     ``probability``: (H, W), 0..1. A pixel is foreground above ``threshold``. Components (8-connected) of
     fewer than ``min_area`` px are dropped. Returns an (H, W) int32 label map, numbered 1..n.
-    Raises ``InputError`` for another number of dimensions or a threshold outside 0..1.
+    Raises ``InputError`` for a map that is not (H, W) or a threshold outside 0..1.
     """
     if probability.ndim != 2:
         raise InputError(f"A foreground map must be (H, W), not of shape {probability.shape}.")
@@ -50,23 +50,23 @@ def components(probability: np.ndarray, threshold: float = 0.5, min_area: int = 
 
 
 def encode(labels: np.ndarray, distance_px: float = DISTANCE_PX) -> np.ndarray:
-    """(H, W) label map -> (2, H, W) float32 target maps, all 0..1, background 0.
+    """Encode an (H, W) label map as (2, H, W) float32 target maps, 0..1, background 0.
 
     - 0, *foreground*: 1 inside any nucleus. For a classification loss on its logit (Dice, focal, or their sum).
-    - 1, *depth*: the distance in px to the nucleus's outline, as a share of ``depth_px`` or of the nucleus's
-      own greatest depth where that is less, and 1 beyond. Every nucleus reaches 1, whatever its size, and only
-      the last ``depth_px`` px before the outline vary. For a regression loss on the sigmoid of its logit
-      (squared or absolute error), or cross-entropy, whose minimum is at a soft target too; over all pixels,
-      background included. Not for the focal loss, which takes a target for 0 or 1.
+    - 1, *distance map*: the distance in px to the nucleus's outline, divided by ``distance_px`` or by the nucleus's
+      own greatest distance if that is less, and at most 1. Every nucleus reaches 1, whatever its size, and only the
+      outer ``distance_px`` px vary. For a regression loss on the sigmoid of its logit (squared or absolute error), or
+      cross-entropy, whose minimum is at a soft target too; over all pixels, background included. Not for the focal
+      loss, which treats targets as 0 or 1.
 
-    The outline runs between pixels that differ, so the outermost pixels of a nucleus have a distance of 0.5 px.
-    The image's edge is no outline: a nucleus that is cut off there goes on. Ids need not be consecutive and
-    mean nothing. A nucleus in several pieces keeps them all in the foreground; each piece has the depth that it
-    has in px, scaled by the deepest of them, and `decode` makes each of them a nucleus or, if it is smaller than
-    its ``min_area``, drops it. Nuclei of 1 or 2 px across have depth 1 throughout: no valley parts two of them.
+    The outline runs between pixels of different ids, so the outermost pixels of a nucleus have a distance of 0.5 px.
+    The image's edge is not an outline, because a nucleus that is cut off there continues beyond it. Ids need not be
+    consecutive and have no meaning. All pieces of a nucleus are foreground; their distances are scaled by the greatest
+    of them, and `decode` makes each piece a nucleus or, below ``min_area``, drops it. Nuclei 1 or 2 px across have
+    distance 1 throughout, so no valley separates two of them.
 
-    ``depth_px`` is meant for images at 40x; where training images are scaled, scale it along.
-    Raises ``InputError`` if ``labels`` is no (H, W) map of integers from 0, or ``depth_px`` not above 0.5.
+    ``distance_px`` is meant for images at 40x; if training images are scaled, scale it likewise.
+    Raises ``InputError`` if ``labels`` is no (H, W) map of non-negative integers, or ``distance_px`` is 0.5 or less.
     """
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
         raise InputError(f"A label map must be integers of shape (H, W), not {labels.dtype} of shape {labels.shape}.")
@@ -84,6 +84,22 @@ def encode(labels: np.ndarray, distance_px: float = DISTANCE_PX) -> np.ndarray:
     return np.concatenate([foreground(labels), distance[None]])
 
 
+def pixel_weights(labels: np.ndarray, border: float, valley: float, reach: int = 3) -> np.ndarray:
+    """(H, W) label map -> (1, H, W) float32 weights for the losses: 1, and more where nuclei end or meet.
+
+    ``border`` is added at outlines, in the outermost pixels of a nucleus and those beside them outside. ``valley`` is
+    added where two nuclei lie within ``reach`` px (along rows and columns), after the U-Net's weight map (Ronneberger
+    et al. 2015), which is what keeps touching nuclei apart. Both may add up.
+    """
+    farthest, nearest = (f(labels, 3) for f in (ndimage.maximum_filter, ndimage.minimum_filter))
+    weights = 1 + np.float32(border) * (farthest != nearest)
+    empty = np.iinfo(labels.dtype).max  # larger than any id, so that background is never the least
+    farthest = ndimage.maximum_filter(labels, 2 * reach + 1)
+    nearest = ndimage.minimum_filter(np.where(labels > 0, labels, empty), 2 * reach + 1)
+    weights += np.float32(valley) * ((farthest > 0) & (farthest != nearest))
+    return weights.astype(np.float32)[None]
+
+
 def decode(
     maps: np.ndarray,
     threshold: float = 0.5,  # of a probability: keeps areas unbiased
@@ -91,13 +107,13 @@ def decode(
     min_area: int = MIN_AREA,  # px
     smooth: float = SMOOTH_PX,  # px
 ) -> np.ndarray:
-    """(2, H, W) target maps, or a network's sigmoids of them, 0..1 -> (H, W) int32 label map, nuclei 1..n.
+    """Decode (2, H, W) target maps, or a network's sigmoids of them, 0..1, as an (H, W) int32 label map, nuclei 1..n.
 
-    The depth is smoothed by a Gaussian of ``smooth`` px (sigma). Every pixel whose foreground is above ``threshold``
-    goes to the peak of the depth that it drains to. Two peaks are parts of one nucleus where the ridge between them
-    is higher than ``ridge`` times the lower of the two: lower cuts less, higher cuts more. Only ratios count, so a
-    network that never dares to say 1 is not cut any differently. Last, what has fewer than ``min_area`` px is
-    dropped: with 0 the nuclei cover the foreground exactly. Touching is by sides, not by corners.
+    The distance map is smoothed by a Gaussian of ``smooth`` px (sigma). Each pixel whose foreground is above
+    ``threshold`` is assigned to the peak of the distance map that it drains to. Two peaks belong to one nucleus if the
+    ridge between them is higher than ``ridge`` times the lower peak: a lower value cuts less, a higher one more. Only
+    ratios count, so a network that is never certain is not cut differently. Objects of fewer than ``min_area`` px are
+    then dropped; with 0 the nuclei cover the foreground exactly. Pixels touch by sides, not by corners.
     Raises ``InputError`` for another shape, values that are not finite, or an argument out of range.
     """
     if maps.ndim != 3 or len(maps) != len(CHANNELS):
@@ -117,9 +133,9 @@ def decode(
 def split(height: np.ndarray, mask: np.ndarray, ridge: float) -> np.ndarray:
     """Cut ``mask``, (H, W) bool, along the valleys of ``height``, (H, W) 0..1: an (H, W) int32 label map.
 
-    A valley is where two peaks meet at no more than ``ridge`` times the lower one. Ids are not consecutive.
+    There is a valley where two peaks meet at no more than ``ridge`` times the lower one. Ids are not consecutive.
     """
-    # In 256 steps a flat top is one peak, not dozens.
+    # Rounded to 256 levels, a flat top is one peak instead of dozens.
     levels = np.where(mask, np.rint(np.clip(height, 0, 1) * 255), -1).astype(np.int16)
     basins = watershed(-levels, ndimage.label(_is_peak(levels) & mask)[0], mask=mask)
     return _owners(basins, levels, ridge)[basins]
@@ -134,12 +150,12 @@ def _outline_distance(labels: np.ndarray, inside: np.ndarray) -> np.ndarray:
         rim[there] |= differs
     if not rim.any():
         return np.full(labels.shape, np.inf)
-    # The way out of a nucleus leads over its own rim, so one transform serves all nuclei at once.
+    # The shortest way out of a nucleus crosses its own rim, so one transform serves all nuclei at once.
     return ndimage.distance_transform_edt(~rim & inside) + 0.5
 
 
 def _greatest(ids: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(k,) ids and values -> (k,): the greatest value that has the same id."""
+    """(k,) ids and values -> (k,): the greatest value with the same id."""
     _, group = np.unique(ids, return_inverse=True)  # ids may be anything up to 2**32
     greatest = np.zeros(group.max() + 1)
     np.maximum.at(greatest, group, values)
@@ -147,14 +163,14 @@ def _greatest(ids: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _neighbours() -> tuple[tuple[tuple[slice, ...], tuple[slice, ...]], ...]:
-    """Index pairs that lay an image over itself, shifted by one row and by one column."""
+    """Index pairs that compare an image with itself, shifted by one row and by one column."""
     return (np.s_[1:, :], np.s_[:-1, :]), (np.s_[:, 1:], np.s_[:, :-1])
 
 
 def _is_peak(levels: np.ndarray) -> np.ndarray:
     """(H, W) bool: no lower than any of the four neighbours.
 
-    A shoulder counts as well, a flat part that is higher on one side; `_owners` puts it to its peak.
+    A shoulder (a flat part beside a rise) counts as well; `_owners` merges it with its peak.
     """
     highest = levels.copy()
     for here, there in _neighbours():
@@ -164,7 +180,7 @@ def _is_peak(levels: np.ndarray) -> np.ndarray:
 
 
 def _owners(basins: np.ndarray, levels: np.ndarray, ridge: float) -> np.ndarray:
-    """(n + 1,) int32: for each basin the one it becomes part of, by merging over ridges from the highest down."""
+    """(n + 1,) int32: the basin that each basin becomes part of, by merging over ridges from the highest down."""
     count = int(basins.max(initial=0))
     highest = np.zeros(count + 1, levels.dtype)
     np.maximum.at(highest, basins.ravel(), levels.ravel())
@@ -184,7 +200,7 @@ def _owners(basins: np.ndarray, levels: np.ndarray, ridge: float) -> np.ndarray:
 
 
 def _ridges(basins: np.ndarray, levels: np.ndarray) -> list[list[int]]:
-    """[height, a, b] of basins a < b that touch, highest first; the height is that of the best way across."""
+    """[height, a, b] of basins a < b that touch, highest first; the height is that of the highest crossing."""
     meetings = []
     for here, there in _neighbours():
         a, b = basins[here], basins[there]
@@ -198,7 +214,7 @@ def _ridges(basins: np.ndarray, levels: np.ndarray) -> list[list[int]]:
 
 
 def renumber(labels: np.ndarray, min_area: int, first: int = 1) -> np.ndarray:
-    """(H, W) int32: drop labels of fewer than ``min_area`` px, number the rest from ``first`` on by their order."""
+    """Drop labels of fewer than ``min_area`` px and number the rest from ``first`` in their order: (H, W) int32."""
     keep = np.bincount(labels.ravel(), minlength=1) >= max(min_area, 1)
     keep[0] = False
     return np.where(keep, np.cumsum(keep) + first - 1, 0).astype(np.int32)[labels]
@@ -211,7 +227,7 @@ def labels_from(
     ridge: float = RIDGE,
     smooth: float = SMOOTH_PX,
 ) -> np.ndarray:
-    """(C, H, W) maps of a model, 0..1 -> (H, W) int32 label map; `decode` where there is a depth, else `components`."""
+    """Decode a model's (C, H, W) maps, 0..1, as an (H, W) int32 label map, by `decode` or (one map) `components`."""
     if len(maps) == len(CHANNELS):
         return decode(maps, threshold, ridge, min_area, smooth)
     return components(maps[0], threshold, min_area)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from nucseg.data.datasets import NuInsSeg
 from nucseg.errors import InputError
-from nucseg.instances import components, decode, encode, foreground
+from nucseg.instances import components, decode, encode, foreground, pixel_weights
 from nucseg.metrics import score
 
 
@@ -342,3 +342,23 @@ def test_real_label_maps_at_stride_2():
     scores = [score(truth, decode(at_stride(encode(truth), 2))) for truth in truths]
     assert np.mean([s.aji for s in scores]) > 0.95
     assert np.mean([s.pq for s in scores]) > 0.95
+
+
+def test_pixel_weights_by_hand():
+    labels = np.array([[0, 0, 5, 5, 5, 0, 0, 0, 0, 7, 7, 0]], np.int32)
+    # beside an outline: 1 | 2 and 4 | 5 of nucleus 5, 8 | 9 and 10 | 11 of nucleus 7
+    assert pixel_weights(labels, 1.0, 0.0)[0, 0].tolist() == [1, 2, 2, 1, 2, 2, 1, 1, 2, 2, 2, 2]
+    # within 3 px of both nuclei: up to 4 + 3, and from 9 - 3 on
+    assert pixel_weights(labels, 0.0, 2.0)[0, 0].tolist() == [1, 1, 1, 1, 1, 1, 3, 3, 1, 1, 1, 1]
+    both = pixel_weights(labels, 1.0, 2.0)
+    assert both.shape == (1, 1, 12) and both.dtype == np.float32
+    np.testing.assert_array_equal(both, pixel_weights(labels, 1.0, 0.0) + pixel_weights(labels, 0.0, 2.0) - 1)
+
+
+def test_a_single_nucleus_has_no_valley():
+    labels = np.zeros((20, 20), np.int32)
+    labels[4:15, 4:15] = 3
+    assert (pixel_weights(labels, 0.0, 5.0) == 1).all()
+    assert (pixel_weights(np.zeros_like(labels), 1.0, 5.0) == 1).all()
+    labels[4:15, 9:15] = 8  # two halves that touch
+    assert pixel_weights(labels, 0.0, 5.0)[0, 9, 8] == 6

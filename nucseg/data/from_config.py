@@ -24,7 +24,10 @@ def open_dataset(config: Config, root: str | Path | None = None) -> Dataset:
 
 
 def select_split(config: Config, dataset: Dataset) -> Split:
-    """Select the split that ``config`` names, with its parts reduced to the configured numbers by a seeded draw."""
+    """Select the split that ``config`` names, with its parts reduced to the configured numbers by a seeded draw.
+
+    With ``score_part`` val the whole validation part takes the place of the test part, and no test image is read.
+    """
     splits = PROTOCOLS[config.protocol](dataset)
     if not 1 <= config.fold <= len(splits):
         raise InputError(
@@ -38,4 +41,5 @@ def select_split(config: Config, dataset: Dataset) -> Split:
         return tuple(indices[i] for i in sorted(order))
 
     train, val = some(split.train, config.train_images), some(split.val, config.val_images)
-    return Split(split.name, train, val, some(split.test, config.test_images))
+    scored = split.val if config.score_part == "val" else split.test
+    return Split(split.name, train, val, some(scored, config.test_images))

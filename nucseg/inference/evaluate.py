@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from nucseg.data.splits import Split
 from nucseg.data.vague import fold_in, take_out
 from nucseg.errors import InputError
 from nucseg.files import write_atomic, write_json
-from nucseg.instances import MIN_AREA, SMOOTH_PX, labels_from
+from nucseg.inference.decoding import Decoding
+from nucseg.instances import MIN_AREA
 from nucseg.metrics import score
 from nucseg.model.network import NucleiModel, predict
 from nucseg.records.provenance import describe
@@ -27,34 +28,50 @@ from nucseg.records.provenance import describe
 SCORINGS = {"benchmark": MIN_AREA, "report": 0}
 
 
+def decoding_of(model: NucleiModel) -> Decoding:
+    """Return the decoding that the model's adapter was tuned with; the default one if it was not tuned."""
+    return Decoding.from_dict(getattr(model, "decoding", {}))
+
+
 def segment_whole(
-    model: NucleiModel, image: np.ndarray, threshold: float = 0.5, min_area: int = MIN_AREA
+    model: NucleiModel,
+    image: np.ndarray,
+    threshold: float | None = None,
+    min_area: float | None = None,
+    decoding: Decoding | None = None,
 ) -> np.ndarray:
     """(H, W, 3) uint8 RGB -> (H, W) int32 label map, nuclei 1..n; the network sees the image in one piece.
 
-    ``threshold``: foreground probability, 0..1. ``min_area``: area of the smallest object that is kept, px, scaled with
-    the size of the nuclei (``ModelConfig.nucleus_scale``).
+    ``threshold``: foreground probability, 0..1. ``min_area``: smaller objects are dropped, px of images whose nuclei
+    are as large as NuInsSeg's (scaled by ``ModelConfig.nucleus_scale``). None: those of ``decoding``, which is by
+    default what the adapter was tuned with.
     """
-    scale = model.config.nucleus_scale
-    return labels_from(predict(model, image), threshold, round(min_area * scale**2), smooth=SMOOTH_PX * scale)
+    how = decoding or decoding_of(model)
+    how = replace(how, threshold=how.threshold if threshold is None else threshold)
+    how = replace(how, min_area=how.min_area if min_area is None else min_area)
+    return how.decode(predict(model, image), model.config.nucleus_scale)[0]
 
 
 def score_sample(
     model: NucleiModel,
     sample: Sample,
     scoring: str = "benchmark",
-    threshold: float = 0.5,
+    threshold: float | None = None,
     leave_out_vague: bool = False,
 ) -> dict[str, Any]:
-    """Segment one sample and score it as one of ``SCORINGS``; returns the scores by name.
+    """Segment one sample and score it as one of ``SCORINGS``; return the scores by name.
 
-    ``leave_out_vague``: pixels and nuclei in the sample's vague area count neither for nor against (`metrics.score`).
+    ``threshold`` None: the adapter's decoding as it was tuned, or the default one. ``leave_out_vague``: pixels and
+    nuclei in the sample's vague area count neither for nor against (`metrics.score`).
     """
     if scoring not in SCORINGS:
         raise InputError(f"Scoring {scoring!r} is not known: choose one of {', '.join(SCORINGS)}.")
     if scoring == "report":
         sample = take_out(resize(fold_in(sample), model.config.size))
-    predicted = segment_whole(model, sample.image, threshold, SCORINGS[scoring])
+    decoding = decoding_of(model) if threshold is None else Decoding(threshold)
+    if scoring == "report":
+        decoding = replace(decoding, min_area=SCORINGS[scoring], min_confidence=0.0)
+    predicted = segment_whole(model, sample.image, decoding=decoding)
     return asdict(score(sample.labels, predicted, vague=sample.vague if leave_out_vague else None))
 
 
@@ -65,7 +82,7 @@ def evaluate(
     *,
     fold: str = "",
     scoring: str = "benchmark",
-    threshold: float = 0.5,
+    threshold: float | None = 0.5,
     segment: Callable[[int], np.ndarray] | None = None,
     leave_out_vague: bool = False,
     progress: bool = True,
@@ -73,6 +90,7 @@ def evaluate(
     """Score the model on the dataset's images ``indices``: columns fold, tissue, stem and the fields of `Scores`.
 
     Means over the rows are the benchmark's scores (mean of per-image values); mean PQ is not mean SQ x mean RQ.
+    ``threshold``: foreground probability; None: all decoding parameters as the adapter was tuned, or the defaults.
     ``segment``: returns the label map of the image at an index; by default the network sees each image in one piece.
     ``leave_out_vague``: as for `score_sample`; for your own images, whose vague areas are what was not annotated.
     The model is in eval mode meanwhile.
@@ -110,6 +128,7 @@ def evaluate_and_record(
     started: float,
     commit: str = "",
     seen_as: Mapping[int, str] | None = None,
+    more: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Score the split's test part as ``config`` says, and write ``scores.csv`` and ``run.json`` into ``folder``.
@@ -118,6 +137,7 @@ def evaluate_and_record(
     - ``started``: reading of ``time.monotonic`` from which the run's seconds count.
     - ``commit``: that of the code that trained the model; empty: the code that runs now.
     - ``seen_as``: by image, the part that the model itself had it in (a column ``part``); others are ``none``.
+    - ``more``: further entries of ``run.json``.
 
     Returns the scores, one row per test image.
     """
@@ -127,7 +147,7 @@ def evaluate_and_record(
         split.test,
         fold=split.name,
         scoring=config.scoring,
-        threshold=config.threshold,
+        threshold=None if config.tune_decoding else config.threshold,
         leave_out_vague=config.data == "own",
         progress=progress,
     )
@@ -135,6 +155,10 @@ def evaluate_and_record(
         scores.insert(3, "part", [seen_as.get(i, "none") for i in split.test])
     with write_atomic(folder / "scores.csv") as part:
         scores.to_csv(part, index=False, float_format="%.6f")
-    about = describe(config, dataset, split, model, adapter, command) | ({"commit": commit} if commit else {})
+    about = (
+        describe(config, dataset, split, model, adapter, command)
+        | ({"commit": commit} if commit else {})
+        | dict(more or {})
+    )
     write_json(folder / "run.json", about | {"seconds": round(time.monotonic() - started, 1)})
     return scores

@@ -17,10 +17,18 @@ ADAPTERS = ASSETS / "adapters"
 DEFAULT_ADAPTER = "nuinsseg-1"
 
 
-def save_adapter(path: str | Path, tensors: "dict[str, Tensor]", config: dict[str, Any], base_sha256: str) -> None:
+def save_adapter(
+    path: str | Path,
+    tensors: "dict[str, Tensor]",
+    config: dict[str, Any],
+    base_sha256: str,
+    decoding: dict[str, Any] | None = None,
+) -> None:
     """Write an adapter: its tensors in safetensors, its configuration and its base's SHA-256 in the header.
 
-    Raises ``InputError`` if a tensor is not finite. The file is written whole or not at all.
+    ``decoding``: how its maps are best decoded (`inference.decoding.Decoding.to_dict`), kept in the header too.
+
+    Raises ``InputError`` if a tensor is not finite. The file is written completely or not at all.
     """
     import torch
     from safetensors.torch import save_file
@@ -29,6 +37,7 @@ def save_adapter(path: str | Path, tensors: "dict[str, Tensor]", config: dict[st
     if bad:
         raise InputError(f"{path}: not written, because {bad[0]} holds values that are not finite.")
     header = {"format": ADAPTER_FORMAT, "base_sha256": base_sha256, "config": json.dumps(config)}
+    header |= {"decoding": json.dumps(decoding)} if decoding else {}
     with write_atomic(path) as part:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part, metadata=header)
 
@@ -53,8 +62,24 @@ def read_adapter(path: str | Path) -> "tuple[dict[str, Tensor], dict[str, Any], 
     return tensors, config, header.get("base_sha256", "")
 
 
+def read_decoding(path: str | Path) -> dict[str, Any]:
+    """Read how an adapter's maps are decoded, as `save_adapter` was given it; empty if it holds nothing of the kind.
+
+    Raises ``InputError`` for an entry that is damaged.
+    """
+    with safe_open(path, framework="pt") as handle:
+        text = (handle.metadata() or {}).get("decoding", "{}")
+    try:
+        decoding = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: its decoding parameters are damaged ({error}); train or tune it again.") from error
+    if not isinstance(decoding, dict):
+        raise InputError(f"{path}: its decoding parameters are damaged; train or tune it again.")
+    return decoding
+
+
 def check_base(path: str | Path, adapter_sha256: str, base_sha256: str, base_name: str) -> None:
-    """Raise ``InputError`` unless the adapter was trained on this very base."""
+    """Raise ``InputError`` unless the adapter was trained on this base."""
     if adapter_sha256 != base_sha256:
         raise InputError(
             f"{path}: this adapter was trained on another base (SHA-256 {adapter_sha256[:12]}…) than "
@@ -63,12 +88,12 @@ def check_base(path: str | Path, adapter_sha256: str, base_sha256: str, base_nam
 
 
 def adapters() -> list[str]:
-    """The names of the adapters that ship with nucseg; each has a card beside it."""
+    """Return the names of the adapters that ship with nucseg; each has a model card beside it."""
     return sorted(path.stem for path in ADAPTERS.glob("*.safetensors"))
 
 
 def adapter_path(adapter: str | Path) -> Path:
-    """The file of an adapter: given that, a run's folder, or the name of one that ships; else ``InputError``."""
+    """Return the file of an adapter, given a file, a run's folder or a shipped adapter's name; else ``InputError``."""
     path = Path(adapter)
     if path.suffix or path.is_file():
         return path

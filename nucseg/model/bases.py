@@ -1,4 +1,4 @@
-"""Base checkpoints: which weights the frozen MobileSAM starts from, where they come from, and their hash."""
+"""Base checkpoints: the weights of the frozen MobileSAM, their source and their hash."""
 
 import functools
 import hashlib
@@ -23,10 +23,10 @@ MOBILE_SAM_URL = (
 )
 MOBILE_SAM_SHA256 = "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"
 MOBILE_SAM_BYTES = 40_728_226
-INSTANCE_HEAD = "instance_head."  # before the names of a head that comes with the base; no part of MobileSAM
+INSTANCE_HEAD = "instance_head."  # prefix of the instance head that a base may include; not part of MobileSAM
 OFFLINE = ASSETS / "offline.safetensors"
 CHOICES = (
-    "'auto' (mobile_sam where it was downloaded, else offline), 'mobile_sam' (the official checkpoint, downloaded "
+    "'auto' (mobile_sam if it was downloaded, else offline), 'mobile_sam' (the official checkpoint, downloaded "
     "once), 'offline' (ships with nucseg, not MobileSAM's weights), 'random', or the path of a mobile_sam.pt"
 )
 
@@ -35,7 +35,7 @@ CHOICES = (
 class Base:
     """A frozen base: its name, its weights under MobileSAM's own names, and the SHA-256 that identifies it.
 
-    For a file the SHA-256 is the file's; for ``random`` it is that of the tensors' bytes in order of name.
+    For a file it is the SHA-256 of the file; for ``random`` that of the tensors' bytes, in order of their names.
     """
 
     name: str
@@ -44,12 +44,12 @@ class Base:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``$NUCSEG_CACHE``, else the system's cache folder for nucseg."""
+    """Return the folder for downloads: ``$NUCSEG_CACHE``, else the system's cache folder for nucseg."""
     return Path(os.environ.get("NUCSEG_CACHE") or pooch.os_cache("nucseg"))
 
 
 def resolve_base(name: str) -> str:
-    """What ``auto`` means here: mobile_sam where its checkpoint lies in the cache, else offline. Others as they are."""
+    """Resolve ``auto``: mobile_sam if its checkpoint is in the cache, else offline. Other names are returned as is."""
     if name != "auto":
         return name
     return "mobile_sam" if (cache_folder() / "mobile_sam.pt").is_file() else "offline"
@@ -58,7 +58,7 @@ def resolve_base(name: str) -> str:
 def load_base(name: str = "auto", seed: int = 0) -> Base:
     """Load a base: ``mobile_sam``, ``offline`` (see pretrain.py), ``random`` (untrained, under ``seed``) or a path.
 
-    ``auto`` is the best one that needs no download (`resolve_base`); no other name falls back to another base.
+    ``auto`` is the best one that needs no download (`resolve_base`); no other name falls back to a different base.
     Raises ``InputError`` for an unknown name, a missing or damaged file, a wrong hash, or a download without
     network.
     """
@@ -83,7 +83,7 @@ def fetch_mobile_sam(url: str = MOBILE_SAM_URL, known_sha256: str = MOBILE_SAM_S
     """Download MobileSAM's checkpoint (41 MB, Apache-2.0) into the cache once; return its path.
 
     The file is downloaded under a temporary name and moved into place only if its SHA-256 is right.
-    Raises ``InputError`` where the download fails or the hash is wrong.
+    Raises ``InputError`` if the download fails or the hash is wrong.
     """
     try:
         path = pooch.retrieve(
@@ -98,7 +98,7 @@ def fetch_mobile_sam(url: str = MOBILE_SAM_URL, known_sha256: str = MOBILE_SAM_S
             f"MobileSAM's checkpoint could not be downloaded from {url} ({type(error).__name__}): connect to the "
             f"network, or choose another base: {CHOICES}."
         ) from error
-    except ValueError as error:  # pooch's word for a hash that differs
+    except ValueError as error:  # pooch raises this for a wrong hash
         raise InputError(
             f"The file downloaded from {url} is not MobileSAM's checkpoint (its SHA-256 differs, so it was "
             "thrown away): try again, or download it by hand and give its path as the base."
@@ -107,7 +107,7 @@ def fetch_mobile_sam(url: str = MOBILE_SAM_URL, known_sha256: str = MOBILE_SAM_S
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read a MobileSAM checkpoint: tensors by MobileSAM's names. No code in the file is ever run.
+    """Read a MobileSAM checkpoint: tensors by MobileSAM's names. Code in the file is never run.
 
     Raises ``InputError`` for a file that torch cannot read as plain tensors, or whose names or shapes are
     not MobileSAM's.
@@ -129,8 +129,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 def offline_base(path: str | Path = OFFLINE) -> Base:
     """The base that ships with the package: an encoder trained by ``nucseg pretrain``, kept in float16.
 
-    The instance head that it was trained with comes along under ``instance_head.``. Its prompt encoder and mask
-    decoder are those of `random_base`: they were never trained.
+    The instance head that it was trained with is included under ``instance_head.``. Its prompt encoder and mask
+    decoder are those of `random_base`, which were never trained.
     Raises ``InputError`` for a missing or damaged file.
     """
     path = Path(path)
@@ -148,7 +148,7 @@ def offline_base(path: str | Path = OFFLINE) -> Base:
 
 @functools.cache
 def random_base(seed: int = 0) -> Base:
-    """MobileSAM's architecture with its own random initialisation: what a base without pretraining is worth.
+    """MobileSAM's architecture with its own random initialisation, as a control without pretraining.
 
     The encoder's BatchNorm layers get their running statistics from seeded noise. With the initial ones
     (mean 0, variance 1) and frozen weights the signal fades from layer to layer, and nothing can be learnt.
@@ -157,7 +157,7 @@ def random_base(seed: int = 0) -> Base:
         torch.manual_seed(seed)
         state = build_sam().state_dict()
         statistics = _batchnorm_statistics(part(state, "image_encoder."), seed)
-    digest = hashlib.sha256()  # before the statistics, whose last digits depend on the processor
+    digest = hashlib.sha256()  # without the statistics, whose last digits depend on the processor
     for name in sorted(state):
         digest.update(name.encode())
         digest.update(state[name].contiguous().numpy().tobytes())
@@ -166,9 +166,9 @@ def random_base(seed: int = 0) -> Base:
 
 @torch.no_grad()
 def _batchnorm_statistics(encoder_state: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """The encoder's BatchNorm buffers after one pass over noise whose spectrum falls off as a picture's does."""
+    """The encoder's BatchNorm buffers after one pass over noise with the spectrum of natural images."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.zeros(8, 3, 128, 128)  # as after SAM's normalisation: about mean 0 and variance 1
+    x = torch.zeros(8, 3, 128, 128)  # about mean 0 and variance 1, as after SAM's normalisation
     for side in (4, 8, 16, 32, 64, 128):
         octave = torch.randn(8, 3, side, side, generator=generator) / 6**0.5
         x += F.interpolate(octave, size=128, mode="bilinear", align_corners=False)
@@ -177,6 +177,6 @@ def _batchnorm_statistics(encoder_state: dict[str, Tensor], seed: int) -> dict[s
     encoder.train()
     for module in encoder.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the plain mean of what is seen, not a running one
+            module.momentum = None  # a plain mean over the batches, not a running one
     encoder(x)
     return {name: t for name, t in encoder.state_dict().items() if "running_" in name}

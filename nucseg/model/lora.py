@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685) on any ``nn.Linear``, and the adapter files that hold it.
+"""LoRA (Hu et al. 2021, arXiv:2106.09685) on any ``nn.Linear`` and ``nn.Conv2d``.
 
 The names are the paper's and microsoft/LoRA's: ``r``, ``alpha``, ``lora_A``, ``lora_B``, ``scaling``.
 """
@@ -14,73 +14,73 @@ from torch.nn import functional as F
 
 from nucseg.errors import InputError
 
-# A placement says which Linear layers get a low-rank update, by the end (or the start) of their name.
+# The layers that get a low-rank update, as a pattern that their name must match.
 # The names are TinyViT's (the image encoder) and SAM's (the mask decoder).
 TARGETS: dict[str, str] = {
-    "all": r".",  # what the report's code does: every Linear
-    "attention": r"\.(qkv|proj|[qkv]_proj|out_proj)$",  # what the report's text says
-    "qkv": r"\.(qkv|[qkv]_proj)$",  # the paper's own choice
+    "all": r".",  # every layer, as in the report's code
+    "attention": r"\.(qkv|proj|[qkv]_proj|out_proj)$",  # as in the report's text
+    "qkv": r"\.(qkv|[qkv]_proj)$",  # the choice of the LoRA paper
     "mlp": r"\.mlp\.(fc1|fc2|lin1|lin2)$",
     "late": r"^layers\.[23]\.",  # the last two of the encoder's four stages
 }
 
 
-class LoRALinear(nn.Module):
-    """A frozen ``nn.Linear`` plus a trainable low-rank update: ``W0 x + b + scaling * B A dropout(x)``.
+class LoRALayer(nn.Module):
+    """What LoRA on a Linear layer and on a convolution share: the frozen layer, the ranks, merging and unmerging.
 
-    ``lora_A``: (r, in_features), Kaiming-uniform. ``lora_B``: (out_features, r), zero, so that the layer
-    equals the frozen one before the first step. ``scaling = alpha / r``.
+    Subclasses set ``lora_A`` (Kaiming-uniform) and ``lora_B`` (zero, so that the layer equals the frozen one before
+    the first step), and compute `delta` and the low-rank branch. ``scaling = alpha / r``.
 
-    Raises ``InputError`` for a rank outside 1..min(in_features, out_features), a non-positive or
-    non-finite alpha, or a dropout outside [0, 1).
+    Raises ``InputError`` for a rank outside 1..``largest``, a non-positive or non-finite alpha, or a dropout outside
+    [0, 1).
     """
 
     lora_A: nn.Parameter
     lora_B: nn.Parameter
 
-    def __init__(self, linear: nn.Linear, r: int, alpha: float, dropout: float = 0.0):
+    def __init__(self, frozen: nn.Module, largest: int, what: str, r: int, alpha: float, dropout: float):
         super().__init__()
-        largest = min(linear.in_features, linear.out_features)
         if not isinstance(r, int) or isinstance(r, bool) or not 1 <= r <= largest:
             raise InputError(
-                f"LoRA rank {r!r} does not fit a layer of {linear.in_features} -> {linear.out_features}: "
-                f"choose a whole number from 1 to {largest}."
+                f"LoRA rank {r!r} does not fit a layer of {what}: choose a whole number from 1 to {largest}."
             )
         if not (math.isfinite(alpha) and alpha > 0):
             raise InputError(f"LoRA alpha {alpha!r} must be a finite number above 0.")
         if not 0 <= dropout < 1:
             raise InputError(f"LoRA dropout {dropout!r} must be at least 0 and below 1.")
-        self.linear = linear.requires_grad_(False)
+        self.linear: Any = frozen.requires_grad_(False)  # one name for both kinds, because adapter tests rely on it
         self.r = r
         self.scaling = alpha / r
-        weight = linear.weight
-        self.lora_A = nn.Parameter(torch.empty(r, linear.in_features, device=weight.device, dtype=weight.dtype))
-        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, r, device=weight.device, dtype=weight.dtype))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.lora_dropout = nn.Dropout(dropout)
         self._frozen_weight: Tensor | None = None  # W0, kept while merged, so that unmerging is exact
 
+    def _add_parameters(self, shape_a: tuple[int, ...], shape_b: tuple[int, ...]) -> None:
+        weight = self.linear.weight
+        self.lora_A = nn.Parameter(torch.empty(shape_a, device=weight.device, dtype=weight.dtype))
+        self.lora_B = nn.Parameter(torch.zeros(shape_b, device=weight.device, dtype=weight.dtype))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
     @property
     def merged(self) -> bool:
-        """Whether the update is folded into the frozen weight at the moment."""
+        """Whether the update is folded into the frozen weight now."""
         return self._frozen_weight is not None
 
     def delta(self) -> Tensor:
-        """The update of the weight, ``scaling * B A``: (out_features, in_features)."""
-        return self.scaling * (self.lora_B @ self.lora_A)
+        """The update of the weight, in the weight's shape."""
+        raise NotImplementedError
+
+    def update(self, x: Tensor) -> Tensor:
+        """The low-rank branch's output for the layer's input ``x``, in the shape of the layer's output."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
-        if self.merged:
-            return self.linear(x)
-        if not (self.training and self.lora_dropout.p):  # (W0 + s B A) x: one product of the small matrices
-            return _Adapted.apply(x, self.linear.weight, self.linear.bias, self.lora_A, self.lora_B, self.scaling)
-        # (..., in) -> (..., r) -> (..., out)
-        return self.linear(x) + self.scaling * F.linear(F.linear(self.lora_dropout(x), self.lora_A), self.lora_B)
+        """The frozen layer's output plus the update's, in the frozen layer's shapes."""
+        result = self.linear(x)
+        return result if self.merged else result + self.scaling * self.update(self.lora_dropout(x))
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Fold the update into the weight: the layer then costs what a plain Linear costs. Idempotent."""
+        """Fold the update into the weight: the layer then costs what the plain one costs. Idempotent."""
         if self.merged:
             return
         delta = self.delta()
@@ -91,7 +91,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Put the frozen weight back, bit for bit. Idempotent."""
+        """Restore the frozen weight, bit for bit. Idempotent."""
         if self._frozen_weight is not None:
             self.linear.weight.copy_(self._frozen_weight)
             self._frozen_weight = None
@@ -129,6 +129,60 @@ class _Adapted(torch.autograd.Function):
         return for_x, None, None, ctx.scaling * for_a.to(a.dtype), ctx.scaling * for_b.to(b.dtype), None
 
 
+class LoRALinear(LoRALayer):
+    """A frozen ``nn.Linear`` plus a trainable low-rank update: ``W0 x + b + scaling * B A dropout(x)``.
+
+    ``lora_A``: (r, in_features). ``lora_B``: (out_features, r). Errors as in `LoRALayer`; the largest rank is
+    min(in_features, out_features).
+    """
+
+    def __init__(self, linear: nn.Linear, r: int, alpha: float, dropout: float = 0.0):
+        inputs, outputs = linear.in_features, linear.out_features
+        super().__init__(linear, min(inputs, outputs), f"{inputs} -> {outputs}", r, alpha, dropout)
+        self._add_parameters((r, inputs), (outputs, r))
+
+    def delta(self) -> Tensor:
+        """The update of the weight, ``scaling * B A``: (out_features, in_features)."""
+        return self.scaling * (self.lora_B @ self.lora_A)
+
+    def update(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., r) -> (..., out_features)."""
+        return F.linear(F.linear(x, self.lora_A), self.lora_B)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        if self.merged or (self.training and self.lora_dropout.p):
+            return super().forward(x)
+        # (W0 + s B A) x: one product of the small matrices
+        return _Adapted.apply(x, self.linear.weight, self.linear.bias, self.lora_A, self.lora_B, self.scaling)
+
+
+class LoRAConv2d(LoRALayer):
+    """A frozen ``nn.Conv2d`` plus a convolution to r channels and a 1x1 convolution from them, as in peft.
+
+    ``lora_A``: (r, in_channels, kh, kw), with the frozen layer's stride, padding and dilation. ``lora_B``:
+    (out_channels, r, 1, 1). For a 1x1 convolution this is `LoRALinear` over the pixels. Errors as in `LoRALayer`; the
+    largest rank is min(in_channels * kh * kw, out_channels). Grouped convolutions are refused: a depthwise kernel has
+    no rank to reduce.
+    """
+
+    def __init__(self, conv: nn.Conv2d, r: int, alpha: float, dropout: float = 0.0):
+        if conv.groups != 1 or conv.padding_mode != "zeros":
+            raise InputError("LoRA on a grouped or non-zero-padded convolution is not supported: leave that layer out.")
+        patch, outputs = conv.weight[0].numel(), conv.out_channels
+        super().__init__(conv, min(patch, outputs), f"{patch} -> {outputs}", r, alpha, dropout)
+        self._add_parameters((r, *conv.weight.shape[1:]), (outputs, r, 1, 1))
+
+    def delta(self) -> Tensor:
+        """The update of the weight, ``scaling * B A``: (out_channels, in_channels, kh, kw)."""
+        return self.scaling * (self.lora_B.flatten(1) @ self.lora_A.flatten(1)).view_as(self.linear.weight)
+
+    def update(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, r, h, w) -> (B, out_channels, h, w)."""
+        conv = self.linear
+        return F.conv2d(F.conv2d(x, self.lora_A, None, conv.stride, conv.padding, conv.dilation), self.lora_B)
+
+
 def inject(
     model: nn.Module,
     r: int,
@@ -136,39 +190,49 @@ def inject(
     dropout: float = 0.0,
     lora_target: str = "all",
     skip: Sequence[str] = (),
+    conv: bool = False,
 ) -> list[str]:
-    """Wrap the Linear layers of ``model`` that the placement names in ``LoRALinear``; return their names.
+    """Wrap the target modules of ``model`` in `LoRALinear`; return their names.
 
-    ``lora_target`` is a key of ``TARGETS``. ``skip`` lists prefixes of names to leave alone (layers that never
-    run would be trained in vain). The layers' weights are frozen; freezing the rest is the caller's choice.
+    ``lora_target`` is a key of ``TARGETS``. ``skip``: prefixes of names to leave out, such as layers that
+    never run. ``conv``: wrap convolutions too (`LoRAConv2d`), except depthwise ones. The weights of these layers are
+    frozen; freezing the rest is up to the caller.
 
-    Raises ``InputError`` for an unknown placement, one that matches no layer, a rank that does not fit, or
-    a model that is wrapped already. Nothing is changed then.
+    Raises ``InputError`` for unknown target modules, a pattern that matches no layer, a rank that does not fit, or a
+    model that is already wrapped. The model is then left unchanged.
     """
     if lora_target not in TARGETS:
-        raise InputError(f"LoRA placement {lora_target!r} is not known: choose one of {', '.join(TARGETS)}.")
-    if any(isinstance(module, LoRALinear) for module in model.modules()):
-        raise InputError("The model has LoRA layers already: build a fresh one before injecting again.")
+        raise InputError(f"LoRA target {lora_target!r} is not known: choose one of {', '.join(TARGETS)}.")
+    if any(isinstance(module, LoRALayer) for module in model.modules()):
+        raise InputError("The model already has LoRA layers: build a new one before injecting again.")
     pattern = re.compile(TARGETS[lora_target])
     names = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and pattern.search(name) and not name.startswith(tuple(skip))
+        if _takes_lora(module, conv) and pattern.search(name) and not name.startswith(tuple(skip))
     ]
     if not names:
-        raise InputError(f"LoRA placement {lora_target!r} matches no Linear layer of this model.")
-    # all are made before one is put in place, so that a rank that fits only some leaves the model whole
-    wrapped = {name: LoRALinear(model.get_submodule(name), r, alpha, dropout) for name in names}  # type: ignore[arg-type]
-    for name, layer in wrapped.items():
+        raise InputError(f"LoRA target {lora_target!r} matches no Linear layer of this model.")
+    # all are built before any is inserted, so that a rank that fits only some leaves the model unchanged
+    wrapped: dict[str, LoRALayer] = {}
+    for name in names:
+        layer = model.get_submodule(name)
+        kind: Any = LoRALinear if isinstance(layer, nn.Linear) else LoRAConv2d
+        wrapped[name] = kind(layer, r, alpha, dropout)
+    for name, new in wrapped.items():
         parent, _, child = name.rpartition(".")
-        layer.train(model.training)
-        setattr(model.get_submodule(parent), child, layer)
+        new.train(model.training)
+        setattr(model.get_submodule(parent), child, new)
     return names
 
 
-def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
+def _takes_lora(module: nn.Module, conv: bool) -> bool:
+    return isinstance(module, nn.Linear) or (conv and isinstance(module, nn.Conv2d) and module.groups == 1)
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
     """The model's LoRA layers by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALayer)}
 
 
 def merge(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +18,16 @@ from nucseg.model.bases import INSTANCE_HEAD, Base, load_base
 from nucseg.model.heads import _HEADS, LOSE, InstanceHead, MaskDecoderHead, StageHeads
 from nucseg.model.sam import PIXEL_MEAN, PIXEL_STD, Encoder, part, sam_parameters
 
-# Layers that never run here: the encoder's classifier, and the decoder's branches for several masks and scores
+# Layers that never run: the encoder's classifier, and the decoder's branches for several masks and their scores
 ENCODER_UNUSED = ("head",)
 DECODER_UNUSED = ("iou_prediction_head", *(f"output_hypernetworks_mlps.{i}" for i in (1, 2, 3)))
 
+PLAIN = 8  # grey levels (0..255): an image with no wider range in any channel shows nothing, at most noise
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 class NucleiModel(nn.Module):
-    """Frozen MobileSAM encoder with LoRA, and a head: uint8 images in, logits out at the same size."""
+    """A frozen MobileSAM encoder with LoRA, and a head: uint8 images in, logits of the same size out."""
 
     mean: Tensor
     std: Tensor
@@ -32,32 +36,35 @@ class NucleiModel(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder()
-        head = InstanceHead(config.without, LOSE if config.stages else 0) if config.head == "instance" else None
-        self.head = head or _HEADS[config.head]()
+        self.head = (
+            InstanceHead(config.without, LOSE if config.stages else 0, config.head_width, config.head_norm)
+            if config.head == "instance"
+            else _HEADS[config.head]()
+        )
         self.stage_heads = StageHeads() if config.stages else None
         self.base_name = ""
         self.base_sha256 = ""
-        self.adapter_name = self.adapter_sha256 = self.start_sha256 = ""  # set by who loads one
-        self.precision = "float32"  # `place` sets what the device is fast in
+        self.adapter_name = self.adapter_sha256 = self.start_sha256 = ""  # set when an adapter is loaded
+        self.decoding: dict[str, Any] = {}  # of its maps, if tuned for this adapter; see inference.decoding
+        self.precision = "float32"  # set by `place`
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 RGB, sides multiples of 64 -> (B, C, H, W) logits.
 
-        Raises ``InputError`` for another dtype: normalised floats would be normalised a second time.
+        Raises ``InputError`` for any other dtype, because normalised floats would be normalised twice.
         """
         return self.with_stages(images)[0]
 
     def with_stages(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """As ``forward``, and the logits of the stage heads at stride 2, where there are any."""
+        """Return what ``forward`` returns, and in training the logits of the stage heads, at stride 2."""
         if images.dtype != torch.uint8:
             raise InputError(
                 f"The model takes uint8 RGB images, 0..255, not {images.dtype}: it normalises them itself."
             )
         x = (images.float() - self.mean) / self.std
-        # bfloat16 has float32's range, so there is no loss to scale
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with torch.autocast(x.device.type, _AUTOCAST.get(self.precision), enabled=self.precision in _AUTOCAST):
             features = self.encoder.features(x)
             logits = self.head((x, *features))
             stages = self.stage_heads(features) if self.stage_heads and self.training else []
@@ -65,11 +72,11 @@ class NucleiModel(nn.Module):
 
     @property
     def n_maps(self) -> int:
-        """How many maps the model predicts: `instances.CHANNELS`, or the foreground alone."""
+        """Number of maps that the model predicts: one for each of `instances.CHANNELS`, or the foreground alone."""
         return len(CHANNELS) if self.config.head == "instance" and self.config.without != "distance" else 1
 
     def train(self, mode: bool = True) -> "NucleiModel":
-        """As usual, but a frozen encoder's BatchNorm stays in eval mode, so its running statistics never drift."""
+        """Set the mode, but keep a frozen encoder's BatchNorm in eval mode, so that its running statistics stay."""
         super().train(mode)
         if self.config.lora_target != "full":
             for module in self.encoder.modules():
@@ -78,7 +85,7 @@ class NucleiModel(nn.Module):
         return self
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """All that differs from the base: the trained parameters, and BatchNorm buffers that were trained along."""
+        """Return all tensors that differ from the base: trained parameters, and buffers of trained BatchNorm layers."""
         keep = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         for name, module in self.named_modules():
             if isinstance(module, nn.BatchNorm2d) and any(p.requires_grad for p in module.parameters()):
@@ -86,20 +93,20 @@ class NucleiModel(nn.Module):
         return {name: tensor for name, tensor in self.state_dict().items() if name in keep}
 
     def load_adapter_state(self, tensors: dict[str, Tensor], source: str = "adapter") -> None:
-        """Put an adapter's tensors in place. Raises ``InputError`` unless names and shapes are just its own."""
+        """Load an adapter's tensors. Raises ``InputError`` unless their names and shapes are exactly the model's."""
         expected = {name: tensor.shape for name, tensor in self.adapter_state().items()}
         found = {name: tensor.shape for name, tensor in tensors.items()}
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         if wrong:
             raise InputError(f"{source}: does not fit this model ({len(wrong)} tensors differ, {wrong[0]} first).")
         self.load_state_dict(tensors, strict=False)
-        self.train(self.training)  # TinyViT caches its attention biases on the way into eval mode
+        self.train(self.training)  # TinyViT caches its attention biases when it enters eval mode
 
 
 def build_model(config: ModelConfig, base: Base | None = None) -> NucleiModel:
-    """Build the model on its base, inject LoRA, freeze the rest; in eval mode, on the CPU.
+    """Build the model on its base, inject LoRA and freeze the rest; in eval mode, on the CPU.
 
-    ``base`` may be given where it is loaded already. Raises ``InputError`` for a config that does not fit.
+    ``base``: the base if it is already loaded. Raises ``InputError`` for a configuration that cannot be built.
     """
     config.check()
     base = base or load_base(config.base, config.base_seed)
@@ -111,14 +118,16 @@ def build_model(config: ModelConfig, base: Base | None = None) -> NucleiModel:
     if isinstance(model.head, InstanceHead) and trained_head and config.head_start == "base":
         if config.without == "distance":
             trained_head |= {name: trained_head[name][:1] for name in ("out.weight", "out.bias")}
-        model.head.load_state_dict(trained_head)
+        # BatchNorm's running statistics are the head's own: a base trained with another norm has none
+        model.head.load_state_dict(model.head.state_dict() | trained_head)
     if isinstance(model.head, MaskDecoderHead):
         model.head.prompt_encoder.load_state_dict(part(base.state, "prompt_encoder."))
         model.head.mask_decoder.load_state_dict(part(base.state, "mask_decoder."))
         model.head.requires_grad_(config.lora_target == "full")
     if config.lora_target not in ("none", "full"):
-        skip = () if config.unused_head else ENCODER_UNUSED
-        lora.inject(model.encoder, config.rank, config.alpha, config.dropout, config.lora_target, skip)
+        skip = (*(() if config.unused_head else ENCODER_UNUSED), *(("neck",) if config.head == "instance" else ()))
+        target = config.lora_target
+        lora.inject(model.encoder, config.rank, config.alpha, config.dropout, target, skip, config.lora_conv)
     if config.decoder_lora_target != "none":
         decoder = model.head.get_submodule("mask_decoder")
         lora.inject(decoder, config.rank, config.alpha, config.dropout, config.decoder_lora_target, DECODER_UNUSED)
@@ -126,19 +135,20 @@ def build_model(config: ModelConfig, base: Base | None = None) -> NucleiModel:
 
 
 def save_model(path: str | Path, model: NucleiModel) -> None:
-    """Write the model's adapter file (LoRA and head; the base is only named and hashed)."""
+    """Write the model's adapter file: LoRA and head; of the base only its name and hash."""
     config = {field.name: getattr(model.config, field.name) for field in fields(ModelConfig)}
-    adapters.save_adapter(path, model.adapter_state(), config | {"base": model.base_name}, model.base_sha256)
+    config |= {"base": model.base_name}
+    adapters.save_adapter(path, model.adapter_state(), config, model.base_sha256, model.decoding)
 
 
 def load_model(path: str | Path, base: Base | str | None = None) -> NucleiModel:
     """Build the model that an adapter file belongs to, in eval mode.
 
-    ``base``: only needed where the adapter's base is a file of yours: its path, or the loaded base.
+    ``base``: needed only if the adapter's base is your own file: its path, or the loaded base.
     Raises ``InputError`` for a damaged adapter, another base, or tensors that do not fit.
     """
     tensors, stored, base_sha256 = adapters.read_adapter(path)
-    if not stored.keys() <= {field.name for field in fields(ModelConfig)}:  # one that is newer had its default then
+    if not stored.keys() <= {field.name for field in fields(ModelConfig)}:  # fields added later had their defaults then
         raise InputError(f"{path}: written by another version of nucseg (its configuration has other fields).")
     config = ModelConfig(**stored)
     if not isinstance(base, Base):
@@ -146,14 +156,15 @@ def load_model(path: str | Path, base: Base | str | None = None) -> NucleiModel:
     adapters.check_base(path, base_sha256, base.sha256, base.name)
     model = build_model(config, base)
     model.load_adapter_state(tensors, str(path))
+    model.decoding = adapters.read_decoding(path)
     return model
 
 
 def parameter_ledger(model: NucleiModel) -> dict[str, int]:
-    """Count parameters as the report does, over the whole of MobileSAM.
+    """Count parameters as the report does, over all of MobileSAM.
 
     ``base``: MobileSAM's own (encoder, prompt encoder, mask decoder), whether this head uses them or not.
-    ``lora``, ``head``: what was added. ``trainable``: what the optimiser sees. ``total``: base + lora + head.
+    ``lora``, ``head``: added parameters. ``trainable``: those that are trained. ``total``: base + lora + head.
     """
     base = sam_parameters()
     added_lora = sum(l.lora_A.numel() + l.lora_B.numel() for l in lora.lora_layers(model).values())  # noqa: E741
@@ -169,7 +180,7 @@ def parameter_ledger(model: NucleiModel) -> dict[str, int]:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """``auto`` takes CUDA, then MPS, then the CPU; any of torch's names works. ``InputError`` if it is absent."""
+    """Return a device by name; ``auto`` is CUDA, MPS or the CPU, in that order. ``InputError`` if it is absent."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -181,17 +192,19 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def place(model: NucleiModel, device: torch.device, precision: str = "auto") -> NucleiModel:
-    """Put the model on a device, in the memory layout and the precision that it is fast in; returns the model.
+    """Move the model to a device, in the memory layout and precision that are fast there; return the model.
 
-    ``precision``: float32, bfloat16, or auto, which is bfloat16 where the device computes in it: CUDA cards from
-    Ampere on and processors with AVX512-BF16. Scores then differ from float32's in the third decimal.
+    ``precision``: float32, bfloat16, float16 or auto. auto is bfloat16 where the device computes in it (CUDA cards
+    from Ampere on, processors with AVX512-BF16), float16 on older CUDA cards, and float32 elsewhere. In 16 bits scores
+    differ from float32's in the third decimal. float16 has a small range, so training scales the loss.
     """
     if precision not in CHOICES["precision"]:
         raise InputError(f"Precision {precision!r} is not known: choose one of {', '.join(CHOICES['precision'])}.")
     if precision == "auto":
-        precision = "bfloat16" if _computes_in_bfloat16(device) else "float32"
+        fallback = "float16" if device.type == "cuda" else "float32"
+        precision = "bfloat16" if _computes_in_bfloat16(device) else fallback
     model.precision = precision
-    if device.type == "mps":  # its convolutions take the other layout
+    if device.type == "mps":  # its convolutions are faster in the default layout
         return model.to(device)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -199,7 +212,7 @@ def place(model: NucleiModel, device: torch.device, precision: str = "auto") -> 
 def _computes_in_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # torch has no public question for it; without the instructions bfloat16 is slower than float32
+    # torch has no public function for this; without the instructions bfloat16 is slower than float32
     return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 
@@ -207,11 +220,14 @@ def _computes_in_bfloat16(device: torch.device) -> bool:
 def predict(model: NucleiModel, image: np.ndarray, scale: float | None = None) -> np.ndarray:
     """(H, W, 3) uint8 RGB of any size -> (C, H, W) float32 sigmoid of the model's logits, at the same size.
 
-    The image is scaled by ``scale``, by default so that ``config.field`` px, or its longer side where that is 0,
-    become ``config.size`` px. The rest up to a multiple of 64 is filled by reflection and
-    cut away again. The model is used in the mode and on the device it is in: call ``model.eval()`` first.
+    The image is scaled by ``scale``; by default ``config.field_px`` px become ``config.size`` px, or the longer side
+    does if ``field_px`` is 0. Sides are padded to multiples of 64 px by reflection, and the padding is cut off again.
+    The model keeps its mode and device: call ``model.eval()`` first. A plain image (`PLAIN`) has no nuclei, and the
+    network is not asked.
     """
     height, width = image.shape[:2]
+    if np.ptp(image, axis=(0, 1)).max(initial=0) <= PLAIN:
+        return np.zeros((model.n_maps, height, width), np.float32)
     scale = scale or model.config.size / (model.config.field_px or max(height, width))
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
     scaled = np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR))

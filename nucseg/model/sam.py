@@ -1,4 +1,4 @@
-"""MobileSAM as its authors build it, and its image encoder at any size."""
+"""MobileSAM as its authors build it, and its image encoder at any input size."""
 
 import functools
 import warnings
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nucseg.errors import InputError
 
-with warnings.catch_warnings():  # mobile_sam asks timm for old names, and registers models that timm has too
+with warnings.catch_warnings():  # mobile_sam uses old names of timm, and registers models that timm has as well
     warnings.filterwarnings("ignore", message="Importing from timm.models", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Overwriting tiny_vit_", category=UserWarning)
     from mobile_sam import build_sam_vit_t
@@ -41,19 +41,19 @@ def build_sam() -> nn.Module:
 @functools.cache
 def sam_shapes() -> dict[str, torch.Size]:
     """The shape of every entry of MobileSAM's state dict, by name."""
-    with torch.random.fork_rng(devices=[]):  # building draws random numbers; the caller's stream stays as it was
+    with torch.random.fork_rng(devices=[]):  # building draws random numbers: keep the caller's generator as it was
         return {name: tensor.shape for name, tensor in build_sam().state_dict().items()}
 
 
 @functools.cache
 def sam_parameters() -> int:
-    """How many parameters MobileSAM has: image encoder, prompt encoder and mask decoder."""
+    """Number of parameters of MobileSAM: image encoder, prompt encoder and mask decoder."""
     with torch.random.fork_rng(devices=[]):
         return sum(parameter.numel() for parameter in build_sam().parameters())
 
 
 def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries of a state dict under ``prefix``, with the prefix taken off."""
+    """The entries of a state dict under ``prefix``, without the prefix."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder while it trains, and how it is resumed from there."""
+"""Saving and resuming a run, and recognising a finished one."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -17,21 +17,32 @@ from nucseg.model.adapters import adapter_path
 from nucseg.model.bases import resolve_base
 from nucseg.model.network import NucleiModel
 from nucseg.records.runs import read_run
+from nucseg.training.average import WeightAverage
 
 
-def _write_history(folder: Path, history: list[dict]) -> None:
+def _write_history(folder: Path, history: list[dict[str, Any]]) -> None:
     with write_atomic(folder / "history.csv") as part:
         pd.DataFrame(history).to_csv(part, index=False)
 
 
 def _save_state(
-    path: Path, config: Config, identity: dict, model: NucleiModel, optimiser, history: list[dict], seconds: float
+    path: Path,
+    config: Config,
+    identity: dict[str, str],
+    model: NucleiModel,
+    optimiser: torch.optim.Optimizer,
+    history: list[dict[str, Any]],
+    seconds: float,
+    average: WeightAverage | None,
+    scaler: torch.amp.GradScaler,
 ) -> None:
     state = {
         "config": asdict(config),
         "identity": identity,
         "model": model.adapter_state(),
         "optimiser": optimiser.state_dict(),
+        "average": average.state() if average else None,
+        "scaler": scaler.state_dict(),  # empty unless training is in float16
         "history": history,
         "seconds": seconds,
     }
@@ -40,9 +51,15 @@ def _save_state(
 
 
 def _resume(
-    path: Path, config: Config, identity: dict, model: NucleiModel, optimiser: torch.optim.Optimizer
-) -> tuple[list[dict], float]:
-    """Put the state of the last whole epoch back: (history so far, seconds spent so far)."""
+    path: Path,
+    config: Config,
+    identity: dict[str, str],
+    model: NucleiModel,
+    optimiser: torch.optim.Optimizer,
+    average: WeightAverage | None,
+    scaler: torch.amp.GradScaler,
+) -> tuple[list[dict[str, Any]], float]:
+    """Restore the state after the last complete epoch; return (history so far, seconds spent so far)."""
     if not path.exists():
         return [], 0.0
     try:
@@ -57,10 +74,14 @@ def _resume(
             raise InputError(f"{path.parent}: holds a run with another {what}; choose another folder.")
     model.load_adapter_state(state["model"], str(path))
     optimiser.load_state_dict(state["optimiser"])
+    if average:
+        average.load_state(state["average"])
+    if scaler.is_enabled():
+        scaler.load_state_dict(state["scaler"])
     return state["history"], state["seconds"]
 
 
-# what may differ between two sittings of one run, because it does not change what is computed
+# options that may change when a run is resumed, because they do not affect the result
 _FREE = {"device", "num_workers", "data_note", "max_hours"}
 
 
@@ -79,7 +100,7 @@ def _epochs_since_best(history: list[dict[str, Any]], monitor: str) -> int:
 
 
 def finished(config: Config, folder: str | Path) -> bool:
-    """Whether ``folder`` holds this run, finished. ``InputError`` if it holds another one, or a damaged one."""
+    """Whether ``folder`` holds this run, finished. Raises ``InputError`` if it holds another or a damaged one."""
     folder = Path(folder)
     if not (folder / "run.json").exists():
         return False
@@ -96,7 +117,7 @@ def finished(config: Config, folder: str | Path) -> bool:
 
 
 def _same_sources(config: Config, dataset: Dataset, folder: Path) -> None:
-    """Raise ``InputError`` unless a finished run had these images, masks and adapter to start from."""
+    """Raise ``InputError`` unless a finished run used these images, masks and initial adapter."""
     about = read_run(folder).about
     start = sha256(adapter_path(config.start)) if config.start else ""
     pairs = {
@@ -110,7 +131,7 @@ def _same_sources(config: Config, dataset: Dataset, folder: Path) -> None:
 
 
 def _same_config(stored: dict[str, Any], config: Config, folder: Path) -> None:
-    """Raise ``InputError`` unless the options agree; one that is newer than the run had its default then."""
+    """Raise ``InputError`` unless the options agree; options newer than the run count with their defaults."""
     mine = asdict(config)
     for name, field in options(Config).items():
         then = stored.get(name, field.default)

@@ -1,10 +1,11 @@
-"""An adapter for one's own images: a few of them with masks, and an adapter that knows nuclei already."""
+"""Fine-tune a pretrained adapter on a few annotated images."""
 
 import math
 import shlex
 import warnings
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,15 +24,16 @@ NUCLEUS_PX = 32.0  # median diameter of NuInsSeg's nuclei (assets/nuinsseg_tissu
 WINDOWS = 800  # training windows altogether: about five minutes on two cores
 
 
-def finetune_config(dataset: Dataset, start: str | Path = DEFAULT_ADAPTER, base: str = "", **changes) -> Config:
-    """What to train one's own images with: the adapter's own model, and a budget that fits their number.
+def finetune_config(dataset: Dataset, start: str | Path = DEFAULT_ADAPTER, base: str = "", **changes: Any) -> Config:
+    """Return the configuration for your own images: the adapter's model, and a budget that fits their number.
 
-    The images are seen at a scale at which their nuclei are as large as those that the adapter knows (``field``).
-    ``base``: only where the adapter's base is a file of yours. ``changes``: options of `Config` that win.
+    ``field_px`` is set so that the nuclei are as large as those that the adapter was trained on.
+    ``base``: needed only if the adapter's base is your own file. ``changes``: overriding options of `Config`.
     """
     _, stored, _ = read_adapter(adapter_path(start))
     known = {field.name for field in fields(ModelConfig)}
-    model = {k: v for k, v in stored.items() if k in known} | {"um_per_px": 0.0}  # that of the adapter's own images
+    model = {k: v for k, v in stored.items() if k in known}
+    model["um_per_px"] = 0.0  # the stored value is that of the adapter's own training images
     config = replace(preset("finetune"), **model, start=str(start))
     if base:
         config = replace(config, base=base)
@@ -50,13 +52,14 @@ def finetune(
     *,
     base: str = "",
     progress: bool = True,
-    **changes,
+    **changes: Any,
 ) -> Path:
-    """Fine-tune an adapter on one's own images and masks; returns the new adapter's path, ``out/best.safetensors``.
+    """Fine-tune an adapter on your own images and masks; return the path of the new one, ``out/best.safetensors``.
 
-    ``folder``: with ``images`` and ``masks`` in it (`ImageFolder`); 5 to 50 images are a good number, 3 are the least.
-    A fifth of them, two at least (one of three), are not trained on and select the epoch that is kept; their scores are
-    in ``out/scores.csv``. ``start``, ``base`` and ``changes`` as for `finetune_config`. Run it again to resume.
+    ``folder``: has subfolders ``images`` and ``masks`` (`ImageFolder`); 5 to 50 images are a good number, 3 the least.
+    A fifth of them, at least two (one of three), are validation images, which select the epoch; their scores are in
+    ``out/scores.csv``. ``start``, ``base`` and ``changes`` as in `finetune_config`. An interrupted run is resumed by
+    the same call.
     """
     dataset = open_own(folder) if isinstance(folder, str | Path) else folder
     config = finetune_config(dataset, start, base, **changes)
@@ -76,11 +79,10 @@ def finetune(
 def scores_before(
     folder: str | Path | Dataset, config: Config, base: str = "", *, progress: bool = True
 ) -> dict[str, pd.DataFrame]:
-    """What the adapter that ``config`` starts from scores on the images that choose the epoch.
+    """Score the adapter that ``config`` starts from on the validation images, before it is fine-tuned.
 
-    Under ``unchanged``: as ``nucseg predict`` would use it, at the scale that a file's µm per px ask for. Under
-    ``rescaled``: at the scale of ``config``, at which the nuclei are as large as those that it knows
-    (`um_per_px_for`).
+    ``unchanged``: as ``nucseg predict`` uses it, at the scale given by the file's pixel size. ``rescaled``: at the
+    scale of ``config``, at which nuclei are as large as in the adapter's own training images (`um_per_px_for`).
     """
     dataset = open_own(folder) if isinstance(folder, str | Path) else folder
     model = load(config.start, base or None, config.device)
@@ -98,10 +100,10 @@ def scores_before(
 
 
 def um_per_px_for(config: Config) -> float | None:
-    """The µm per px to tell the adapter that ``config`` starts from, so that it sees the images at ``config``'s scale.
+    """Return the pixel size (µm/px) at which ``nucseg predict`` sees your images at the scale of ``config``.
 
-    That is not their true resolution but the one at which their nuclei have the size it knows. None where the
-    adapter does not know the resolution of its own images.
+    It is not their true pixel size but the one at which nuclei have the size that the adapter was trained on. None if
+    the pixel size of the adapter's own training images is unknown.
     """
     _, stored, _ = read_adapter(adapter_path(config.start))
     own = stored.get("um_per_px", 0.0)

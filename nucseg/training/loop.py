@@ -1,11 +1,12 @@
-"""Training: one configuration, one loop, one folder a run. It reads from top to bottom.
+"""Training: one configuration, one loop, one folder per run. It reads from top to bottom.
 
-Everything random is drawn from (seed, epoch, image), never from a stream that runs on. A run that was killed
-therefore goes on from its last whole epoch exactly as if it had never stopped.
+All random numbers are drawn from (seed, epoch, image), never from shared generator state, so that resuming reproduces
+the run: one that was killed continues after its last complete epoch exactly as if it had never stopped.
 """
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,65 +28,75 @@ from nucseg.data.splits import Split
 from nucseg.data.vague import fold_in, take_out
 from nucseg.errors import InputError, TrainingError
 from nucseg.files import only_one, sha256
+from nucseg.inference.decoding import tune
 from nucseg.inference.evaluate import evaluate, evaluate_and_record
 from nucseg.model.adapters import adapter_path, check_base, read_adapter
 from nucseg.model.bases import resolve_base
-from nucseg.model.network import NucleiModel, build_model, load_model, pick_device, place, save_model
+from nucseg.model.network import NucleiModel, build_model, load_model, pick_device, place, predict, save_model
 from nucseg.records.provenance import command_line, commit
 from nucseg.records.runs import read_run
+from nucseg.training.average import WeightAverage
 from nucseg.training.checkpoint import _ended, _resume, _same_sources, _save_state, _write_history, finished
 from nucseg.training.losses import dice_focal_loss, distance_loss
 
 
-class _TrainingImages(torch.utils.data.Dataset):
-    """Keys are (epoch, index): what comes out depends on them and the seed alone, in any process."""
+class _TrainingImages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """Training samples by (epoch, index); they depend on the key and the seed alone, in any process."""
 
     def __init__(self, dataset: Dataset, config: Config):
         self.dataset, self.config = dataset, config
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(3, S, S) uint8 image and (C, S, S) target maps; S is ``crop``, or ``size`` where there is none.
+        """(3, S, S) uint8 image and (C, S, S) target maps; S is ``crop``, or ``size`` if that is 0.
 
-        Of your own images, one more map is 0 where nothing was annotated, and 1 elsewhere.
+        With ``border_weight`` or ``valley_weight``, and for your own images, the last of the C maps holds the weights
+        of the pixels: 0 where nothing was annotated.
 
-        A crop is seen at the scale at which the whole image would be: ``size / field``, or ``/ longer side``.
+        A crop has the scale that the whole image would have: ``size / field_px``, or ``size / longer side``.
         """
         config, rng = self.config, np.random.default_rng([self.config.seed, *key])
         sample = self.dataset.draw(*key) if isinstance(self.dataset, Fresh) else self.dataset[key[1]]
-        if own := config.data == "own":
+        scale = config.size / (config.field_px or max(sample.labels.shape))
+        if config.data == "own":
             sample = fold_in(sample)
-        if config.crop:
-            scale = config.size / (config.field_px or max(sample.labels.shape))
-            scale *= augment.zoom(rng) if config.augmentation == "histology" else 1
-            sample = augment.crop(sample, max(1, round(config.crop / scale)), rng)
-        sample = augment.resize(sample, config.crop or config.size)
-        if config.augmentation != "none":
-            sample = getattr(augment, config.augmentation)(sample, rng)
-        if own:
+        if config.augmentation in augment.WINDOWS:
+            sample = augment.WINDOWS[config.augmentation](sample, config.crop or config.size, scale, rng)
+        else:
+            if config.crop:
+                scale *= augment.zoom(rng) if config.augmentation == "histology" else 1
+                sample = augment.crop(sample, max(1, round(config.crop / scale)), rng)
+            sample = augment.resize(sample, config.crop or config.size)
+            if config.augmentation != "none":
+                sample = augment.AUGMENTATIONS[config.augmentation](sample, rng)
+        if config.data == "own":
             sample = take_out(sample)
         image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
-        if (
-            config.head == "instance" and config.without != "distance"
-        ):  # the depth is meant for 512 px images; it scales along
+        if config.head == "instance" and config.without != "distance":  # DISTANCE_PX is meant for images of 512 px
             targets = instances.encode(sample.labels, instances.DISTANCE_PX * config.size / 512)
         else:
             targets = instances.foreground(sample.labels)
-        if own:
-            targets = np.concatenate([targets, ~sample.vague[None]]).astype(np.float32)
+        weights = None
+        if config.border_weight or config.valley_weight:
+            weights = instances.pixel_weights(sample.labels, config.border_weight, config.valley_weight)
+        if config.data == "own" and sample.vague is not None:
+            annotated = ~sample.vague[None]
+            weights = annotated if weights is None else weights * annotated
+        if weights is not None:
+            targets = np.concatenate([targets, weights.astype(np.float32)])
         return image, torch.from_numpy(targets)
 
 
 def batch_keys(config: Config, indices: tuple[int, ...], epoch: int) -> list[list[tuple[int, int]]]:
-    """The epoch's batches as lists of (epoch, image index), shuffled by (seed, epoch)."""
+    """Return the epoch's batches as lists of (epoch, image index), shuffled by (seed, epoch)."""
     order = np.random.default_rng([config.seed, epoch]).permutation(len(indices))
     keys = [(epoch, indices[i]) for i in order]
     return [keys[i : i + config.batch_size] for i in range(0, len(keys), config.batch_size)]
 
 
 def learning_rate(config: Config, progress: float) -> float:
-    """Cosine annealing with warm restarts (Loshchilov & Hutter 2017): the rate at ``progress`` 0..1 of the run.
+    """Return the learning rate at ``progress`` 0..1 of the run, by cosine annealing with warm restarts.
 
-    Over the first ``warmup`` of the run it rises in a straight line to what the cosine is there.
+    (Loshchilov & Hutter 2017.) Over the fraction ``warmup`` of the run it is also scaled linearly from 0 to 1.
     """
     rise = min(1.0, progress / config.warmup) if config.warmup else 1.0
     within = (progress * config.cycles) % 1.0
@@ -100,8 +111,15 @@ def train_epoch(
     config: Config,
     epoch: int,
     progress: bool = True,
+    average: WeightAverage | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> float:
-    """One pass over the training images; returns the mean loss. ``TrainingError`` for a non-finite loss."""
+    """Train for one pass over the images; return the mean loss. Raises ``TrainingError`` for a non-finite loss.
+
+    ``average`` takes the weights after each step. ``scaler`` scales the loss, which float16 needs; a step whose
+    gradient overflows is then left out, and the scale is halved.
+    """
+    scaler = scaler or torch.amp.GradScaler(model.mean.device.type, enabled=False)
     device = model.mean.device
     torch.manual_seed(config.seed * 100_003 + epoch)  # dropout's
     model.train()
@@ -126,11 +144,16 @@ def train_epoch(
         if not torch.isfinite(loss):
             raise TrainingError(_diverged(f"The loss is {loss.item()}", epoch, step, config))
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimiser)
         norm = torch.nn.utils.clip_grad_norm_(_trainable(model), config.grad_clip)
-        if not torch.isfinite(norm):
+        # an overflow of float16 is no divergence, unless it goes on when nothing is scaled up any more
+        if not torch.isfinite(norm) and (not scaler.is_enabled() or scaler.get_scale() <= 1):
             raise TrainingError(_diverged(f"The gradient is {norm.item()}", epoch, step, config))
-        optimiser.step()
+        scaler.step(optimiser)
+        scaler.update()
+        if average is not None:
+            average.update(model)
         total += loss.item() * len(images)
         bar.set_postfix(loss=f"{loss.item():.3f}")
     return total / len(indices)
@@ -138,7 +161,7 @@ def train_epoch(
 
 def _diverged(what: str, epoch: int, step: int, config: Config) -> str:
     return (
-        f"{what} in epoch {epoch + 1}, step {step + 1}: training stopped. The last whole epoch is kept; lower lr "
+        f"{what} in epoch {epoch + 1}, step {step + 1}: training stopped. The last complete epoch is kept; lower lr "
         f"(now {config.lr:g}) or alpha (now {config.alpha:g}) in a new folder."
     )
 
@@ -165,14 +188,14 @@ def _trainable(model: NucleiModel) -> list[torch.nn.Parameter]:
 def train(
     config: Config, dataset: Dataset, folder: str | Path, *, progress: bool = True, command: str = ""
 ) -> pd.DataFrame:
-    """Train one run in ``folder`` and score its best checkpoint on the test part; returns the scores.
+    """Train one run in ``folder`` and score its best checkpoint on the test images; return the scores.
 
     Written there: ``last.pt`` (to resume), ``best.safetensors`` (the adapter of the best validation score),
-    ``history.csv`` (a row an epoch), and at the end ``scores.csv`` (a row a test image) and ``run.json``.
-    A finished run is not repeated; a broken one goes on after its last whole epoch.
+    ``history.csv`` (one row per epoch), and at the end ``scores.csv`` (one row per test image) and ``run.json``.
+    A finished run is not repeated; an interrupted one continues after its last complete epoch.
 
-    Raises ``InputError`` for a config that does not fit or a folder that holds another run, ``Busy`` where another
-    process works in the folder, ``TrainingError`` for a loss that is not finite.
+    Raises ``InputError`` for an invalid configuration or a folder that holds another run, ``Busy`` if another process
+    works in the folder, and ``TrainingError`` for a loss that is not finite.
     """
     config.check()
     config, folder = replace(config, base=resolve_base(config.base)), Path(folder)
@@ -182,7 +205,7 @@ def train(
     began, code, device = time.monotonic(), commit(), pick_device(config.device)
     split = select_split(config, dataset)
     if not (split.train and split.val and split.test):
-        raise InputError(f"Fold {config.fold} leaves a part without images: use more images.")
+        raise InputError(f"Fold {config.fold} has an empty train, validation or test part: use more images.")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with torch.random.fork_rng(devices=[]):
@@ -192,12 +215,13 @@ def train(
         start_from(model, config.start)
     model = place(model, device, config.precision)
     with only_one(folder):
-        if finished(config, folder):  # by another process, since it was first asked
+        if finished(config, folder):  # by another process, in the meantime
             return read_run(folder).scores
         seconds = _epochs(model, config, dataset, split, folder, began, progress)
         start = model.start_sha256
         model = place(load_model(folder / "best.safetensors", config.base), device, config.precision)
         model.start_sha256 = start
+        tuning = _tune(model, config, dataset, folder) if config.tune_decoding else {}
         return evaluate_and_record(
             model,
             config,
@@ -208,12 +232,27 @@ def train(
             command=command or command_line(config, folder),
             started=began - seconds,
             commit=code,
+            more=tuning,
             progress=progress,
         )
 
 
+def _tune(model: NucleiModel, config: Config, dataset: Dataset, folder: Path) -> dict[str, Any]:
+    """Choose the decoding on the validation images and store it in the run's adapter; return what run.json keeps.
+
+    All validation images are used, also those that were left out when the epoch was selected.
+    """
+    samples = [dataset[index] for index in select_split(replace(config, val_images=0), dataset).val]
+    maps = [predict(model, sample.image) for sample in samples]
+    chosen, about = tune(maps, [sample.labels for sample in samples], scale=model.config.nucleus_scale)
+    model.decoding = chosen.to_dict()
+    save_model(folder / "best.safetensors", model)
+    parameters = {name: value for name, value in model.decoding.items() if name != "classifier"}
+    return {"decoding": parameters | {name: round(value, 6) for name, value in about.items()}}
+
+
 def start_from(model: NucleiModel, adapter: str | Path) -> None:
-    """Put an adapter's weights into a model of the same make. ``InputError`` where base, names or shapes differ."""
+    """Load an adapter's weights into a model like its own. ``InputError`` if base, names or shapes differ."""
     path = adapter_path(adapter)
     tensors, _, base_sha256 = read_adapter(path)
     check_base(path, base_sha256, model.base_sha256, model.base_name)
@@ -224,34 +263,37 @@ def start_from(model: NucleiModel, adapter: str | Path) -> None:
 def _epochs(
     model: NucleiModel, config: Config, dataset: Dataset, split: Split, folder: Path, began: float, progress: bool
 ) -> float:
-    """All epochs that are still to be trained; returns the seconds that earlier sittings took."""
+    """Train the remaining epochs; return the seconds spent before the run was resumed."""
     optimiser = torch.optim.AdamW(_trainable(model), lr=config.lr, weight_decay=config.weight_decay)
     identity = {"base": model.base_sha256, "split": split.file_list_hash(dataset), "start": model.start_sha256}
     identity["images and masks"] = content_hash(dataset)
-    history, spent = _resume(folder / "last.pt", config, identity, model, optimiser)
+    average = WeightAverage(model, config.ema) if config.ema else None
+    scaler = torch.amp.GradScaler(model.mean.device.type, enabled=model.precision == "float16")
+    history, spent = _resume(folder / "last.pt", config, identity, model, optimiser, average, scaler)
     best = max((row[f"val_{config.monitor}"] for row in history), default=-math.inf)
     while not _ended(history, config):
         if _out_of_time(history, config, spent + time.monotonic() - began):
             break
         epoch, start = len(history), time.monotonic()
-        loss = train_epoch(model, optimiser, dataset, split.train, config, epoch, progress)
-        scores = evaluate(
-            model,
-            dataset,
-            split.val,
-            scoring=config.scoring,
-            threshold=config.threshold,
-            leave_out_vague=config.data == "own",
-            progress=progress,
-        )
-        row = {"epoch": epoch + 1, "lr": optimiser.param_groups[0]["lr"], "train_loss": loss}
-        row |= {f"val_{name}": float(scores[name].mean()) for name in ("dice", "iou", "aji", "pq")}
-        history.append(row | {"seconds": round(time.monotonic() - start, 2)})
-        if row[f"val_{config.monitor}"] > best:
-            best = row[f"val_{config.monitor}"]
-            save_model(folder / "best.safetensors", model)
+        loss = train_epoch(model, optimiser, dataset, split.train, config, epoch, progress, average, scaler)
+        with average.applied(model) if average else nullcontext():
+            scores = evaluate(
+                model,
+                dataset,
+                split.val,
+                scoring=config.scoring,
+                threshold=config.threshold,
+                leave_out_vague=config.data == "own",
+                progress=progress,
+            )
+            row = {"epoch": epoch + 1, "lr": optimiser.param_groups[0]["lr"], "train_loss": loss}
+            row |= {f"val_{name}": float(scores[name].mean()) for name in ("dice", "iou", "aji", "pq")}
+            history.append(row | {"seconds": round(time.monotonic() - start, 2)})
+            if row[f"val_{config.monitor}"] > best:
+                best = row[f"val_{config.monitor}"]
+                save_model(folder / "best.safetensors", model)
         seconds = spent + time.monotonic() - began
-        _save_state(folder / "last.pt", config, identity, model, optimiser, history, seconds)
+        _save_state(folder / "last.pt", config, identity, model, optimiser, history, seconds, average, scaler)
         _write_history(folder, history)
         if progress:
             tqdm.write(", ".join(f"{k} {v:.4g}" for k, v in history[-1].items()))
@@ -259,7 +301,7 @@ def _epochs(
                 tqdm.write(f"About {fit} of {config.epochs} epochs fit into max_hours: plan that many with --epochs.")
             elif len(history) == 1 and config.data == "own":
                 tqdm.write(_estimate(history[0]["seconds"], config))
-    _write_history(folder, history)  # once more, for a run that was killed between the two writes above
+    _write_history(folder, history)  # again, in case the run was killed between the two writes above
     return spent
 
 

@@ -1,4 +1,4 @@
-"""Dice, focal and their sum, from logits, so that they are stable where a probability would round to 0 or 1."""
+"""Losses from logits, so that they stay stable where a probability would round to 0 or 1."""
 
 import torch
 from torch import Tensor
@@ -6,11 +6,11 @@ from torch.nn import functional as F
 
 
 def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0, valid: Tensor | None = None) -> Tensor:
-    """Soft Dice loss, ``1 - (2 |P∩T| + s) / (|P| + |T| + s)``, a value an image, then the mean (scalar, 0..1).
+    """Soft Dice loss, ``1 - (2 |P∩T| + s) / (|P| + |T| + s)``, per image, then the mean (scalar, 0..1).
 
-    ``logits`` and ``target``: (B, C, H, W) or (B, H, W), target 0..1. ``smooth`` keeps an empty image at 0
-    where nothing is predicted (Milletari et al. 2016, with the usual smoothing). ``valid``: bool, in a shape that
-    broadcasts; pixels where it is False count neither for nor against.
+    ``logits`` and ``target``: (B, C, H, W) or (B, H, W), target 0..1. ``smooth`` makes the loss of an
+    empty image 0 if nothing is predicted (Milletari et al. 2016, with the usual smoothing). ``valid``: bool, in a shape
+    that broadcasts; pixels where it is False count neither for nor against.
     """
     probability, truth = torch.sigmoid(logits), target.to(logits.dtype)
     if valid is not None:

@@ -3,6 +3,7 @@ import pytest
 from blobs import Blobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from skimage.color import hed2rgb, rgb2hed
 
 from nucseg.data import augment
@@ -89,3 +90,56 @@ def test_restaining_by_one_changes_nothing_and_by_two_doubles_the_density():
     expected = 255 * (image / 255.0) ** 2  # Beer-Lambert: twice the stain, the transmission squared
     assert np.abs(doubled - expected).max() <= 1.5
     assert augment.restain(image, (1.5, 1, 1)).mean() < image.mean()
+
+
+def test_warp_moves_image_and_labels_together_at_the_scale_asked_for(monkeypatch):
+    """Disks of known area on a pale field: dark stays inside the labels, and areas follow scale squared."""
+    rows, columns = np.mgrid[:200, :200]
+    labels = np.zeros((200, 200), np.int32)
+    for k, (y, x) in enumerate([(50, 50), (50, 150), (150, 50), (150, 150), (100, 100)], 1):
+        labels[np.hypot(rows - y, columns - x) < 20] = k
+    image = np.where(labels[..., None] > 0, 60, 220).repeat(3, 2).astype(np.uint8)
+    monkeypatch.setattr(augment, "ZOOM", (1.0, 1.0))
+    for seed, scale in enumerate((0.4, 0.8, 1.0, 1.7) * 3):
+        out = augment.warp(Sample(image, labels, "", ""), 64, scale, np.random.default_rng(seed))
+        assert out.image.shape == (64, 64, 3) and out.labels.shape == (64, 64) and out.labels.dtype == np.int32
+        inside, outside = (
+            ndimage.binary_erosion(out.labels > 0, iterations=3),
+            ~ndimage.binary_dilation(out.labels > 0, iterations=3),
+        )
+        assert not inside.any() or out.image[inside].max() < 80
+        assert not outside.any() or out.image[outside].min() > 200
+    monkeypatch.setattr(augment, "ELASTIC_PX", 0.0)
+    monkeypatch.setattr(augment, "SHEAR", 0.0)
+    whole = augment.warp(Sample(image, labels, "", ""), 160, 0.8, np.random.default_rng(0))  # all of it, turned
+    areas = np.bincount(whole.labels.ravel(), minlength=6)[5]
+    assert abs(areas - np.pi * 20**2 * 0.8**2) < 0.05 * areas
+
+
+def test_beyond_the_image_lies_its_reflection():
+    labels = np.arange(1, 65, dtype=np.int32).reshape(8, 8)
+    out = augment.warp(Sample(np.full((8, 8, 3), 7, np.uint8), labels, "", ""), 64, 1.0, np.random.default_rng(0))
+    assert out.labels.min() > 0 and (out.image == 7).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999))
+def test_strong_keeps_nuclei_dark_and_flat_windows_empty(seed):
+    sample = Blobs()[seed % 12]
+    for change in (augment.strong, augment.geometry):
+        out = change(sample, 64, 1.0, np.random.default_rng(seed))
+        assert out.image.shape == (64, 64, 3) and out.image.dtype == np.uint8
+        assert set(np.unique(out.labels)) <= {0, *np.unique(sample.labels)}
+        grey, inside = out.image.mean(axis=2), out.labels > 0
+        if 20 < inside.sum() < 64**2 - 20:
+            assert np.median(grey[inside]) < np.median(grey[~inside])
+    empty = augment.flat(sample, 32, np.random.default_rng(seed))
+    assert not empty.labels.any() and empty.image.std(axis=(0, 1)).max() < 10
+
+
+def test_strong_is_repeatable_and_now_and_then_flat():
+    sample = Blobs()[0]
+    one, two, other = (augment.strong(sample, 64, 1.0, np.random.default_rng(seed)).image for seed in (3, 3, 4))
+    assert (one == two).all() and (one != other).any()
+    drawn = [augment.strong(sample, 16, 4.0, np.random.default_rng(seed)) for seed in range(400)]
+    assert 0 < sum(out.image.std() < 6 and not out.labels.any() for out in drawn) < 400

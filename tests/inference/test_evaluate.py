@@ -8,7 +8,8 @@ from torch import nn
 from nucseg.data.datasets import Sample
 from nucseg.errors import InputError
 from nucseg.inference import evaluate as evaluation
-from nucseg.inference.evaluate import evaluate, score_sample, segment_whole
+from nucseg.inference.decoding import Decoding
+from nucseg.inference.evaluate import decoding_of, evaluate, score_sample, segment_whole
 
 
 class Model(nn.Module):
@@ -73,3 +74,17 @@ def test_another_way_to_segment_is_scored_as_it_is(sample):
     data = Blobs(3)
     table = evaluate(Model(), data, [2, 0], segment=lambda i: data[i].labels, progress=False)
     assert table["pq"].tolist() == [1, 1]
+
+
+def test_a_tuned_adapter_is_decoded_as_it_was_tuned_unless_a_threshold_is_given(sample):
+    model = Model()
+    model.decoding = Decoding(threshold=0.95, min_area=4.0).to_dict()
+    assert segment_whole(model, sample.image).max() == 1
+    assert segment_whole(model, sample.image, threshold=0.5).max() == 2  # 9 px are enough for its least area
+    assert segment_whole(model, sample.image, threshold=0.5, min_area=10).max() == 1
+    assert score_sample(model, sample, "benchmark", threshold=None)["nuclei_predicted"] == 1
+    assert score_sample(model, sample, "benchmark", threshold=0.5)["nuclei_predicted"] == 1  # the benchmark's 50 px
+    model.decoding = Decoding(min_area=200.0).to_dict()
+    assert score_sample(model, sample, "benchmark", threshold=None)["nuclei_predicted"] == 0
+    assert score_sample(model, sample, "report", threshold=None)["nuclei_predicted"] == 2  # every component counts
+    assert decoding_of(Model()) == Decoding()

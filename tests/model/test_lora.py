@@ -5,11 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from nucseg.errors import InputError
 from nucseg.model import lora
-from nucseg.model.adapters import read_adapter, save_adapter
-from nucseg.model.lora import LoRALinear, inject
+from nucseg.model.adapters import read_adapter, read_decoding, save_adapter
+from nucseg.model.lora import LoRAConv2d, LoRALinear, inject
 
 
 def test_the_update_is_the_papers_equation_by_hand():
@@ -162,3 +163,84 @@ def test_random_bytes_are_never_an_adapter(data, tmp_path_factory):
     path.write_bytes(data)
     with pytest.raises(InputError):
         read_adapter(path)
+
+
+def test_the_update_of_a_convolution_by_hand():
+    layer = LoRAConv2d(nn.Conv2d(2, 1, 1), r=1, alpha=3.0)
+    with torch.no_grad():
+        layer.linear.weight.copy_(torch.tensor([1.0, -1.0]).view(1, 2, 1, 1))
+        layer.linear.bias.fill_(0.5)
+        layer.lora_A.copy_(torch.tensor([2.0, 1.0]).view(1, 2, 1, 1))
+        layer.lora_B.fill_(-1.0)
+    x = torch.tensor([[4.0, 0.0], [1.0, 2.0]]).view(1, 2, 1, 2)  # pixels (4, 1) and (0, 2)
+    # W0 x + b = (3.5, -1.5); A x = (9, 2); B A x = (-9, -2); scaling = 3 / 1
+    assert layer(x).flatten().tolist() == [3.5 - 27, -1.5 - 6]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    inputs=st.integers(1, 6),
+    outputs=st.integers(1, 6),
+    kernel=st.sampled_from([1, 2, 3]),
+    stride=st.integers(1, 2),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_invariants_of_convolutions(inputs, outputs, kernel, stride, share, seed):
+    torch.manual_seed(seed)
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, dilation=2 if kernel == 3 else 1)
+    x = torch.randn(2, inputs, 9, 7)
+    frozen, weight = conv(x), conv.weight.clone()
+    layer = LoRAConv2d(conv, 1 + int(share * (min(inputs * kernel**2, outputs) - 1)), alpha=2.5)
+    assert torch.equal(layer(x), frozen)  # B = 0
+    assert [n for n, p in layer.named_parameters() if p.requires_grad] == ["lora_A", "lora_B"]
+    nn.init.normal_(layer.lora_B)
+    assert torch.linalg.matrix_rank(layer.delta().flatten(1), rtol=1e-4) <= layer.r
+    expected = F.conv2d(x, weight + layer.delta(), conv.bias, stride, kernel // 2, conv.dilation)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+    layer.merge()
+    layer.merge()
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(conv(x), expected, rtol=1e-4, atol=1e-4)
+    layer.unmerge()
+    assert torch.equal(conv.weight, weight)
+
+
+def test_a_1x1_convolution_is_a_linear_layer_over_pixels():
+    torch.manual_seed(0)
+    conv, linear = nn.Conv2d(5, 4, 1), nn.Linear(5, 4)
+    a, b = LoRAConv2d(conv, r=2, alpha=4), LoRALinear(linear, r=2, alpha=4)
+    with torch.no_grad():
+        linear.weight.copy_(conv.weight.flatten(1))
+        linear.bias.copy_(conv.bias)
+        b.lora_A.copy_(a.lora_A.flatten(1))
+        nn.init.normal_(b.lora_B)
+        a.lora_B.copy_(b.lora_B.view_as(a.lora_B))
+    x = torch.randn(2, 5, 3, 6)
+    torch.testing.assert_close(a(x), b(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+    torch.testing.assert_close(a.delta().flatten(1), b.delta())
+
+
+def test_inject_wraps_convolutions_only_if_asked_and_never_depthwise_ones():
+    def make() -> nn.Module:
+        return nn.ModuleDict({"a": nn.Linear(8, 8), "b": nn.Conv2d(8, 8, 1), "c": nn.Conv2d(8, 8, 3, groups=8)})
+
+    assert inject(make(), r=2, alpha=2) == ["a"]
+    model = make()
+    assert inject(model, r=2, alpha=2, conv=True) == ["a", "b"]
+    assert isinstance(model["b"], LoRAConv2d) and isinstance(model["c"], nn.Conv2d)
+    with pytest.raises(InputError, match="grouped"):
+        LoRAConv2d(nn.Conv2d(8, 8, 3, groups=8), r=1, alpha=1)
+    with pytest.raises(InputError, match="9 -> 4"):
+        LoRAConv2d(nn.Conv2d(1, 4, 3), r=5, alpha=1)
+
+
+def test_adapter_files_may_hold_a_decoding(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_adapter(path, {"x": torch.zeros(1)}, {}, "")
+    assert read_decoding(path) == {}
+    save_adapter(path, {"x": torch.zeros(1)}, {}, "", {"threshold": 0.4})
+    assert read_decoding(path) == {"threshold": 0.4}
+    save_adapter(path, {"x": torch.zeros(1)}, {}, "", ["no", "dictionary"])
+    with pytest.raises(InputError, match="damaged"):
+        read_decoding(path)

@@ -22,9 +22,10 @@ from nucseg.config import PRESETS, Config, preset
 from nucseg.data.datasets import ImageFolder, InMemory
 from nucseg.data.from_config import select_split
 from nucseg.errors import InputError, TrainingError
+from nucseg.inference.evaluate import evaluate
 from nucseg.model.adapters import read_adapter
 from nucseg.model.bases import random_base
-from nucseg.model.network import build_model
+from nucseg.model.network import build_model, load_model, place
 from nucseg.records.provenance import command_line
 from nucseg.training import checkpoint, loop
 from nucseg.training.loop import batch_keys, learning_rate, train
@@ -318,7 +319,10 @@ def test_a_finished_run_is_not_given_back_for_other_images_or_masks(tmp_path):
         Image.fromarray(sample.image).save(tmp_path / f"images/{i}.png")
         tifffile.imwrite(tmp_path / f"masks/{i}.tif", sample.labels.astype(np.uint16))
     config = small(epochs=1, protocol="own")
-    own = lambda: InMemory(ImageFolder(tmp_path / "images", tmp_path / "masks"))
+
+    def own() -> InMemory:
+        return InMemory(ImageFolder(tmp_path / "images", tmp_path / "masks"))
+
     scores = train(config, own(), tmp_path / "run", progress=False)
     pd.testing.assert_frame_equal(train(config, own(), tmp_path / "run", progress=False), scores, rtol=1e-4)
     last = (tmp_path / "masks/9.tif").read_bytes()
@@ -331,3 +335,73 @@ def test_a_finished_run_is_not_given_back_for_other_images_or_masks(tmp_path):
         (tmp_path / part / f"9.{end}").unlink()
     with pytest.raises(InputError, match="another list of images"):
         train(config, own(), tmp_path / "run", progress=False)
+
+
+def test_float16_trains_as_float32_does_and_leaves_out_overflowing_steps(monkeypatch):
+    losses = {}
+    for precision in ("float32", "float16"):
+        torch.manual_seed(0)
+        model = place(build_model(small(head="instance")), torch.device("cpu"), precision)
+        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=precision == "float16")
+        losses[precision] = [
+            loop.train_epoch(model, optimiser, Blobs(), tuple(range(8)), small(head="instance"), e, False, None, scaler)
+            for e in range(3)
+        ]
+    assert losses["float16"][-1] < losses["float16"][0]
+    np.testing.assert_allclose(losses["float16"], losses["float32"], rtol=0.02)
+
+    model = place(build_model(SMALL), torch.device("cpu"), "float16")
+    before = {name: t.clone() for name, t in model.adapter_state().items()}
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)  # the first gradient overflows
+    loop.train_epoch(model, optimiser, Blobs(), (0, 1), SMALL, 0, False, None, scaler)
+    assert scaler.get_scale() == 2.0**59
+    assert all(torch.equal(t, before[name]) for name, t in model.adapter_state().items())
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *arguments: torch.tensor(float("inf")))
+    with pytest.raises(TrainingError, match="gradient is inf"):
+        loop.train_epoch(model, optimiser, Blobs(), (0, 1), SMALL, 0, False, None, scaler)
+
+
+def test_a_study_can_be_scored_on_the_validation_part_alone():
+    blobs = Blobs(40)
+    full, val = select_split(small(), blobs), select_split(small(score_part="val", val_images=2), blobs)
+    assert val.test == full.val and len(val.val) == 2 and set(val.val) < set(val.test)
+    assert val.train == full.train and not set(val.test) & set(full.test)
+
+
+def test_weighted_pixels_reach_the_loss():
+    config = small(head="instance", border_weight=1.0, valley_weight=2.0, augmentation="strong")
+    image, targets = loop._TrainingImages(Blobs(), config)[0, 0]
+    assert image.shape == (3, 64, 64) and targets.shape == (3, 64, 64)
+    assert targets[2].min() == 1 and targets[2].max() > 1
+    logits = torch.zeros(1, 2, 64, 64)
+    plain = loop._loss(logits, targets[None, :2], config)
+    assert loop._loss(logits, targets[None], config) != plain
+    assert torch.isclose(loop._loss(logits, torch.cat([targets[None, :2], torch.ones(1, 1, 64, 64)], 1), config), plain)
+
+
+def test_the_decoding_is_tuned_on_validation_images_and_kept_in_the_adapter(tmp_path, monkeypatch):
+    from nucseg.inference.decoding import Decoding
+
+    seen = []
+
+    def fake(maps, truths, scale):
+        seen.append((len(maps), [truth.sum() for truth in truths], scale))
+        return Decoding(threshold=0.9, min_area=75.0), {"pq_start": 0.25}
+
+    monkeypatch.setattr(loop, "tune", fake)
+    config = small(head="instance", epochs=1, tune_decoding=True, val_images=1)
+    scores = train(config, Blobs(20), tmp_path / "run", progress=False)
+    split = select_split(small(), Blobs(20))  # with all validation images
+    assert len(split.val) > 1
+    assert seen == [(len(split.val), [Blobs(20)[i].labels.sum() for i in split.val], 1.0)]
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["decoding"]["threshold"] == 0.9 and about["decoding"]["pq_start"] == 0.25
+    model = load_model(tmp_path / "run" / "best.safetensors")
+    assert model.decoding["min_area"] == 75
+    again = evaluate(model, Blobs(20), split.test, fold=split.name, threshold=None, progress=False)
+    pd.testing.assert_frame_equal(again, scores, atol=1e-3)
+    with pytest.raises(InputError, match="tune_decoding"):
+        small(tune_decoding=True).check()

@@ -96,3 +96,29 @@ def test_an_image_without_any_annotated_pixel_teaches_nothing():
         value = loss(logits, torch.ones(1, 1, 4, 4), weights=torch.zeros(1, 1, 4, 4))
         (gradient,) = torch.autograd.grad(value, logits)
         assert value.item() == 0 and (gradient == 0).all()
+
+
+def test_pixel_weights_by_hand():
+    # p = 1/2: the true pixel costs 0.25 * 1/4 * log 2, the other 0.75 * 1/4 * log 2; weights 3 and 1
+    target, weights = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[3.0, 1.0]]]])
+    expected = (3 * 0.25 + 0.75) / 4 * 0.25 * math.log(2)
+    found = focal_loss(torch.zeros(1, 1, 1, 2), target, weights=weights)
+    assert math.isclose(found.item(), expected, rel_tol=1e-5)
+    # cross-entropy at p = 1/2 is log 2 whatever the target; at p = sigmoid(2) and target 1 it is log(1 + e^-2)
+    logits = torch.tensor([[[[0.0, 2.0]]]])
+    expected = (3 * math.log(2) + math.log1p(math.exp(-2))) / 4
+    assert math.isclose(distance_loss(logits, torch.ones(1, 1, 1, 2), weights).item(), expected, rel_tol=1e-5)
+
+
+def test_equal_weights_change_nothing():
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(2, 1, 8, 8, generator=generator), torch.rand(2, 1, 8, 8, generator=generator).round()
+    weights = torch.full((2, 1, 8, 8), 7.0)
+    for loss in (dice_focal_loss, focal_loss, distance_loss):
+        torch.testing.assert_close(loss(logits, target, weights=weights), loss(logits, target))
+
+
+def test_the_distance_loss_is_least_where_the_sigmoid_is_the_target():
+    target = torch.full((1, 1, 1, 1), 0.3)
+    losses = [distance_loss(torch.logit(torch.full((1, 1, 1, 1), p)), target) for p in (0.2, 0.3, 0.4)]
+    assert min(losses) == losses[1]

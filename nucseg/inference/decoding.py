@@ -1,0 +1,135 @@
+"""How a model's maps become nuclei: the decoding parameters, chosen on validation images and kept in the adapter."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+
+from nucseg.errors import InputError
+from nucseg.inference.confidence import Confidence, features, fit, out_of_image, true_objects
+from nucseg.instances import MIN_AREA, RIDGE, SMOOTH_PX, labels_from
+from nucseg.metrics import contingency, pq
+
+# What `tune` tries, one parameter after the other. The least area stays as it is: the confidence drops fragments too,
+# and does not take small nuclei for them.
+GRID: dict[str, tuple[float, ...]] = {
+    "threshold": (0.4, 0.45, 0.5, 0.55, 0.6),
+    "ridge": (0.8, 0.85, 0.9, 0.95),
+    "smooth_px": (1.0, 1.5, 2.0, 3.0, 4.0),
+}
+CONFIDENCES = tuple(k / 50 for k in range(36))  # 0 to 0.7
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How maps become nuclei. Lengths and areas are in px of images whose nuclei are as large as NuInsSeg's.
+
+    - ``threshold``: foreground probability, 0..1, above which a pixel is nucleus.
+    - ``ridge``, ``smooth_px``: as in `instances.decode`.
+    - ``min_area``: smaller objects are dropped.
+    - ``min_confidence``: objects that are less probably true nuclei are dropped, 0..1; needs ``classifier``.
+    """
+
+    threshold: float = 0.5
+    ridge: float = RIDGE
+    smooth_px: float = SMOOTH_PX
+    min_area: float = MIN_AREA
+    min_confidence: float = 0.0
+    classifier: Confidence | None = field(default=None, compare=False)
+
+    def check(self) -> None:
+        """Raise ``InputError`` for a value out of range, or a least confidence without a classifier."""
+        if not 0 <= self.min_confidence <= 1:
+            raise InputError(f"min_confidence is {self.min_confidence!r}: it must lie between 0 and 1.")
+        if self.min_confidence and self.classifier is None:
+            raise InputError("This adapter gives no object confidence: leave min_confidence at 0, or tune it first.")
+
+    def cut(self, maps: np.ndarray, scale: float = 1.0) -> np.ndarray:
+        """(C, H, W) maps, 0..1 -> (H, W) int32 label map of all objects, whatever their confidence.
+
+        ``scale``: size of the nuclei in these images relative to NuInsSeg's, in px.
+        """
+        smallest, smooth = round(self.min_area * scale**2), min(self.smooth_px * scale, 100)
+        return labels_from(maps, self.threshold, smallest, self.ridge, smooth)
+
+    def decode(self, maps: np.ndarray, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        """(C, H, W) maps, 0..1 -> (H, W) int32 label map 1..n, and the (n,) confidence of each nucleus.
+
+        The confidence is 1 where there is no classifier. ``scale`` as in `cut`.
+        """
+        labels = self.cut(maps, scale)
+        if self.classifier is None:
+            return labels, np.ones(int(labels.max(initial=0)))
+        confidence = self.classifier.predict(features(labels, maps, scale))
+        wanted = confidence >= self.min_confidence
+        return keep(labels, wanted), confidence[wanted]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists, for an adapter's header."""
+        classifier = self.classifier.to_dict() if self.classifier else None
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"classifier": classifier}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> "Decoding":
+        """The inverse of `to_dict`; an empty dictionary gives the defaults.
+
+        Raises ``InputError`` for entries that this version does not know.
+        """
+        unknown = stored.keys() - {f.name for f in fields(cls)}
+        if unknown:
+            raise InputError(f"The adapter's decoding has an entry {min(unknown)!r} of another version of nucseg.")
+        found = stored.get("classifier")
+        return cls(**(stored | {"classifier": Confidence.from_dict(found) if found else None}))
+
+
+def keep(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """(H, W) label map 1..n and (n,) bool -> the label map of the wanted ones, numbered 1..m in their order."""
+    return np.concatenate([[0], np.where(wanted, np.cumsum(wanted), 0)]).astype(np.int32)[labels]
+
+
+def mean_pq(truths: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> float:
+    """Mean PQ over images of (H, W) label maps."""
+    return float(np.mean([pq(contingency(t, r)) for t, r in zip(truths, results, strict=True)]))
+
+
+def tune(
+    maps: Sequence[np.ndarray], truths: Sequence[np.ndarray], start: Decoding = Decoding(), scale: float = 1.0
+) -> tuple[Decoding, dict[str, float]]:
+    """Choose the decoding with the best mean PQ on validation images, and fit the object confidence there.
+
+    ``maps``: (2, H, W) each, of images that the model was not trained on. ``truths``: (H, W) label maps. One parameter
+    after the other goes through its values in `GRID`. The least confidence is chosen on probabilities of classifiers
+    that did not see the image (`out_of_image`); the classifier that is kept sees all images.
+
+    Returns the decoding, and what it brought: ``pq_start``, ``pq_decoding`` and ``pq_confidence`` (means over these
+    images; the last is cross-fitted in the classifier, not in the other parameters), ``log_loss`` and ``brier`` of the
+    cross-fitted probabilities, ``objects`` and the share of ``true`` ones.
+    """
+    chosen = start
+    best = first = mean_pq(truths, [start.cut(m, scale) for m in maps])
+    for name, values in GRID.items():
+        for value in values:
+            change: dict[str, Any] = {name: value}
+            trial = replace(chosen, **change)
+            found = mean_pq(truths, [trial.cut(m, scale) for m in maps]) if trial != chosen else best
+            if found > best:
+                chosen, best = trial, found
+    labels = [chosen.cut(m, scale) for m in maps]
+    table = np.concatenate([features(l, m, scale) for l, m in zip(labels, maps, strict=True)])  # noqa: E741
+    per_image = [true_objects(t, l) for t, l in zip(truths, labels, strict=True)]  # noqa: E741
+    true = np.concatenate(per_image)
+    image = np.repeat(np.arange(len(maps)), [len(t) for t in per_image])
+    about = {"pq_start": first, "pq_decoding": best, "objects": len(true), "true": float(true.mean())}
+    if true.all() or not true.any():  # nothing to tell apart
+        return chosen, about | {"pq_confidence": best}
+    probability = out_of_image(table, true, image)
+    scores = [
+        mean_pq(truths, [keep(l, probability[image == i] >= least) for i, l in enumerate(labels)])  # noqa: E741
+        for least in CONFIDENCES
+    ]
+    k = int(np.argmax(scores))
+    safe = np.clip(np.where(true, probability, 1 - probability), 1e-6, 1)
+    about |= {"pq_confidence": scores[k], "log_loss": float(-np.log(safe).mean())}
+    about |= {"brier": float(((probability - true) ** 2).mean())}
+    return replace(chosen, min_confidence=CONFIDENCES[k], classifier=fit(table, true)), about
