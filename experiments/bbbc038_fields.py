@@ -1,6 +1,6 @@
 """Find which histology images of BBBC038 were cut from one microscope field: nucseg/assets/bbbc038_fields.csv.
 
-    python experiments/bbbc038_fields.py --bbbc038 data/bbbc038
+    python -m experiments.bbbc038_fields --bbbc038 data/bbbc038
 
 Two images are neighbours if facing edges fit: they correlate (0.7 and more), and the step from one to the other is no
 larger than three steps between rows within an image. Fields are the connected images, numbered in the order of their

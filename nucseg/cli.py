@@ -6,13 +6,16 @@ Commands import what they need when they run, so that ``--help`` does not wait f
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nucseg import __version__
 from nucseg.config import CHOICES, GROUPS, PRESETS, Config, apply, options, preset, read_toml
-from nucseg.errors import InputError, TrainingError
+from nucseg.errors import InputError, Notice, TrainingError, is_out_of_memory
 
 if TYPE_CHECKING:  # for the annotations alone
     import pandas as pd
@@ -31,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     try:
         parsed = _parser().parse_args(arguments)
-        code = parsed.run(parsed)
+        with _notices_as_sentences():
+            code = parsed.run(parsed)
         sys.stdout.flush()  # here, where a closed pipe is handled, and not at exit
         return code
     except InputError as error:
@@ -47,9 +51,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingError as error:
         print(f"nucseg: {error}", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"nucseg: {_OUT_OF_MEMORY}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("nucseg: stopped; run the same command again to resume.", file=sys.stderr)
         return 130
+
+
+_OUT_OF_MEMORY = (
+    "the memory is full: close other programs, choose --device cpu if it was a GPU's, or lower --batch-size or --crop "
+    "if it was training."
+)
+
+
+@contextmanager
+def _notices_as_sentences() -> Iterator[None]:
+    """Print each `Notice` once, as one line; other warnings as usual."""
+    usual, said = warnings.showwarning, set()
+
+    def show(message: Any, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if not issubclass(category, Notice):
+            usual(message, category, *rest, **more)
+        elif str(message) not in said:
+            said.add(str(message))
+            print(f"nucseg: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Notice)
+        warnings.showwarning = show
+        yield
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="nucseg",
         description="Fine-tune MobileSAM with LoRA for nuclei instance segmentation in H&E images.",
     )
+    parser.add_argument("--version", action="version", version=f"nucseg {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_fetch(commands)
     _add_train(commands)
@@ -373,8 +407,9 @@ def _add_evaluate(commands: Any) -> None:
         "--masks",
         type=Path,
         required=True,
-        help="folder of label maps, binary masks or ROI zips",
+        help="folder of masks (label maps, ImageJ's ROIs, GeoJSON, .npy, .mat), or one COCO file",
     )
+    _add_instances(evaluate)
     evaluate.add_argument("--base", default=None, help="base checkpoint, if it is a file of yours")
     evaluate.add_argument(
         "--scoring",
@@ -387,16 +422,31 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.set_defaults(run=_evaluate)
 
 
+def _add_instances(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--instances",
+        choices=["ids", "components"],
+        default="ids",
+        help="components: the masks are binary, and each connected component is a nucleus (default: ids)",
+    )
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
     from nucseg.data.datasets import ImageFolder
+    from nucseg.data.own import warn_of_unknown_sizes
     from nucseg.files import write_atomic
-    from nucseg.inference.evaluate import evaluate
-    from nucseg.inference.segmenter import load
 
     if arguments.out and arguments.out.is_dir():
         raise InputError(f"'{arguments.out}' is a folder: give --out the name of a CSV file.")
-    dataset = ImageFolder(arguments.images, arguments.masks)
+    dataset = ImageFolder(arguments.images, arguments.masks, instances=arguments.instances, whiten=True)
+    _check_segmenting(arguments, [arguments.adapter])
+
+    from nucseg.inference.evaluate import evaluate
+    from nucseg.inference.segmenter import load
+
     model = load(arguments.adapter, arguments.base, arguments.device)
+    if arguments.um_per_px is None and model.config.um_per_px:
+        warn_of_unknown_sizes(dataset, model.config.um_per_px)
     segmenter = _segmenter([model], arguments)
     segmenter.check()
     scores = evaluate(
@@ -405,6 +455,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         range(len(dataset)),
         scoring=arguments.scoring,
         threshold=arguments.threshold,
+        leave_out_vague=True,
         segment=None if arguments.scoring == "report" else lambda i: segmenter.segment(dataset.image_path(i)),
     )
     _print_means(scores)
@@ -427,14 +478,41 @@ def _add_segmenting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tta", action="store_true", help="test-time augmentation: average four flips (4 times the cost)"
     )
+    parser.add_argument(
+        "--tissue-mask",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="skip the empty glass of slides (default: on)",
+    )
+    parser.add_argument(
+        "--series",
+        type=int,
+        default=0,
+        help="number of the image in a file that holds several, from 1 (default: the largest)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+
+
+_SEGMENTING = ("um_per_px", "threshold", "min_area", "ridge", "tta", "tissue_mask", "series")
+
+
+def _check_segmenting(arguments: argparse.Namespace, adapters: Sequence[str]) -> list[Path]:
+    """Check options and adapters before PyTorch is loaded; the adapters' files."""
+    from nucseg.inference.options import check_options
+    from nucseg.model.adapters import adapter_path
+
+    check_options(**{name: getattr(arguments, name) for name in _SEGMENTING})
+    paths = [adapter_path(name) for name in adapters]
+    for path in (*paths, *([Path(arguments.base)] if arguments.base and Path(arguments.base).suffix else [])):
+        if not path.is_file():
+            raise InputError(f"There is no file '{path}': check the path.")
+    return paths
 
 
 def _segmenter(models: "list[NucleiModel]", arguments: argparse.Namespace) -> "Segmenter":
     from nucseg.inference.segmenter import Segmenter
 
-    names = ("um_per_px", "threshold", "min_area", "ridge", "tta")
-    return Segmenter(models, **{name: getattr(arguments, name) for name in names})
+    return Segmenter(models, **{name: getattr(arguments, name) for name in _SEGMENTING})
 
 
 def _add_predict(commands: Any) -> None:
@@ -444,13 +522,14 @@ def _add_predict(commands: Any) -> None:
         "predict",
         help="segment the nuclei of your own images, of any size",
         description=(
-            "Segment images (PNG, JPEG, TIFF, pyramids; or folders of them) into label maps (TIFF), tables (CSV), "
-            "polygons for QuPath (GeoJSON) and ImageJ (ROI zip), and overlays. Finished images are skipped; an "
-            "interrupted one resumes."
+            "Segment images (PNG, JPEG, TIFF, whole slides; or folders of them) into label maps (TIFF), tables (CSV), "
+            "polygons for QuPath (GeoJSON) and ImageJ (ROI zip), and overlays. Finished images are skipped, missing "
+            "outputs are added, an interrupted image resumes. Files that nucseg did not write are never replaced."
         ),
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGES", help="image files, or folders of them")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--recursive", action="store_true", help="segment the images in subfolders too")
     parser.add_argument(
         "--adapter",
         action="append",
@@ -464,28 +543,43 @@ def _add_predict(commands: Any) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    import warnings
-
-    from nucseg.inference.batch import predict_files
-    from nucseg.inference.segmenter import load
+    from nucseg.files import sha256
+    from nucseg.inference.folder import SUMMARY, check_folder, find_images, is_finished, write_summary
     from nucseg.model.adapters import DEFAULT_ADAPTER
 
-    models = [load(name, arguments.base, arguments.device) for name in arguments.adapter or [DEFAULT_ADAPTER]]
-    segmenter = _segmenter(models, arguments)
+    names = arguments.adapter or [DEFAULT_ADAPTER]
+    adapters = _check_segmenting(arguments, names)
     outputs = [word.strip() for word in arguments.outputs.split(",") if word.strip()]
-    caught: list[warnings.WarningMessage] = []
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            summary, failures = predict_files(arguments.images, arguments.out, segmenter, outputs)
-    finally:  # after Ctrl-C too
-        for text in dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning):
-            print(f"nucseg: {text}", file=sys.stderr)
-    if len(summary):
-        print(summary.to_string(index=False))
+    plans = check_folder(find_images(arguments.images, arguments.recursive), arguments.out, outputs)
+    hashes, options = [sha256(path) for path in adapters], {name: getattr(arguments, name) for name in _SEGMENTING}
+    failures: dict[Path, str] = {}
+    if all(is_finished(plan, hashes, options) for plan in plans):  # the model is not needed
+        mine = {plan.job.name for plan in plans}
+        rows = [row for row in write_summary(arguments.out) if row["image"] in mine]
+        lines = [list(SUMMARY), *([row[key] for key in SUMMARY] for row in rows)]
+    else:
+        from nucseg.inference.batch import predict_files
+        from nucseg.inference.segmenter import load
+
+        models = [load(name, arguments.base, arguments.device) for name in names]
+        segmenter = _segmenter(models, arguments)
+        summary, failures = predict_files(
+            arguments.images, arguments.out, segmenter, outputs, recursive=arguments.recursive
+        )
+        lines = [list(SUMMARY), *summary.astype(object).where(summary.notna(), None).values.tolist()]
+    if len(lines) > 1:
+        _print_table(lines)
     for path, reason in failures.items():
         print(f"nucseg: {path} failed: {reason}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _print_table(lines: list[list[Any]]) -> None:
+    """Print rows under each other, flush right."""
+    cells = [["" if value is None else f"{value}" for value in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print(" ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
 
 
 def _add_finetune(commands: Any) -> None:
@@ -495,15 +589,18 @@ def _add_finetune(commands: Any) -> None:
         "finetune",
         help="fine-tune an adapter on your own images and masks",
         description=(
-            "Fine-tune a pretrained adapter on 5 to 50 annotated images. FOLDER has images/x.png and masks/x.tif "
-            "(label maps, or ImageJ ROI zips), or subfolders in both. A fifth of the images select the epoch that is "
-            "kept. The adapter determines the model."
+            "Fine-tune a pretrained adapter on 5 to 50 annotated images (3 at least). FOLDER has images/x.png and "
+            "masks/x.tif (label maps, ImageJ's ROIs, QuPath's GeoJSON, .npy, .mat or COCO), or subfolders in both. "
+            "Areas of the classes Ignore* and Region* mark what is not annotated. A fifth of the images select the "
+            "epoch that is kept. The adapter determines the model."
         ),
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder with images and masks in it")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    _add_instances(parser)
     usual = asdict(preset("finetune"))
-    tuned = ("um_per_px", "lr", "batch_size", "patience", "augmentation", "seed", "device", "precision", "num_workers")
+    tuned = ["um_per_px", "lr", "batch_size", "patience", "max_hours", "augmentation", "seed", "device", "precision"]
+    tuned.append("num_workers")
     chosen = {
         "start": DEFAULT_ADAPTER,
         "base": "the adapter's",
@@ -516,13 +613,20 @@ def _add_finetune(commands: Any) -> None:
 
 
 def _finetune(arguments: argparse.Namespace) -> int:
-    from nucseg.model.adapters import DEFAULT_ADAPTER
-    from nucseg.records.runs import read_run
-    from nucseg.training.finetune import finetune, finetune_config, open_own, scores_before, um_per_px_for
+    from nucseg.data.own import contents, open_own
+    from nucseg.model.adapters import DEFAULT_ADAPTER, adapter_path
 
     given = _given(arguments)
     start, base = given.pop("start", DEFAULT_ADAPTER), given.pop("base", "")
-    dataset = open_own(arguments.folder)
+    if not adapter_path(start).is_file():
+        raise InputError(f"There is no adapter file '{start}': check --start.")
+    dataset = open_own(arguments.folder, arguments.instances)
+    found = contents(dataset)
+    _print_table([["image", "nuclei", "median diameter", "ignored"], *map(_masks_line, found.itertuples())])
+
+    from nucseg.records.runs import read_run
+    from nucseg.training.finetune import finetune, finetune_config, scores_before, um_per_px_for
+
     path = finetune(dataset, arguments.out, start, base=base, **given)
     config = finetune_config(dataset, start, base, **given)
     scores = scores_before(dataset, config, base) | {"fine-tuned": read_run(arguments.out).scores}
@@ -541,6 +645,11 @@ def _finetune(arguments: argparse.Namespace) -> int:
         print(f"Fine-tuning is not the best of these. {count} images decide little: score all three on images that you")
         print("kept back (nucseg evaluate), or annotate more images.")
     return 0
+
+
+def _masks_line(row: Any) -> list[Any]:
+    size = f"{row.median_diameter_px:.0f} px" if row.nuclei else ""
+    return [f"{row.tissue}/{row.stem}".lstrip("/"), row.nuclei, size, f"{row.ignored:.0%}" if row.ignored else ""]
 
 
 def _print_means(scores: "pd.DataFrame") -> None:

@@ -1,16 +1,27 @@
-"""The one error that bad input raises."""
+"""The package's exceptions."""
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: one sentence that names it and says what to do.
+    """Invalid input: one sentence that names the file or option and says what to do.
 
-    The command line prints the sentence and ends with exit code 2; any other exception is a bug of ours.
+    The command line prints the sentence and exits with code 2. Any other exception is a bug in nucseg.
     """
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on (its loss is not finite); the last whole epoch is kept."""
+    """Training stopped because its loss is not finite; the last complete epoch is kept."""
 
 
 class Busy(InputError):
-    """Another process works on the same folder."""
+    """Another process is working in the same folder."""
+
+
+class Notice(UserWarning):
+    """Something the user should know although the work goes on: one sentence, said once."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the computer or of a GPU is full."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # PyTorch's, without importing it
+        return True
+    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, hashes, JSON."""
+"""Atomic writes, locks, hashes and JSON files."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ ASSETS = Path(__file__).parent / "assets"  # data that ships with the package
 
 @contextmanager
 def write_atomic(path: str | Path, replace: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it onto ``path`` if the block succeeds, else delete it.
+    """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds, else delete it.
 
-    A reader (or a run that resumes after a kill) sees the old file or the whole new one, never a part.
-    The folder of ``path`` is made if it is missing. The temporary name keeps ``path``'s suffix, because
-    some writers choose the format by it. ``replace``: False where ``path`` must not exist yet; a file that has come
-    to be there meanwhile is kept, and ``InputError`` raised.
+    A reader, or a run that resumes after it was killed, sees either the old file or the complete new one.
+    The folder of ``path`` is created if needed. The temporary name keeps the suffix of ``path``, because
+    some writers choose the format by it. ``replace``: if False, ``path`` must not exist yet: a file that another
+    program has created there meanwhile is kept, and ``InputError`` raised.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def write_atomic(path: str | Path, replace: bool = True) -> Iterator[Path]:
         yield part
         umask = os.umask(0)
         os.umask(umask)
-        part.chmod(0o666 & ~umask)  # mkstemp makes 0600; a result should be as readable as any other file
+        part.chmod(0o666 & ~umask)  # mkstemp creates files that only their owner can read
         if replace:
             part.replace(path)
         else:
@@ -44,13 +44,13 @@ def write_atomic(path: str | Path, replace: bool = True) -> Iterator[Path]:
 
 
 def _move_new(part: Path, path: Path) -> None:
-    """Rename a file to a name that must be free. A link fails where the name is taken, at once and for certain."""
-    taken = InputError(f"'{path}' was written by another program meanwhile, and is kept: rename or move it.")
+    """Rename a file to a name that must be free. Creating a link checks and takes the name in one step."""
+    taken = InputError(f"'{path}' was written by another program meanwhile and is kept: rename or move it.")
     try:
         os.link(part, path)
     except FileExistsError:
         raise taken from None
-    except OSError:  # a disk without hard links
+    except OSError:  # the file system has no hard links
         if path.exists():
             raise taken from None
         part.rename(path)
@@ -58,9 +58,9 @@ def _move_new(part: Path, path: Path) -> None:
 
 @contextmanager
 def only_one(folder: str | Path) -> Iterator[None]:
-    """Let one process at a time work in ``folder``, which is made if it is missing.
+    """Lock ``folder``, so that only one process works in it. The folder is created if needed.
 
-    Raises ``Busy`` where another process does. The system lets the lock go when its holder ends, however it ends.
+    Raises ``Busy`` if another process holds the lock. The system releases it when that process ends, even by a crash.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def only_one(folder: str | Path) -> Iterator[None]:
         with FileLock(folder / ".lock", timeout=0):
             yield
     except Timeout:
-        raise Busy(f"{folder}: another process is working on this run; wait for it, or stop it first.") from None
+        raise Busy(f"{folder}: another process is working on this run: wait for it or stop it.") from None
 
 
 def write_json(path: str | Path, value: Any, replace: bool = True) -> None:
@@ -78,6 +78,6 @@ def write_json(path: str | Path, value: Any, replace: bool = True) -> None:
 
 
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    """SHA-256 of a file, as 64 hexadecimal digits."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

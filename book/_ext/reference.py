@@ -1,4 +1,4 @@
-"""The reference pages, made from the package: its docstrings, the options of a run, the command line."""
+"""The reference pages, generated from the package: docstrings, options of a run, and the command line."""
 
 import argparse
 import dataclasses
@@ -21,7 +21,7 @@ from sphinx.util.nodes import make_refnode
 
 
 def as_rest(docstring: str) -> str:
-    """Our docstrings are prose with code in backticks: a bar in |T| or a sign before code is no markup."""
+    """reStructuredText of a docstring, in which nothing but backticks is markup."""
     blocks = re.split(r"(\n\s*\n)", docstring)
     return "".join(
         block if block.lstrip().startswith(">>>") else _prose(block)
@@ -32,9 +32,7 @@ def as_rest(docstring: str) -> str:
 def _prose(block: str) -> str:
     parts = re.split(r"(``.+?``|`[^`]+`)", block, flags=re.DOTALL)
     for i, text in enumerate(parts):
-        if (
-            i % 2
-        ):  # code; a name like ``InputError`` is one of ours, if of anyone's: a link
+        if i % 2:  # code; a CamelCase name such as ``InputError`` becomes a link
             parts[i] = re.sub(r"``([A-Z]\w*[a-z]\w*)``", r"`\1`", text)
         else:
             parted = i + 1 < len(parts) and re.search(r"[^\s'\"(\[{<\-/:]$", text)
@@ -46,7 +44,7 @@ def _prose(block: str) -> str:
 def tidy_docstring(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
-    app.env.note_dependency(__file__)  # autodoc itself notes the module
+    app.env.note_dependency(__file__)  # autodoc notes the module itself
     lines[:] = as_rest("\n".join(lines)).split("\n")
     if what == "class" and reasons(obj):
         lines += ["", f".. config-options:: {name}", ""]
@@ -60,7 +58,7 @@ def shorten_signature(
     options: Any,
     *signature: str | None,
 ) -> tuple[str, None] | None:
-    """Not the many fields of a dataclass, which its words or table tell; none for a protocol."""
+    """Leave out a protocol's parameters, and a long dataclass's, which are listed below it."""
     if what != "class":
         return None
     if getattr(obj, "_is_protocol", False):
@@ -75,12 +73,17 @@ def find_bare_name(
     node: addnodes.pending_xref,
     content: nodes.Node,
 ) -> nodes.reference | None:
-    """Link `read_image` in any module to the one object of the package that is called so."""
+    """Link a bare name such as `read_image` to the one object of the package with that name."""
     target = node["reftarget"]
     if node.get("refdomain") != "py" or "." in target:
         return None
     objects = env.domains["py"].objects
-    found = [name for name in objects if name.split(".")[2:] == [target]]
+    modules = {name for name, entry in objects.items() if entry.objtype == "module"}
+    found = [
+        f"{module}.{target}"
+        for module in modules
+        if f"{module}.{target}" in objects
+    ]
     if len(found) != 1:
         return None
     entry = objects[found[0]]
@@ -95,7 +98,7 @@ def find_bare_name(
 
 
 class Modules(SphinxDirective):
-    """``modules:: data synth``: a list of the modules, each with the first paragraph of its docstring."""
+    """``modules:: metrics data.synth``: the modules with the first paragraph of their docstrings."""
 
     required_arguments = 1
     final_argument_whitespace = True
@@ -115,17 +118,18 @@ class Modules(SphinxDirective):
             refdoc=self.env.docname,
             refwarn=True,
         )
-        text = (inspect.getdoc(module) or "").split("\n\n")[0].split("\n")
+        first_paragraph = (inspect.getdoc(module) or "").split("\n\n")[0]
+        text = StringList(as_rest(first_paragraph).split("\n"))
         words = nodes.Element()
-        self.state.nested_parse(StringList(text), self.content_offset, words)
+        self.state.nested_parse(text, self.content_offset, words)
         return link, words.children
 
 
-# ---------------------------------------------------------------- what the pages are made of
+# ---------------------------------------------------------------- sources and nodes
 
 
 def made_from(env: BuildEnvironment, *modules: ModuleType) -> None:
-    """Have the page that is being read made anew when one of the modules, or this file, changes."""
+    """Rebuild the current page when one of the modules, or this file, changes."""
     for path in (__file__, *(module.__file__ for module in modules)):
         env.note_dependency(str(path))
 
@@ -135,7 +139,7 @@ def code(text: str) -> nodes.literal:
 
 
 def prose(text: str) -> nodes.paragraph:
-    """Words of the program as a paragraph, with options, variables and tables of a file as code."""
+    """A text of the program as a paragraph, with options, variables and TOML tables set as code."""
     parts = re.split(r"(--\w[\w-]*|\$[A-Z]\w*|\[[\w.]+\])", text)
     return nodes.paragraph(
         "", "", *(code(t) if i % 2 else nodes.Text(t) for i, t in enumerate(parts))
@@ -155,7 +159,7 @@ def definitions(
 
 
 def table(rows: Iterable[tuple[str, Any, str]]) -> nodes.table:
-    """(option, default, reason) rows as a table."""
+    """A table of (option, default, help text) rows."""
     heads = [
         nodes.paragraph("", head) for head in ("Option", "Default", "What and why")
     ]
@@ -177,7 +181,7 @@ def _default(value: Any) -> nodes.paragraph:
 
 
 def shown(value: Any) -> str:
-    """A value as one would type it."""
+    """A value as a user types it."""
     return "''" if value == "" else str(value)
 
 
@@ -185,13 +189,13 @@ def shown(value: Any) -> str:
 
 
 def reasons(cls: Any) -> dict[str, dataclasses.Field]:
-    """The fields of a configuration's class, each of which says why it has its default; else nothing."""
+    """Fields of a configuration class by name, each with its help text; empty for any other class."""
     fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
     return {field.name: field for field in fields if "why" in field.metadata}
 
 
 class ConfigOptions(SphinxDirective):
-    """``config-options:: nucseg.model.ModelConfig``: the fields that the class adds, as a table."""
+    """``config-options:: nucseg.config.ModelConfig``: the fields that the class adds, as a table."""
 
     required_arguments = 1
 
@@ -215,7 +219,7 @@ class ConfigOptions(SphinxDirective):
 
 
 def invocation(action: argparse.Action) -> str:
-    """An argument as its user types it: ``--out OUT``, ``STUDY.toml``, ``nuinsseg|mobile_sam``."""
+    """An argument as a user types it: ``--out OUT``, ``STUDY.toml``, ``nuinsseg|mobile_sam``."""
     if not action.option_strings:
         return str(
             action.metavar or "|".join(action.choices or [action.dest.upper()])
@@ -229,17 +233,19 @@ def invocation(action: argparse.Action) -> str:
 
 
 def explanation(action: argparse.Action) -> str:
-    """The help of an argument, with its choices, and its default where the words do not say it."""
+    """The help text of an argument with its choices, and its default if the text does not mention it."""
     words = (action.help or "").replace("%%", "%")
     if action.choices and action.option_strings:
         words += f": {', '.join(action.choices)}"
     if action.default is not None and "default" not in words:
         words += f" (default: {action.default})"
-    return words + " (required)" * (action.required and bool(action.option_strings))
+    if action.required and action.option_strings:
+        words += " (required)"
+    return words
 
 
 class CommandLine(SphinxDirective):
-    """``command-line::``: every command of ``nucseg`` with its arguments, read from the parser."""
+    """``command-line::``: all commands of ``nucseg`` with their arguments, read from the parser."""
 
     OF_A_RUN = "the-options-of-a-run"
 
@@ -288,7 +294,7 @@ class CommandLine(SphinxDirective):
                 nodes.paragraph("", "", nodes.Text("And "), link, nodes.Text("."))
             ]
         usage = nodes.literal_block("usage", f"{command.prog} ", classes=["usage"])
-        for word in words:  # lines break between them, not at their hyphens
+        for word in words:  # so that lines break between arguments, not at hyphens
             usage += [nodes.inline("", word), nodes.Text(" ")]
         return self.section(
             nodes.make_id(command.prog),
@@ -313,7 +319,7 @@ class CommandLine(SphinxDirective):
 
 
 def changes(preset: dict[str, Any]) -> nodes.paragraph:
-    """What a preset sets, in one line."""
+    """The options that a preset sets, in one line."""
     words = nodes.paragraph()
     for i, (option, value) in enumerate(preset.items()):
         words += [nodes.Text(", " if i else ""), code(f"{option} = {shown(value)}")]

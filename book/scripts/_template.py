@@ -22,14 +22,14 @@ import time
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
-from nucseg.viz import figures
-from nucseg.records import provenance
 from nucseg.data.synth import Synthetic
+from nucseg.records.provenance import provenance_note
+from nucseg.viz import figures
 
 started = time.monotonic()
 figures.use_style()
 dataset = Synthetic(n_per_tissue=1, seed=0)
-Markdown(provenance.provenance(dataset))
+Markdown(provenance_note(dataset))
 
 # %% [markdown]
 # ## Overview

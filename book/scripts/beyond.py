@@ -23,15 +23,16 @@ import re
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn as sns
 from IPython.display import Markdown
 
-from nucseg.viz import figures
-from nucseg.records import provenance
+from nucseg.data.synth import generate
 from nucseg.instances import components, decode, encode
 from nucseg.metrics import score, weighted_mean
-from nucseg.data.synth import generate
-from nucseg.records.statistics import difference, summarise
+from nucseg.records.provenance import provenance_note
 from nucseg.records.runs import results_folder, study_runs
+from nucseg.records.statistics import bootstrap_mean, difference, summarise
+from nucseg.viz import figures
 
 figures.use_style()
 columns = study_runs("ablation")
@@ -45,7 +46,7 @@ costs = pd.read_csv(
 cost = json.loads(
     (results_folder() / "training-cost" / "run.json").read_text()
 )  # on what that was
-Markdown(provenance.provenance(runs=list(runs.values())))
+Markdown(provenance_note(runs=list(runs.values())))
 
 # %% [markdown]
 # ## Overview
@@ -63,11 +64,11 @@ Markdown(provenance.provenance(runs=list(runs.values())))
 # ## Two maps instead of one
 #
 # A foreground map says where nuclei are. Two nuclei that touch are one piece of it, and no threshold will part
-# them. So the head learns a second map, the *depth*: how far inside its nucleus a pixel lies, from 0 at the outline
-# to 1 from six pixels on. Where two nuclei meet, the depth has a valley. The decoder floods the depth from its
+# them. So the head learns a second map, the *distance map*: how far inside its nucleus a pixel lies, from 0 at the outline
+# to 1 from six pixels on. Where two nuclei meet, the distance has a valley. The decoder floods the distance map from its
 # peaks and cuts along the valleys.
 
-# %% mystnb={"image": {"alt": "Four panels of crowded synthetic tissue: the image with true outlines; the foreground map, in which neighbours are fused; the depth map, in which a dark line runs between them; and the label map decoded from both, in which they are apart."}, "figure": {"caption": "Crowded synthetic tissue, its two target maps, and the label map that is decoded from them. The scale bar assumes 0.25 µm a pixel.", "name": "fig-two-maps"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Four panels of crowded synthetic tissue: the image with true outlines; the foreground map, in which neighbours are fused; the distance map, in which a dark line runs between them; and the label map decoded from both, in which they are apart."}, "figure": {"caption": "Crowded synthetic tissue, its two target maps, and the label map that is decoded from them. The scale bar assumes 0.25 µm a pixel.", "name": "fig-two-maps"}} tags=["hide-input"]
 sample = generate("human spleen", 6, size=160)
 maps = encode(sample.labels)
 figure, axes = plt.subplots(2, 2, figsize=(figures.WIDTH, figures.WIDTH))
@@ -89,12 +90,12 @@ plt.show()
 
 # %% tags=["remove-input"]
 fused = components(maps[0])
-with_depth, without_depth = (
+with_distance, without_distance = (
     score(sample.labels, labels) for labels in (decode(maps), fused)
 )
 Markdown(
-    f"""With a perfect foreground alone, connected pieces give {fused.max()} objects and a PQ of {without_depth.pq:.2f} in this
-image. With the depth it is {with_depth.pq:.2f}."""
+    f"""With a perfect foreground alone, connected pieces give {fused.max()} objects and a PQ of {without_distance.pq:.2f} in this
+image. With the distance map it is {with_distance.pq:.2f}."""
 )
 
 # %% [markdown]
@@ -124,7 +125,7 @@ grid's values are fitted to what becomes of them when they are enlarged. A true 
 
 # %% [markdown]
 # Which second map? The candidates were compared on 31 training images, one of each tissue, at every second pixel.
-# *Depth* is the one above, reaching 1 after six pixels or as many as the row says; *normalised* divides it by the
+# *Distance* is the one above, reaching 1 after six pixels or as many as the row says; *normalised* divides it by the
 # nucleus's own greatest; *boundary* is the outermost two pixels of each nucleus; *hover* are the horizontal and
 # vertical distances to the centroid {cite}`graham2019hovernet`. They are decoded by cutting valleys (*ridge*), by a
 # level (*threshold*), or as their authors do (*published*). A network's maps are blurred and noisy, so the true ones
@@ -132,6 +133,9 @@ grid's values are fitted to what becomes of them when they are enlarged. A true 
 
 # %% tags=["hide-input"]
 compared = pd.read_csv(folder / "representations.csv")
+compared["representation"] = compared["representation"].str.replace(
+    "depth", "distance"
+)
 compared = compared[compared["stride"] == 2]
 pivot = compared.pivot_table(index="representation", columns="noise", values="pq")
 order = ["none", *sorted(set(pivot.columns) - {"none"})]
@@ -158,7 +162,7 @@ words = {
     "lora-4": "LoRA, rank 4",
     "lora-16": "LoRA, rank 16",
     "full": "all weights learn, no LoRA",
-    "without-distance": "fresh head without the depth map",
+    "without-distance": "fresh head without the distance map",
     "without-stem": "fresh head without the stem",
     "without-fine": "fresh head without stride-4 features",
     "without-middle": "fresh head without stride-8 features",
@@ -197,22 +201,34 @@ table.style.hide(axis="index").format(
 
 
 # %% mystnb={"image": {"alt": "Forest plot of paired PQ differences with 95 percent intervals: each variant of the system against the whole system, and each piece of the head against the fresh head."}, "figure": {"caption": "What changes in test PQ when one thing is changed, with the 95% interval over images. Blue: against LoRA of rank 8 with the base's head. Orange, where recorded: a piece of the head left out, against the fresh head.", "name": "fig-ablation"}} tags=["hide-input"]
-figure, ax = plt.subplots(figsize=(figures.WIDTH, 3.8))
-shown = []
+against_name = {False: "LoRA, rank 8", True: "fresh head"}
+changes = []
 for name in words:
     if name in runs and name != "lora-8":
-        against = fresh if name.startswith("without") else whole
-        colour = figures.SERIES[name.startswith("without")]
-        row = difference(runs[name].scores, against.scores).loc["pq"]
-        ax.plot(
-            [row["low"], row["high"]], [len(shown)] * 2, color=colour, linewidth=2
+        piece = name.startswith("without")
+        other = fresh if piece else whole
+        paired = runs[name].scores.merge(
+            other.scores, on=["tissue", "stem"], suffixes=("", "_other")
         )
-        ax.plot(row["difference"], len(shown), "o", color=colour)
-        shown.append(words[name])
-ax.set_yticks(range(len(shown)), shown)
-ax.invert_yaxis()
-ax.axvline(0, color="0.5", linewidth=1)
-ax.set(xlabel="change in PQ")
+        change = paired["pq"] - paired["pq_other"]
+        labels = {"variant": words[name], "against": against_name[piece]}
+        changes.append(pd.DataFrame({"change": change, **labels}))
+figure, ax = plt.subplots(figsize=(figures.WIDTH, 3.8))
+sns.pointplot(
+    pd.concat(changes),
+    x="change",
+    y="variant",
+    hue="against",
+    palette=list(figures.SERIES[: len({c["against"].iloc[0] for c in changes})]),
+    errorbar=bootstrap_mean,
+    linestyle="none",
+    markersize=5,
+    err_kws={"linewidth": 2},
+    ax=ax,
+)
+ax.axvline(0, color="0.5", linewidth=1, zorder=0)
+ax.set(xlabel="change in PQ", ylabel="")
+ax.legend(title="compared with", loc="lower left")
 plt.show()
 
 
@@ -237,7 +253,7 @@ against_whole = {name: change(name, whole) for name in runs}
 against_fresh = {name: change(name, fresh) for name in runs}
 linear_aji = change("linear", fresh, "aji")
 pieces = {
-    "distance": "the depth map",
+    "distance": "the distance map",
     "stem": "the stem",
     "fine": "stride 4",
     "middle": "stride 8",
@@ -284,13 +300,13 @@ table were measured apart from the runs, with nothing else running ({cost["devic
 # %% [markdown]
 # ## How deep a valley must be
 #
-# The decoder cuts where the depth between two peaks falls below a share of the lower peak, the *ridge*. The
+# The decoder cuts where the distance between two peaks falls below a share of the lower peak, the *ridge*. The
 # valleys of true maps reach nearly to the bottom, so a low ridge parts them and cuts least elsewhere. A network that is not sure draws every valley too shallow, and a ridge that was set on true maps
 # then leaves neighbours fused. So it is set on what it will meet: each fold's model, on the validation images of that
-# fold, and one value for all five by their mean PQ. Smoothing the depth by two pixels takes away the peaks that are
+# fold, and one value for all five by their mean PQ. Smoothing the distance map by two pixels takes away the peaks that are
 # mere noise.
 
-# %% mystnb={"image": {"alt": "Two line charts over the ridge, for the depth smoothed by two pixels: AJI and PQ on validation images, a thin line for each fold and a thick one for their mean. Both rise to a peak near the dotted line that marks the value in use, and fall steeply after it."}, "figure": {"caption": "Validation scores of the five folds' models over the ridge. Thin: one fold; thick: their mean; dotted: the value that is used.", "name": "fig-ridge"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Two line charts over the ridge, for the distance map smoothed by two pixels: AJI and PQ on validation images, a thin line for each fold and a thick one for their mean. Both rise to a peak near the dotted line that marks the value in use, and fall steeply after it."}, "figure": {"caption": "Validation scores of the five folds' models over the ridge. Thin: one fold; thick: their mean; dotted: the value that is used.", "name": "fig-ridge"}} tags=["hide-input"]
 recorded = results_folder() / "decoding"
 decoded = (
     pd.read_csv(recorded / "scores.csv")
@@ -306,23 +322,26 @@ if decoded is not None:
     smoothed = swept[swept["smooth_px"] == used["smooth"].default]
     figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 2.8), sharex=True)
     for ax, key in zip(axes, ("aji", "pq"), strict=True):
-        curves = smoothed.pivot_table(index="ridge", columns="fold", values=key)
-        ax.plot(curves, color=figures.SERIES[0], linewidth=0.7, alpha=0.6)
-        ax.plot(
-            curves.mean(axis=1), color=figures.SERIES[0], linewidth=2, marker="o"
+        curve = {"data": smoothed, "x": "ridge", "y": key, "ax": ax}
+        curve["color"] = figures.SERIES[0]
+        sns.lineplot(
+            **curve, units="fold", estimator=None, linewidth=0.7, alpha=0.6
         )
+        sns.lineplot(**curve, errorbar=None, linewidth=2, marker="o")
         ax.axvline(used["ridge"].default, color="0.5", linestyle=":")
         ax.set(xlabel="ridge", ylabel=f"validation {key.upper()}")
     plt.show()
 
 # %% tags=["remove-input"]
-text = "*`benchmarks/decoding.py` has not been run here.*"
+text = "*`experiments/decoding.py` has not been run here.*"
 if decoded is not None:
     about = json.loads((recorded / "run.json").read_text())
     mean = swept.groupby(["smooth_px", "ridge"])[["aji", "pq"]].mean()
     now = mean.loc[(used["smooth"].default, used["ridge"].default)]
     plain = mean.loc[(0.0, used["ridge"].default)]
-    setting = compared.loc[compared["representation"] == "depth, ridge", "setting"]
+    setting = compared.loc[
+        compared["representation"] == "distance, ridge", "setting"
+    ]
     on_truth = float(re.search(r"ridge=([\d.]+)", setting.iloc[0])[1])
     before = mean.loc[(0.0, on_truth)]
     best = smoothed.loc[smoothed.groupby("fold")["pq"].idxmax(), "ridge"]
@@ -342,9 +361,9 @@ validation images; with {used["ridge"].default:g} they are {plain["aji"]:.3f} an
 {gain:.4f} in PQ on the average. The best of all settings that were tried, {finest[0]:g} px and {finest[1]:g}, has a PQ of
 {mean["pq"].max():.3f}.
 
-**What is still lost, and where.** Give the decoder the true depth and leave it the predicted foreground, and PQ is
-{with_true["depth"]["pq"]:.3f} and AJI {with_true["depth"]["aji"]:.3f}. Give it the true foreground and the predicted
-depth, and they are {with_true["foreground"]["pq"]:.3f} and {with_true["foreground"]["aji"]:.3f}. So the {weaker} map loses
+**What is still lost, and where.** Give the decoder the true distance map and leave it the predicted foreground, and PQ is
+{with_true["distance"]["pq"]:.3f} and AJI {with_true["distance"]["aji"]:.3f}. Give it the true foreground and the predicted
+distance map, and they are {with_true["foreground"]["pq"]:.3f} and {with_true["foreground"]["aji"]:.3f}. So the {weaker} map loses
 more: there a longer run or a better base has the most to win, and no setting of a decoder will stand in for it. ({about["data"]["images"]} validation images, {about["device"]},
 {about["date"][:10]}, commit {about["commit"][:7]}.)"""
 Markdown(text)
@@ -360,7 +379,7 @@ Markdown(text)
 
 # %% tags=["hide-input"]
 recorded = results_folder() / "corrections"
-shown = Markdown("*`benchmarks/corrections.py` has not been run here.*")
+shown = Markdown("*`experiments/corrections.py` has not been run here.*")
 if (recorded / "run.json").exists():
     corrected = json.loads((recorded / "run.json").read_text())
     ways = pd.read_csv(recorded / "scores.csv")
@@ -393,7 +412,7 @@ shown
 #
 # ## Summary
 #
-# - A second map, the depth, lets a decoder cut between nuclei that touch.
+# - A second map, the distance map, lets a decoder cut between nuclei that touch.
 # - Check the ceiling of a design before training it: encode and decode the truth.
 # - Change one thing at a time, on the same images, and give the interval of the paired difference.
 #

@@ -34,21 +34,20 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F
 
-from nucseg.data import datasets
-from nucseg.data import splits
-from nucseg.viz import figures
-from nucseg.records import provenance
-from nucseg.model import lora
+from nucseg.config import ModelConfig
+from nucseg.data import datasets, splits
+from nucseg.data.synth import Synthetic
 from nucseg.errors import InputError
 from nucseg.instances import components, decode, encode, foreground
 from nucseg.metrics import score
-from nucseg.config import ModelConfig
+from nucseg.model import lora
+from nucseg.model.bases import load_base
 from nucseg.model.network import build_model, parameter_ledger
 from nucseg.model.sam import PIXEL_MEAN, PIXEL_STD, build_sam
-from nucseg.data.synth import Synthetic
+from nucseg.records.provenance import provenance_note
 from nucseg.records.runs import read_run, results_folder
 from nucseg.records.statistics import variance_explained
-from nucseg.model.bases import load_base
+from nucseg.viz import figures
 
 started = time.monotonic()
 torch.manual_seed(0)
@@ -75,7 +74,7 @@ reported = ModelConfig(
     base="random", size=128, rank=4, alpha=4, dropout=0.0, unused_head=True
 )
 model = build_model(reported, base)
-Markdown(provenance.provenance(dataset, model))
+Markdown(provenance_note(dataset, model))
 
 # %% [markdown]
 # ## Overview
@@ -401,7 +400,7 @@ it is {dice_of["mouse"]:.3f}. The two groups differ in species as well, so the g
 second number is about images that the model had never seen.
 
 **To do it right:** draw the folds over all images and test each image once, as the benchmark does, with a validation
-part that is held out of the training folds. `data.folds` does that, and no image is in two of its parts. The page on
+part that is held out of the training folds. `nucseg.data.splits.folds` does that, and no image is in two of its parts. The page on
 [the data](data.ipynb) explains why the list of files belongs to the protocol."""
 )
 
@@ -563,7 +562,7 @@ numbers too."""
 # The report's model draws one foreground map, 64 × 64 for an image of 1024 px, and takes each connected piece of
 # it for a nucleus. How well could it do if the network never erred? We give it the true foreground and let the
 # rest of the design work: once at full resolution, once through the coarse grid. Beside it stands the way of
-# `nucseg`, which learns a second map, the depth inside each nucleus, and cuts along its valleys; its maps
+# `nucseg`, which learns a second map, the distance to the outline of each nucleus, and cuts along its valleys; its maps
 # go through a grid of every second pixel.
 
 
@@ -582,10 +581,18 @@ def coarse_components(labels):
     return components(through_grid(foreground(labels), step)[0])
 
 
+def fine_components(labels):
+    return components(foreground(labels)[0])
+
+
+def decoded_from_two_maps(labels):
+    return decode(through_grid(encode(labels), 2))
+
+
 designs = {
-    "full size": lambda labels: components(foreground(labels)[0]),
+    "full size": fine_components,
     "64 × 64 grid": coarse_components,
-    "with depth": lambda labels: decode(through_grid(encode(labels), 2)),
+    "with distance map": decoded_from_two_maps,
 }
 made = {
     name: [design(s.labels) for s in samples] for name, design in designs.items()
@@ -614,13 +621,13 @@ on_real = pd.DataFrame(
         "64 × 64 grid": oracle.loc[
             "grid 64 foreground + components", ["aji", "pq"]
         ],
-        "with depth": trips[["aji", "pq"]].mean(),
+        "with distance map": trips[["aji", "pq"]].mean(),
     }
 ).T.astype(float)
 both = pd.concat({"here": ceiling[["aji", "pq"]], "NuInsSeg": on_real}, axis=1)
 both.rename(columns=str.upper, level=1).style.format("{:.3f}")
 
-# %% mystnb={"figure": {"caption": "Two nuclei that touch: the truth, and what two designs make of it when their networks are perfect. The number counts the objects.", "name": "fig-claims-merged"}, "image": {"alt": "Three crops of the same two touching nuclei. In the truth each has an outline of its own. Connected components on the coarse grid draw one outline around both. With the depth map there are two outlines again."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Two nuclei that touch: the truth, and what two designs make of it when their networks are perfect. The number counts the objects.", "name": "fig-claims-merged"}, "image": {"alt": "Three crops of the same two touching nuclei. In the truth each has an outline of its own. Connected components on the coarse grid draw one outline around both. With the distance map there are two outlines again."}} tags=["hide-input"]
 
 
 def touching_pairs(labels, margin=24):
@@ -648,7 +655,7 @@ pairs_found = [
     for k, s in enumerate(samples)
     for size, piece, window in touching_pairs(s.labels)
 ]
-fine, coarse, depth = made
+fine, coarse, with_distance = made
 
 
 def views_of(k, piece):
@@ -656,7 +663,7 @@ def views_of(k, piece):
     return {
         "truth": objects_of(samples[k].labels, piece),
         "64 × 64 grid": objects_of(made[coarse][k], piece),
-        "with depth": objects_of(made[depth][k], piece),
+        "with distance map": objects_of(made[with_distance][k], piece),
     }
 
 
@@ -695,7 +702,7 @@ are merged at times. Neither rank nor learning rate can lift this limit: the bet
 two nuclei in contact are one.
 
 **To do it right:** compute what a design can reach before training it. It takes a minute and no GPU. A second target map
-that parts touching nuclei lifts it to {aji.loc[depth, "NuInsSeg"]:.3f} and {pq.loc[depth, "NuInsSeg"]:.3f}."""
+that parts touching nuclei lifts it to {aji.loc[with_distance, "NuInsSeg"]:.3f} and {pq.loc[with_distance, "NuInsSeg"]:.3f}."""
 )
 
 # %% [markdown]

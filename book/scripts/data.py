@@ -26,15 +26,13 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from IPython.display import Markdown
 from skimage.color import rgb2hed
 
-from nucseg.data import datasets
-from nucseg.data import splits
-from nucseg.data import fetch
+from nucseg.data import datasets, fetch, splits, synth
+from nucseg.records.provenance import provenance_note
 from nucseg.viz import figures
-from nucseg.records import provenance
-from nucseg.data import synth
 
 started = time.monotonic()
 figures.use_style()
@@ -44,7 +42,7 @@ dataset = (
     datasets.NuInsSeg(root) if root else synth.Synthetic(n_per_tissue=2, seed=0)
 )
 listing = datasets.nuinsseg_list()  # the real data set's images, by name
-Markdown(provenance.provenance(dataset))
+Markdown(provenance_note(dataset))
 
 # %% [markdown]
 # ## Overview
@@ -169,20 +167,31 @@ Markdown(
     f"{per_tissue.min():.0f} ({per_tissue.idxmin()}) to {per_tissue.max():.0f} ({per_tissue.idxmax()})."
 )
 
+
 # %% mystnb={"image": {"alt": "Two cumulative curves of the number of nuclei in an image, one for the images behind this page and one for NuInsSeg. Both rise steeply up to about fifty nuclei and then flatten."}, "figure": {"caption": "Share of the images that have at most so many nuclei; all tissues count the same.", "name": "fig-data-counts"}} tags=["hide-input"]
+def counted(nuclei, tissues, source):
+    """One row per image; each tissue has the same total weight."""
+    weight = 1 / tissues.map(tissues.value_counts())
+    return pd.DataFrame(
+        {"nuclei": list(nuclei), "weight": list(weight), "source": source}
+    )
+
+
+per_image = pd.concat(
+    [
+        counted(listing["nuclei"], listing["tissue"], "NuInsSeg"),
+        counted(counts, dataset.table["tissue"], "behind this page"),
+    ],
+    ignore_index=True,
+)
 figure, ax = plt.subplots(figsize=(figures.WIDTH, 2.8))
-for nuclei, names, look in (
-    (
-        listing["nuclei"],
-        listing["tissue"],
-        {"label": "NuInsSeg", "linestyle": "--"},
-    ),
-    (counts, dataset.table["tissue"], {"label": "behind this page"}),
-):
-    weights = 1 / names.map(names.value_counts())  # tissues count the same
-    ax.ecdf(np.asarray(nuclei), weights.to_numpy(), **look)
+sns.ecdfplot(per_image, x="nuclei", weights="weight", hue="source", ax=ax)
+ax.lines[-1].set_linestyle(
+    "--"
+)  # told apart without colour too: NuInsSeg, drawn last
+ax.get_legend().get_lines()[0].set_linestyle("--")
+sns.move_legend(ax, "lower right", title=None)
 ax.set(xlabel="nuclei in an image", ylabel="share of images", xlim=(0, None))
-ax.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]
@@ -308,9 +317,11 @@ by_stem = fold_of(sorted(stems))
 path_of = dict(zip(stems, listing["tissue"] + "/" + listing["stem"], strict=True))
 by_number = fold_of(sorted(stems, key=lambda stem: natural(path_of[stem])))
 
-splits = splits.folds(SimpleNamespace(table=listing))  # the package's own folds
+package_folds = splits.folds(SimpleNamespace(table=listing))
 assert all(
-    benchmark[stems[i]] == k for k, split in enumerate(splits) for i in split.test
+    benchmark[stems[i]] == k
+    for k, split in enumerate(package_folds)
+    for i in split.test
 )
 
 # %% tags=["remove-input"]
@@ -338,7 +349,7 @@ Markdown(
     f"{by_fold.loc[spread].sum()} images of the {spread}, one fold tests {by_fold.loc[spread].min()} and another "
     f"{by_fold.loc[spread].max()}. And the images of a tissue were cut from one slide, so that slides "
     "very probably lie on both sides of the division. The scores then say how well a model does on more of a slide it "
-    "has seen. `data.leave_one_tissue_out` asks the harder question: how well it does on a tissue it has never seen."
+    "has seen. `splits.leave_one_tissue_out` asks the harder question: how well it does on a tissue it has never seen."
 )
 
 # %% [markdown]
@@ -353,14 +364,14 @@ pd.DataFrame(
             "validation": len(split.val),
             "test": len(split.test),
         }
-        for split in splits
+        for split in package_folds
     }
 ).T
 
 # %% [markdown]
 # ## What to look out for in the files
 #
-# The data set comes with a few oddities. Each of them has broken someone's loader; `data.NuInsSeg` knows them.
+# The data set comes with a few oddities. Each of them has broken someone's loader; `datasets.NuInsSeg` knows them.
 
 # %% tags=["remove-input"]
 gaps = 0
@@ -400,7 +411,7 @@ Markdown(
 # ```
 #
 # In the Windows command prompt the second line is `set NUCSEG_DATA=data\nuinsseg`. For images of your own, two folders
-# are enough, `data.ImageFolder("images", "masks")`: `images/x.png` belongs to `masks/x.tif`.
+# are enough, `nucseg.ImageFolder("images", "masks")`: `images/x.png` belongs to `masks/x.tif`.
 
 # %% tags=["remove-input"]
 Markdown(

@@ -27,22 +27,20 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from nucseg.viz import figures
-from nucseg.records import provenance
-from nucseg.config import apply, options
-from nucseg.data.datasets import NuInsSeg
+from nucseg.config import Config, apply, options, preset
+from nucseg.data.datasets import NuInsSeg, Tiles
+from nucseg.data.from_config import select_split
+from nucseg.data.synth import Synthetic
 from nucseg.errors import InputError
 from nucseg.inference.evaluate import evaluate, segment_whole
-from nucseg.training.losses import dice_loss, focal_loss
 from nucseg.metrics import contingency, score
 from nucseg.model.network import build_model, load_model, parameter_ledger
-from nucseg.data.datasets import Tiles
-from nucseg.data.synth import Synthetic
+from nucseg.records.provenance import provenance_note
 from nucseg.records.runs import read_run, results_folder
 from nucseg.records.statistics import summarise
-from nucseg.config import Config, preset
 from nucseg.training.loop import learning_rate, train
-from nucseg.data.from_config import select_split
+from nucseg.training.losses import dice_loss, focal_loss
+from nucseg.viz import figures
 
 started = time.monotonic()
 figures.use_style()
@@ -63,7 +61,7 @@ config = preset("quick")
 with torch.random.fork_rng():
     torch.manual_seed(config.seed)  # the run below starts from these very weights
     untrained = build_model(config)
-Markdown(provenance.provenance(dataset, untrained))
+Markdown(provenance_note(dataset, untrained))
 
 # %% [markdown]
 # ## Overview
@@ -96,7 +94,7 @@ Markdown(provenance.provenance(dataset, untrained))
 # with sums over the $N$ pixels, the predicted probability $p$, the truth $t$, and $p_t = p$ on nuclei and
 # $1 - p$ elsewhere. The weight $\alpha_t$ is 0.25 on nuclei and 0.75 elsewhere, and $\gamma = 2$. Soft Dice $D$
 # {cite}`milletari2016vnet` compares areas. Focal loss $F$ {cite}`lin2017focal` is a cross entropy that plays down pixels
-# which are right already. The head of the live run below predicts a second map, the depth, and its loss is $L$ plus
+# which are right already. The head of the live run below predicts a second map, the distance map, and its loss is $L$ plus
 # the cross entropy of that map, so the two curves of losses on this page are not of the same quantity.
 
 # %% mystnb={"image": {"alt": "Two line charts. Left: over the share of an image that is nuclei, the Dice loss of an all-background prediction stays near one while its cross entropy falls to zero. Right: focal loss lies below cross entropy and is nearly zero where the probability of the true class is above one half."}, "figure": {"caption": "Left: what a prediction of nothing but background costs, when nuclei cover a given share of the image. Cross entropy lets it pass where nuclei are few, Dice does not. Right: focal loss beside cross entropy, over the probability given to the true class.", "name": "fig-losses"}} tags=["hide-input"]
@@ -204,7 +202,7 @@ plt.show()
 #
 # One image of the test part, never seen in training. Before training LoRA adds nothing ($B = 0$) and the head
 # is random, so the map means nothing. Afterwards it follows the nuclei. The head predicts two maps: where nuclei
-# are, and how deep inside its nucleus a pixel lies. Between two nuclei that touch the depth has a valley, and
+# are, and how deep inside its nucleus a pixel lies. Between two nuclei that touch the distance map has a valley, and
 # the label map is cut there, where the network has drawn it deep enough.
 
 # %% mystnb={"image": {"alt": "Four panels of one H and E image: the image with its true outlines, the prediction before training, the prediction after training, and a map of its errors."}, "figure": {"caption": "A test image with its true outlines, the outlines predicted before and after training, and what is wrong with the latter. The scale bar assumes 0.25 µm a pixel.", "name": "fig-before-after"}} tags=["hide-input"]
@@ -388,7 +386,7 @@ with `NUCSEG_DATA` set to the folder of the images."""
 #
 # ```toml
 # # mine.toml:  nucseg train --preset report --config mine.toml --out results/mine/run
-# where = "qkv"
+# lora_target = "qkv"
 # rank = 4
 # lr = 1e-3
 # ```

@@ -20,12 +20,13 @@ if (
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from IPython.display import Markdown
 
-from nucseg.viz import figures
-from nucseg.records import provenance
-from nucseg.records.statistics import bootstrap_mean, summarise, variance_explained
+from nucseg.records.provenance import provenance_note
 from nucseg.records.runs import results_folder, study_runs
+from nucseg.records.statistics import bootstrap_mean, summarise, variance_explained
+from nucseg.viz import figures
 
 figures.use_style()
 FACTORS = ["rank", "alpha", "lr"]
@@ -35,7 +36,7 @@ grid = next(iter(study_runs("report-grid").values()), {})  # ours, where it was 
 if len(grid) != 36 * 3:  # a grid with holes explains nothing
     grid = {}
 ablation = next(iter(study_runs("ablation").values()))
-Markdown(provenance.provenance(runs=[*grid.values(), *ablation.values()]))
+Markdown(provenance_note(runs=[*grid.values(), *ablation.values()]))
 
 # %% [markdown]
 # ## Overview
@@ -208,26 +209,19 @@ figure, axes = plt.subplots(
     1, len(maps), figsize=(3 * len(maps), 4.2), sharey=True, squeeze=False
 )
 for ax, (title, values) in zip(axes[0], maps.items(), strict=True):
-    low, high = values.min().min(), values.max().max()
-    ax.imshow(values, cmap="cividis", vmin=low, vmax=high, aspect="auto")
-    for (i, j), value in np.ndenumerate(values.to_numpy()):
-        dark = (value - low) / (high - low) < 0.6
-        ax.text(
-            j,
-            i,
-            f"{value:.3f}".lstrip("0"),
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if dark else "black",
-        )
-    ax.set(title=title, xlabel="learning rate", xticks=range(3))
-    ax.set_xticklabels([f"{lr:g}" for lr in values.columns])
-    ax.set_yticks(
-        range(len(values)), [f"r {r:g}, α {a:g}" for r, a in values.index]
+    sns.heatmap(
+        values.rename(columns="{:g}".format),
+        ax=ax,
+        cmap="cividis",
+        annot=True,
+        fmt=".3f",
+        annot_kws={"fontsize": 9},
+        cbar=False,  # each cell says its value
+        linewidths=0.5,
+        yticklabels=[f"r {r:g}, α {a:g}" for r, a in values.index],
     )
-    ax.tick_params(length=0)
-    ax.grid(visible=False)
+    ax.set(title=title, xlabel="learning rate", ylabel="")
+    ax.tick_params(length=0, rotation=0)
 plt.show()
 
 # %% tags=["hide-input"]

@@ -30,14 +30,14 @@ import torch
 from IPython.display import Markdown
 from torch import nn
 
-from nucseg.viz import figures
-from nucseg.records import provenance
-from nucseg.model import lora
 from nucseg.config import ModelConfig
+from nucseg.data.synth import TISSUES, generate
+from nucseg.model import lora
+from nucseg.model.bases import load_base
 from nucseg.model.network import build_model, parameter_ledger
 from nucseg.model.sam import build_sam
-from nucseg.data.synth import TISSUES, generate
-from nucseg.model.bases import load_base
+from nucseg.records.provenance import provenance_note
+from nucseg.viz import figures
 
 started = time.monotonic()
 torch.manual_seed(0)
@@ -51,7 +51,7 @@ report = ModelConfig(
     base="random", size=128, rank=4, alpha=4, dropout=0.0, unused_head=True
 )
 model = build_model(report, base)
-Markdown(provenance.provenance(model=model))
+Markdown(provenance_note(model=model))
 
 # %% [markdown]
 # ## Overview
@@ -172,7 +172,7 @@ show(lora.LoRALinear.forward)
 
 # %%
 pd.DataFrame(
-    lora.PLACEMENTS.items(), columns=["placement", "name of the layer"]
+    lora.TARGETS.items(), columns=["placement", "name of the layer"]
 ).style.hide()
 
 # %% [markdown]
@@ -248,11 +248,11 @@ placements = {
 }
 
 
-def ledger(where, unused_head, rank):
+def ledger(lora_target, unused_head, rank):
     config = ModelConfig(
         base="random",
         size=128,
-        lora_target=where,
+        lora_target=lora_target,
         unused_head=unused_head,
         rank=rank,
         alpha=rank,
@@ -570,7 +570,7 @@ Markdown(
 # - {cite:t}`hu2021lora` introduce LoRA, and adapt only the attention weights of language models.
 # - {cite:t}`kirillov2023sam` and {cite:t}`zhang2023mobilesam` describe SAM and its small encoder.
 # - {cite:t}`wu2022tinyvit` describe TinyViT.
-# - To try: give `build_model` another `where`, and predict the count before you look at the ledger.
+# - To try: give `build_model` another `lora_target`, and predict the count before you look at the ledger.
 
 # %% tags=["remove-input"]
 Markdown(f"*This page ran in {time.monotonic() - started:.0f} s.*")

@@ -30,24 +30,24 @@ from IPython.display import Markdown
 from PIL import Image
 
 import nucseg
-from nucseg.viz import figures
-from nucseg.records import provenance
-from nucseg.inference.batch import predict_files
 from nucseg.data.datasets import ImageFolder
-from nucseg.inference.evaluate import evaluate
-from nucseg.training.finetune import finetune, median_diameter, open_own
-from nucseg.metrics import score
-from nucseg.inference.segmenter import Segmenter, load
 from nucseg.data.synth import Synthetic
-from nucseg.records.statistics import difference
+from nucseg.inference.batch import predict_files
+from nucseg.inference.evaluate import evaluate
+from nucseg.inference.segmenter import Segmenter, load
+from nucseg.metrics import score
+from nucseg.records.provenance import provenance_note
 from nucseg.records.runs import results_folder
+from nucseg.records.statistics import difference
+from nucseg.training.finetune import finetune, median_diameter, open_own
+from nucseg.viz import figures
 
 started = time.monotonic()
 figures.use_style()
 tissues = ("human kidney", "mouse kidney")
 stand_in = Synthetic(n_per_tissue=8, size=320, seed=11, tissues=tissues)
 model = load()
-Markdown(provenance.provenance(stand_in, model))
+Markdown(provenance_note(stand_in, model))
 
 # %% [markdown]
 # ## Overview
@@ -285,7 +285,7 @@ if (recorded / "run.json").exists():
         )
     )
 else:
-    shown = Markdown("*`benchmarks/own_images.py` has not been run here.*")
+    shown = Markdown("*`experiments/own_images.py` has not been run here.*")
 shown
 
 # %% tags=["remove-input"]
@@ -305,7 +305,7 @@ Markdown(line) if line else None
 # %% [markdown]
 # ## Mirrored views and ensembles
 #
-# `--flips` segments four mirrored views of everything and averages; several `--adapter` options average several
+# `--tta` segments four mirrored views of everything and averages; several `--adapter` options average several
 # adapters. Both cost time. What they bring was measured on the first fold of NuInsSeg:
 
 # %% tags=["remove-input"]
@@ -339,7 +339,7 @@ if (recorded / "run.json").exists():
         )
     )
 else:
-    shown = Markdown("*`benchmarks/options.py` has not been run here.*")
+    shown = Markdown("*`experiments/options.py` has not been run here.*")
 shown
 
 # %% [markdown]
@@ -387,7 +387,7 @@ def shown_seams(about: dict, key: str, first: str, caption: str):
 
 
 cuts = json.loads(recorded.read_text()) if recorded.exists() else {}
-shown = Markdown("*`benchmarks/seams.py` has not been run here.*")
+shown = Markdown("*`experiments/seams.py` has not been run here.*")
 if cuts:
     shown = shown_seams(
         cuts, "agreement", "compared", "Two label maps against each other"

@@ -23,23 +23,24 @@ import json
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 from IPython.display import Markdown
 
+from nucseg.config import preset
 from nucseg.data import augment
-from nucseg.viz import figures
-from nucseg.records import provenance
 from nucseg.data.datasets import NuInsSeg
 from nucseg.data.splits import folds
+from nucseg.data.synth import Synthetic
 from nucseg.inference.evaluate import evaluate, segment_whole
+from nucseg.inference.segmenter import load
 from nucseg.metrics import score
 from nucseg.model.network import build_model, place, predict
-from nucseg.inference.segmenter import load
-from nucseg.config import preset
-from nucseg.training.pretrain import HELD_OUT
-from nucseg.data.synth import Synthetic
-from nucseg.records.statistics import difference
+from nucseg.records.provenance import provenance_note
 from nucseg.records.runs import results_folder
+from nucseg.records.statistics import difference
+from nucseg.training.pretrain import HELD_OUT
+from nucseg.viz import figures
 from nucseg.viz.widgets import PredictionBrowser
 
 figures.use_style()
@@ -59,7 +60,7 @@ else:
         )
     )
 place(model, torch.device("cpu"))
-Markdown(provenance.provenance(dataset, model))
+Markdown(provenance_note(dataset, model))
 
 # %% [markdown]
 # ## Overview
@@ -174,11 +175,22 @@ measured = pd.DataFrame(measured, columns=["stain", "factor", "Dice", "PQ"])
 means = measured.groupby(["stain", "factor"])[["Dice", "PQ"]].mean()
 figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 2.6), sharey=True)
 for ax, stain in zip(axes, ("haematoxylin", "eosin"), strict=True):
-    part = means.loc[stain]
-    ax.plot(part.index, part["Dice"], "o-", markersize=4, label="Dice")
-    ax.plot(part.index, part["PQ"], "s--", markersize=4, label="PQ")
+    part = measured[measured["stain"] == stain].melt(
+        "factor", ["Dice", "PQ"], "score", "value"
+    )
+    sns.lineplot(
+        part,
+        x="factor",
+        y="value",
+        hue="score",
+        style="score",
+        markers=["o", "s"],
+        errorbar=None,
+        ax=ax,
+    )
     ax.axvline(1, color="0.6", linestyle=":", linewidth=1)
-    ax.set(xlabel=f"amount of {stain}", ylim=(0, 1), xticks=factors)
+    ax.set(xlabel=f"amount of {stain}", ylabel="score", ylim=(0, 1), xticks=factors)
+    ax.get_legend().remove()
     ax.set_xticklabels([f"{f:g}" for f in factors], fontsize=8)
 axes[0].legend(loc="lower right", fontsize=8)
 plt.show()
@@ -265,7 +277,7 @@ if shifted is not None:
     plt.show()
 
 # %% tags=["remove-input"]
-text = "*`benchmarks/stain.py` has not been run here.*"
+text = "*`experiments/stain.py` has not been run here.*"
 if shifted is not None:
     about = json.loads((recorded / "run.json").read_text())
     words = {
@@ -295,7 +307,7 @@ Markdown(text)
 #
 # Choose an image, turn the threshold and the smallest area, and look at the truth, the prediction or the errors. The
 # scores follow. On the published page all steps were computed beforehand, so it needs no server; in a running
-# notebook `nucseg.widgets.browse` does the same live.
+# notebook `nucseg.viz.widgets.browse` does the same live.
 
 # %% tags=["hide-input"]
 shown = [

@@ -22,12 +22,13 @@ from importlib import resources
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from IPython.display import Markdown
 
-from nucseg.viz import figures
-from nucseg.records import provenance
-from nucseg.records.statistics import bootstrap_mean
+from nucseg.records.provenance import provenance_note
 from nucseg.records.runs import results_folder, study_runs
+from nucseg.records.statistics import bootstrap_mean
+from nucseg.viz import figures
 
 figures.use_style()
 reference = results_folder().parent / "book" / "reference"
@@ -39,7 +40,7 @@ statistics = pd.read_csv(
     resources.files("nucseg") / "assets" / "nuinsseg_tissue_stats.csv",
     index_col="tissue",
 )
-Markdown(provenance.provenance(runs=runs))
+Markdown(provenance_note(runs=runs))
 
 # %% [markdown]
 # ## Overview
@@ -105,26 +106,30 @@ and the means are over {theirs.loc[printed.index, "images"].min():.0f} to
 report's files and {alike[1]:.2f} in ours."""
 )
 
-# %% mystnb={"image": {"alt": "Two ranked dot plots with a line for each of 31 tissues: PQ with its 95 percent interval on the left, AJI on the right. The best is at the top."}, "figure": {"caption": "PQ and AJI of every tissue, ranked by PQ, with the 95% interval over its images. In brackets the number of images.", "name": "fig-tissue-ranking"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Two ranked dot plots with a line for each of 31 tissues: PQ with its 95 percent interval on the left, AJI on the right, over small grey dots for single images. The best is at the top."}, "figure": {"caption": "Mean PQ and AJI of every tissue, ranked by PQ, with the 95% interval over its images. Grey: single images, whose number is in brackets. Vertical lines: the means over all images.", "name": "fig-tissue-ranking"}} tags=["hide-input"]
 ranked = ours.sort_values("pq")
 counts = scores["tissue"].value_counts()
 figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 6.6), sharey=True)
+best_first = ranked.index[::-1]
 for ax, name, colour in zip(axes, ("pq", "aji"), figures.SERIES, strict=False):
-    for i, tissue in enumerate(ranked.index):
-        values = scores.loc[scores["tissue"] == tissue, name]
-        ax.plot(
-            bootstrap_mean(values), [i, i], color=colour, linewidth=1.2, alpha=0.6
-        )
-        ax.plot(values.mean(), i, "o", color=colour, markersize=4)
+    rows = {"data": scores, "x": name, "y": "tissue", "order": best_first, "ax": ax}
+    sns.stripplot(**rows, color="0.75", size=2, jitter=0.25, zorder=0)
+    sns.pointplot(
+        **rows,
+        color=colour,
+        errorbar=bootstrap_mean,
+        linestyle="none",
+        markersize=4,
+        err_kws={"linewidth": 1.4},
+    )
     ax.axvline(scores[name].mean(), color="0.6", linewidth=1)
-    ax.set(xlabel=names[name], xlim=(0, 0.8))
-short = [tissue.replace(" (white and brown)", "") for tissue in ranked.index]
+    ax.set(xlabel=names[name], ylabel="", xlim=(0, 0.9))
+short = [tissue.replace(" (white and brown)", "") for tissue in best_first]
 axes[0].set_yticks(
-    range(len(ranked)),
-    [f"{s} ({counts[t]})" for s, t in zip(short, ranked.index, strict=True)],
+    range(len(best_first)),
+    [f"{s} ({counts[t]})" for s, t in zip(short, best_first, strict=True)],
     fontsize=8,
 )
-axes[0].set_ylim(-0.7, len(ranked) - 0.3)
 plt.show()
 
 # %% tags=["hide-input"]

@@ -1,6 +1,6 @@
 """Random, repeatable changes of a training image and its label map, drawn from one generator."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -165,3 +165,14 @@ def stain_strongly(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     changed = restain(image, factors, rng.uniform(-0.03, 0.03, 3))
     light = 255 * (changed / 255.0) ** rng.uniform(0.92, 1.08, 3)
     return np.clip(np.rint(light), 0, 255).astype(np.uint8)
+
+
+# By the name of the option --augmentation. Those in WINDOWS cut the training window themselves, at any angle.
+AUGMENTATIONS: dict[str, Callable[[Sample, np.random.Generator], Sample]] = {
+    "flip_and_rotate": flip_and_rotate,
+    "histology": histology,
+}
+WINDOWS: dict[str, Callable[[Sample, int, float, np.random.Generator], Sample]] = {
+    "geometry": geometry,
+    "strong": strong,
+}

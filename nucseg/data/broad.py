@@ -122,7 +122,10 @@ def _random_tissue(rng: Rng) -> tuple[TissueStyle, float]:
     walled = spaces in ("lumen", "gland") and rng.random() < 0.6
     wall = between(rng, 0.25, 0.8) * scale if walled else {"septa": 8.0, "fat": 9.0}.get(spaces, 0.0)
     white = between(rng, 0.55, 0.9) if spaces == "fat" else log_between(rng, *WHITE)
-    some = lambda chance, low, high: between(rng, low, high) if rng.random() < chance else 0.0
+
+    def some(chance: float, low: float, high: float) -> float:
+        return between(rng, low, high) if rng.random() < chance else 0.0
+
     style = TissueStyle(
         spaces=spaces,
         scale=scale,

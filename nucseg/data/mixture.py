@@ -52,7 +52,8 @@ class PretrainingImages:
     ) -> None:
         self.seed = seed
         root = Path(bbbc038)
-        self._real = InMemory(ImageFolder(root / "images", root / "masks"))
+        self.source = ImageFolder(root / "images", root / "masks")  # `content_hash` reads it, to tell copies apart
+        self._real = InMemory(self.source)
         self._sources = _sources(self._real.table)
         counts = _divide(windows, shares)
         for kind, count in counts.items():

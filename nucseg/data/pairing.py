@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nucseg.errors import InputError
+from nucseg.errors import InputError, Notice
 from nucseg.images.coco import coco_images
 from nucseg.images.masks import MASK_FORMS, MASK_SUFFIXES, is_coco
 from nucseg.images.raster import SUFFIXES
@@ -52,7 +52,7 @@ def find_pairs(images: str | Path, masks: str | Path) -> list[Pair]:
     if others:
         names = ", ".join(path.name for path in others[:8]) + (" ..." if len(others) > 8 else "")
         count = "1 file is" if len(others) == 1 else f"{len(others)} files are"
-        warnings.warn(f"{count} neither an image nor a mask that is read: {names}.", stacklevel=2)
+        warnings.warn(f"{count} neither an image nor a mask that is read: {names}.", Notice, stacklevel=2)
     return [Pair(*name, image_files[name], mask_files[name]) for name in sorted(image_files)]
 
 

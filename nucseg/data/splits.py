@@ -141,16 +141,17 @@ def leave_one_tissue_out(dataset: Dataset, val_fraction: float = 0.15, seed: int
 def own_images(dataset: Dataset, val_fraction: float = 0.2, seed: int = 19) -> list[Split]:
     """One split of your own images: ``val_fraction`` of them, at least two, select the checkpoint; the rest train.
 
-    There is no separate test part: ``test`` is ``val``, so its scores are optimistic. Keep images back and score them
-    with ``nucseg evaluate`` to measure the adapter.
-    Raises `InputError` for fewer than 4 images.
+    Of three images, one selects it. There is no separate test part: ``test`` is ``val``, so its scores are optimistic.
+    Keep images back and score them with ``nucseg evaluate`` to measure the adapter.
+    Raises `InputError` for fewer than 3 images.
     """
     _check_options(val_fraction, seed)
     names = _names(dataset)
-    if len(names) < 4:
-        raise InputError(f"There are {len(names)} images with masks: at least 4 are needed, 10 or more are better.")
+    if len(names) < 3:
+        raise InputError(f"There are {len(names)} images with masks: at least 3 are needed, 10 or more are better.")
     order = _order(names)
-    held = _hold_out([names[i][0] for i in order], max(val_fraction, 2 / len(names)), np.random.default_rng(seed))
+    fraction = max(val_fraction, min(2, len(names) - 2) / len(names))
+    held = _hold_out([names[i][0] for i in order], fraction, np.random.default_rng(seed))
     val = _indices(order, np.flatnonzero(held))
     return [Split("own images", _indices(order, np.flatnonzero(~held)), val, val)]
 

@@ -132,7 +132,10 @@ def _targets(rng: Rng, row: Any, share: float) -> tuple[Array, Array, Array]:
 
     They are those of the tissue with stain variation; an image with less tissue is lighter between nuclei.
     """
-    part = lambda name: np.array([getattr(row, f"{name}_{c}") for c in "rgb"])
+
+    def part(name: str) -> Array:
+        return np.array([getattr(row, f"{name}_{c}") for c in "rgb"])
+
     rest, white = part("background"), np.maximum(part("white"), 1.02 * part("background"))
     spread = min(0.35, row.stain_sd / np.log(white / rest).max())
     h, e = np.clip(rng.normal(0, spread, 2), -0.6, 0.6)

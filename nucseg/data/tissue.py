@@ -324,7 +324,10 @@ def _chromatin(rng: Rng, labels: Array, style: TissueStyle, faint: Array) -> Arr
     pale = rng.random(n) < style.vesicular
     dark = np.exp(rng.normal(0, 0.25, n)) * np.where(pale, 0.85, 1.1) * np.where(faint, rng.uniform(0.2, 0.6, n), 1)
     focus = np.clip(rng.normal(0.85, 0.35, n), 0.1, 1)
-    own = lambda values: np.concatenate([[0], values]).astype(np.float32)[labels]
+
+    def own(values: Array) -> Array:
+        return np.concatenate([[0], values]).astype(np.float32)[labels]
+
     inside = ((labels > 0) & ~_borders(labels)).astype(np.float32)
     rim = np.clip(2.2 * (1 - ndimage.gaussian_filter(inside, 2.6, truncate=2.5)), 0, 1)
     middle = np.array(ndimage.center_of_mass(labels > 0, labels, np.arange(1, n + 1))).reshape(-1, 2)[pale]

@@ -4,6 +4,7 @@ A label map of wrong nuclei is worse than none: what looks like a binary, class,
 with a sentence that says what it seems to be and how to convert it.
 """
 
+import importlib
 import pickle
 from pathlib import Path
 from typing import Any, Literal
@@ -130,6 +131,15 @@ def _tiff_mask(path: Path) -> tuple[np.ndarray, bool]:
         return mask, page.photometric == tifffile.PHOTOMETRIC.PALETTE
 
 
+_ARRAY_PARTS = (
+    "numpy.ndarray",
+    "numpy.dtype",
+    "numpy._core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "numpy._core.numeric._frombuffer",
+)
+
+
 class _Inert:
     """Stands for every object of a pickle that is no array: it does nothing and keeps nothing."""
 
@@ -142,13 +152,9 @@ class _ArraysOnly(pickle.Unpickler):
     """Arrays and plain containers out of a pickle; nothing else in it is ever imported or run."""
 
     def find_class(self, module: str, name: str) -> Any:
-        inner = module.replace("numpy.core", "numpy._core")
-        if (inner, name) in (("numpy._core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "scalar")):
-            return getattr(np._core.multiarray, name)
-        if (inner, name) == ("numpy._core.numeric", "_frombuffer"):
-            return np._core.numeric._frombuffer  # type: ignore[attr-defined]
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, name)
+        inner = module.replace("numpy.core", "numpy._core")  # its name before NumPy 2
+        if f"{inner}.{name}" in _ARRAY_PARTS:
+            return getattr(importlib.import_module(inner if hasattr(np, "_core") else module), name)
         return _Inert
 
 

@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 
+from nucseg.errors import Notice
+
 PLAUSIBLE_UM = (0.05, 4.0)  # µm/px; what a file claims beyond this is some program's default
 NUCLEUS_UM = 8.0  # median diameter of a nucleus in NuInsSeg: 32 px at 0.25 µm/px (assets/nuinsseg_tissue_stats.csv)
 
@@ -78,6 +80,7 @@ def from_magnification(value: float | str, path: Path) -> float | None:
         warnings.warn(
             f"'{path}' says its magnification ({float(value):g}x) but no pixel size: {guess:g} µm/px are assumed; "
             "pass --um-per-px if you know better.",
+            Notice,
             stacklevel=3,
         )
     return guess
@@ -96,6 +99,7 @@ def from_tiff(tiff: tifffile.TiffFile, page: Any, shape: tuple[int, int], index:
         if found is not None:
             warnings.warn(
                 f"'{path}' says {found:g} µm/px, which no microscope has: its pixel size is taken for unknown.",
+                Notice,
                 stacklevel=2,
             )
     power = None
@@ -124,6 +128,6 @@ def estimate(diameter_px: float) -> float:
     return NUCLEUS_UM / diameter_px
 
 
-def diameters(areas_px: np.ndarray) -> np.ndarray:
+def diameters(areas_px: np.ndarray | float) -> np.ndarray:
     """The diameter in px of the disc of each area in px."""
     return 2 * np.sqrt(np.asarray(areas_px, float) / np.pi)

@@ -16,7 +16,7 @@ import roifile
 from skimage.draw import polygon2mask
 from skimage.measure import find_contours, regionprops
 
-from nucseg.errors import InputError
+from nucseg.errors import InputError, Notice
 from nucseg.images.raster import reading
 
 LINE = (240, 228, 66)  # yellow of Okabe & Ito: seen on the purple and pink of H&E by every kind of eye
@@ -256,7 +256,7 @@ def paint(outlines: Sequence[Outline], shape: tuple[int, int], path: Path) -> An
     for lost, why in ((sorted(outside), "outside the image"), (covered, "without a pixel that is not another's")):
         if lost:
             names = ", ".join(nuclei[i].name for i in lost[:5]) + ("" if len(lost) <= 5 else ", ...")
-            warnings.warn(f"'{path}': {len(lost)} of {len(nuclei)} outlines are {why}: {names}.", stacklevel=2)
+            warnings.warn(f"'{path}': {len(lost)} of {len(nuclei)} outlines are {why}: {names}.", Notice, stacklevel=2)
     _warn_of_areas(nuclei, path)
     number = np.concatenate([[0], np.where(left, np.cumsum(left), 0)]).astype(np.int32)
     ignore = areas.get("ignore")
@@ -277,6 +277,7 @@ def _warn_of_areas(nuclei: Sequence[Outline], path: Path) -> None:
             f"'{path}': {nuclei[index].name}{kind} is {sizes[index]:.0f} px large, {times:.0f} times the median, and "
             "counts as a nucleus. Give it the class Region* if only its inside is annotated, Ignore* if it is not to "
             "count, or remove it.",
+            Notice,
             stacklevel=3,
         )
 

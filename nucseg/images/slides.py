@@ -345,7 +345,7 @@ def _not_usable(path: Path, tiff: tifffile.TiffFile, series: Any) -> InputError:
 def _tiff_level(path: Path, series: Any, number: int) -> Level:
     level = series.levels[number]
     fill, convert = _colours(path, level.keyframe)
-    pixels = zarr.open(series.aszarr(level=number, fillvalue=fill), mode="r")
+    pixels: Any = zarr.open(series.aszarr(level=number, fillvalue=fill), mode="r")
     planar = level.axes in ("SYX", "CYX")
 
     def read(top: int, left: int, height: int, width: int) -> np.ndarray:

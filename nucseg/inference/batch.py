@@ -19,10 +19,11 @@ import tifffile
 import zarr
 
 import nucseg
-from nucseg.errors import Busy, InputError
+from nucseg.data.own import warn_unknown
+from nucseg.errors import Busy, InputError, Notice, is_out_of_memory
 from nucseg.files import only_one, sha256, write_atomic, write_json
 from nucseg.images import export, measure, polygons
-from nucseg.images.pixel_size import diameters, estimate
+from nucseg.images.pixel_size import diameters
 from nucseg.images.slides import Slide, open_slide
 from nucseg.inference.folder import (
     ENDINGS,
@@ -134,15 +135,6 @@ OUT_OF_MEMORY = (
 )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of the computer or of a GPU is full."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
-        or (isinstance(error, RuntimeError) and "out of memory" in str(error).lower())
-    )
-
-
 class _Unknown:
     """Images whose pixel size is not known: what their nuclei suggest, said once for all of them."""
 
@@ -151,21 +143,10 @@ class _Unknown:
         self.diameters: list[np.ndarray] = []
 
     def warn(self, segmenter: Segmenter) -> None:
+        """Say it, if there are any and an adapter would make use of the size."""
         own = next((m.config.um_per_px for m in segmenter.models if m.config.um_per_px), 0)
-        if not self.images or not own:
-            return
-        found = np.concatenate(self.diameters) if self.diameters else np.zeros(0)
-        hint = "pass --um-per-px if you know it."
-        if len(found) >= 20:
-            middle = float(np.median(found))
-            hint = (
-                f"the median diameter of their nuclei, {middle:.0f} px, suggests {estimate(middle):.2g} (NuInsSeg's "
-                "nuclei measure 8 µm); pass --um-per-px if you know it."
-            )
-        warnings.warn(
-            f"Of some images the µm per px are not known: the training images' {own:g} is assumed; {hint}",
-            stacklevel=3,
-        )
+        if self.images and own:
+            warn_unknown(own, np.concatenate([np.zeros(0), *self.diameters]))
 
 
 # ---------------------------------------------------------------- one image
@@ -191,6 +172,7 @@ def predict_file(
             warnings.warn(
                 "The adapter does not know its training images' µm per px, so --um-per-px changes no scale, only the "
                 "units of the results; images should be like those it was trained on.",
+                Notice,
                 stacklevel=2,
             )
         segmenter = replace(segmenter, um_per_px=segmenter.um_per_px or slide.um_per_px)
@@ -290,7 +272,13 @@ class _Labels(Scratch):
 
 
 def _segment(
-    slide: Slide, work: Path, segmenter: Segmenter, settings: dict, before: dict, tissue: Any, progress: bool
+    slide: Slide,
+    work: Path,
+    segmenter: Segmenter,
+    settings: dict[str, Any],
+    before: dict[str, Any],
+    tissue: Any,
+    progress: bool,
 ) -> _Labels:
     """Fill the maps, from where a stopped run was, and make room for the label map; ``before`` is kept up to date."""
     began, seconds = time.monotonic(), before["seconds"]
@@ -317,6 +305,7 @@ def _known_labels(job: Job, out: Path, slide: Slide, about: dict[str, Any]) -> A
             warnings.warn(
                 f"'{path}' has been changed since it was written: it is kept, and what was missing is made from it as "
                 "it is now.",
+                Notice,
                 stacklevel=2,
             )
         try:

@@ -14,6 +14,7 @@ from nucseg.config import Config
 from nucseg.data.augment import resize
 from nucseg.data.datasets import Dataset, Sample
 from nucseg.data.splits import Split
+from nucseg.data.vague import fold_in, take_out
 from nucseg.errors import InputError
 from nucseg.files import write_atomic, write_json
 from nucseg.inference.decoding import Decoding
@@ -52,21 +53,26 @@ def segment_whole(
 
 
 def score_sample(
-    model: NucleiModel, sample: Sample, scoring: str = "benchmark", threshold: float | None = None
+    model: NucleiModel,
+    sample: Sample,
+    scoring: str = "benchmark",
+    threshold: float | None = None,
+    leave_out_vague: bool = False,
 ) -> dict[str, Any]:
     """Segment one sample and score it as one of ``SCORINGS``; return the scores by name.
 
-    ``threshold`` None: the adapter's decoding as it was tuned, or the default one.
+    ``threshold`` None: the adapter's decoding as it was tuned, or the default one. ``leave_out_vague``: pixels and
+    nuclei in the sample's vague area count neither for nor against (`metrics.score`).
     """
     if scoring not in SCORINGS:
         raise InputError(f"Scoring {scoring!r} is not known: choose one of {', '.join(SCORINGS)}.")
     if scoring == "report":
-        sample = resize(sample, model.config.size)
-    how = decoding_of(model) if threshold is None else Decoding(threshold)
+        sample = take_out(resize(fold_in(sample), model.config.size))
+    decoding = decoding_of(model) if threshold is None else Decoding(threshold)
     if scoring == "report":
-        how = replace(how, min_area=SCORINGS[scoring], min_confidence=0.0)
-    predicted = segment_whole(model, sample.image, decoding=how)
-    return asdict(score(sample.labels, predicted))
+        decoding = replace(decoding, min_area=SCORINGS[scoring], min_confidence=0.0)
+    predicted = segment_whole(model, sample.image, decoding=decoding)
+    return asdict(score(sample.labels, predicted, vague=sample.vague if leave_out_vague else None))
 
 
 def evaluate(
@@ -78,6 +84,7 @@ def evaluate(
     scoring: str = "benchmark",
     threshold: float | None = 0.5,
     segment: Callable[[int], np.ndarray] | None = None,
+    leave_out_vague: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Score the model on the dataset's images ``indices``: columns fold, tissue, stem and the fields of `Scores`.
@@ -85,6 +92,7 @@ def evaluate(
     Means over the rows are the benchmark's scores (mean of per-image values); mean PQ is not mean SQ x mean RQ.
     ``threshold``: foreground probability; None: all decoding parameters as the adapter was tuned, or the defaults.
     ``segment``: returns the label map of the image at an index; by default the network sees each image in one piece.
+    ``leave_out_vague``: as for `score_sample`; for your own images, whose vague areas are what was not annotated.
     The model is in eval mode meanwhile.
 
     >>> import nucseg
@@ -99,9 +107,10 @@ def evaluate(
             sample = dataset[index]
             name = {"fold": fold, "tissue": sample.tissue, "stem": sample.stem}
             if segment is None:
-                rows.append(name | score_sample(model, sample, scoring, threshold))
+                rows.append(name | score_sample(model, sample, scoring, threshold, leave_out_vague))
             else:
-                rows.append(name | asdict(score(sample.labels, segment(index))))
+                vague = sample.vague if leave_out_vague else None
+                rows.append(name | asdict(score(sample.labels, segment(index), vague=vague)))
     finally:
         model.train(training)
     return pd.DataFrame(rows)
@@ -139,6 +148,7 @@ def evaluate_and_record(
         fold=split.name,
         scoring=config.scoring,
         threshold=None if config.tune_decoding else config.threshold,
+        leave_out_vague=config.data == "own",
         progress=progress,
     )
     if seen_as is not None:

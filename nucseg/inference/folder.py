@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nucseg import __version__
-from nucseg.errors import InputError
+from nucseg.errors import InputError, Notice
 from nucseg.files import sha256, write_atomic
 from nucseg.images.raster import SUFFIXES
 
@@ -123,11 +123,12 @@ def _in_folder(folder: Path, recursive: bool) -> list[Job]:
         deeper = " (--recursive looks into its subfolders)" if unentered else ""
         raise InputError(f"The folder '{folder}' has no images{deeper}; those that are read: {', '.join(SUFFIXES)}.")
     if skipped:
-        warnings.warn(f"'{folder}': {_some(skipped)} not read, as no image: {_names(skipped)}.", stacklevel=3)
+        warnings.warn(f"'{folder}': {_some(skipped)} not read, as no image: {_names(skipped)}.", Notice, stacklevel=3)
     if unentered:
         warnings.warn(
             f"'{folder}': {len(unentered)} subfolder{'s' * (len(unentered) > 1)} not entered "
             f"({_names(map(Path, unentered))}); pass --recursive to segment their images too.",
+            Notice,
             stacklevel=3,
         )
     return jobs
@@ -361,7 +362,7 @@ def write_summary(out: Path) -> list[dict[str, Any]]:
     """Write ``summary.csv`` anew, if it is ours; returns its rows (`summary_rows`)."""
     rows, path = summary_rows(out), out / "summary.csv"
     if _exists(path) and not is_summary(path):  # put there since `check_folder`
-        warnings.warn(f"'{path}' was not written by nucseg predict, and is kept as it is.", stacklevel=2)
+        warnings.warn(f"'{path}' was not written by nucseg predict, and is kept as it is.", Notice, stacklevel=2)
     elif not (path.exists() and path.read_text(encoding="utf-8") == summary_text(rows)):
         with write_atomic(path) as part:
             part.write_text(summary_text(rows), encoding="utf-8", newline="")

@@ -26,9 +26,9 @@ from nucseg.config import FIELD
 from nucseg.errors import InputError
 from nucseg.files import sha256
 from nucseg.images.export import Block
-from nucseg.images.pixel_size import PLAUSIBLE_UM
 from nucseg.images.slides import Slide, as_pixels, open_slide
 from nucseg.images.tissue import tissue_mask
+from nucseg.inference.options import check_options
 from nucseg.instances import MIN_AREA, RIDGE, SMOOTH_PX, labels_from, renumber
 from nucseg.model.adapters import DEFAULT_ADAPTER, adapter_path
 from nucseg.model.bases import Base
@@ -86,22 +86,12 @@ class Segmenter:
             raise InputError("There is no model: give at least one adapter.")
         if len({(m.config.head == "instance" and m.config.without != "distance") for m in self.models}) > 1:
             raise InputError("The adapters predict different maps: an ensemble needs heads of one kind.")
-        low, high = PLAUSIBLE_UM
-        if self.um_per_px is not None and not low <= self.um_per_px <= high:
-            raise InputError(
-                f"um_per_px is {self.um_per_px!r}: give the µm per px of your images, {low:g} to {high:g} (40x: 0.25)."
-            )
         if self.um_per_px and len({m.config.um_per_px > 0 for m in self.models}) > 1:
             raise InputError(
                 "Some of the adapters know their training images' µm per px and some do not, so they would see these "
                 "images at different scales: use adapters of one kind, or images without µm per px."
             )
-        if not (0 <= self.threshold <= 1 and 0 <= self.ridge <= 1):
-            raise InputError(f"threshold {self.threshold!r} and ridge {self.ridge!r} must both lie in 0..1.")
-        if self.min_area is not None and self.min_area < 0:
-            raise InputError(f"min_area is {self.min_area!r}: it must not be negative.")
-        if self.series < 0:
-            raise InputError(f"series is {self.series!r}: give the number of an image in the file, from 1.")
+        check_options(**self.options())
 
     def zoom(self, model: NucleiModel) -> float:
         """Px of the model's training images for each px of these images; 1 where either resolution is unknown."""
@@ -182,8 +172,13 @@ class Segmenter:
         rows, columns = (spans(length, side, round(side * MARGIN)) for length in slide.shape)
         height, width = min(side, slide.shape[0]), min(side, slide.shape[1])
         level = slide.at(max(self.scale(model) for model in self.models))
-        bar = tqdm(total=len(rows) * len(columns), initial=start * len(columns), unit="field", disable=not progress)
-        bar.set_description(name or "segmenting")
+        bar = tqdm(
+            total=len(rows) * len(columns),
+            initial=start * len(columns),
+            desc=name or "segmenting",
+            unit="field",
+            disable=not progress,
+        )
         with bar:
             for done, (top, low, high) in enumerate(rows[start:], start + 1):
                 for left, first, last in columns:

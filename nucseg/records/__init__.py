@@ -1,4 +1,4 @@
-"""What a run leaves on disk: where it comes from, reading it back, and the statistics of its scores.
+"""Recorded runs: their provenance, reading them back, and the statistics of their scores.
 
-A room of its own because training writes runs and studies, figures and the book read them.
+Training writes these records; studies, figures and the book read them.
 """

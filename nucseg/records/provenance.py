@@ -1,77 +1,91 @@
-"""Where a number comes from: data, base, device, versions, commit, and the command that repeats it."""
+"""Provenance of a result: data, base, device, versions, commit, and the command that reproduces it."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-
-from nucseg.data.datasets import Dataset
-
-if TYPE_CHECKING:
-    from nucseg.model.network import NucleiModel
-    from nucseg.records.runs import Run
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 import nucseg
 from nucseg.config import Config
-from nucseg.data.datasets import content_hash
+from nucseg.data.datasets import Dataset, content_hash
 from nucseg.data.splits import Split
 from nucseg.files import sha256
 from nucseg.model.network import NucleiModel, parameter_ledger
+from nucseg.records.runs import Run
+
+DATA_NAMES = {
+    "nuinsseg": "NuInsSeg (Mahbod et al. 2024)",
+    "synthetic": "synthetic tissue made by code, no real image",
+    "folder": "your own images",
+}
+BASE_NAMES = {
+    "random": "MobileSAM with random weights, not pretrained",
+    "mobile_sam": "MobileSAM, pretrained",
+    "offline": "offline, trained by nucseg, not MobileSAM's weights",
+}
 
 
-def provenance(dataset: Dataset | None = None, model: "NucleiModel | None" = None, runs: "Sequence[Run]" = ()) -> str:
-    """One line of Markdown: which data, which base and which device are behind a page.
+def provenance_note(dataset: Dataset | None = None, model: NucleiModel | None = None, runs: Sequence[Run] = ()) -> str:
+    """One line of Markdown that names the data, base and device behind a page.
 
-    - ``runs``: recorded runs that the page reads, all with the same data.
+    ``dataset`` and ``model``: what the page itself computes with. ``runs``: the recorded runs that it reads, all of
+    which used the same data.
     """
-
-    parts: list[Any] = []
-    kinds = {
-        "nuinsseg": "NuInsSeg (Mahbod et al. 2024)",
-        "synthetic": "synthetic tissue made by code, no real image",
-        "folder": "your own images",
-    }
+    parts: list[str] = []
     if dataset is not None:
-        tissues = dataset.table["tissue"].nunique()
         name = getattr(dataset, "name", "folder")
-        parts.append(f"{kinds.get(name, name)} ({len(dataset):,} images of {tissues} tissue{'s' * (tissues != 1)})")
+        images, tissues = f"{len(dataset):,} images", plural(dataset.table["tissue"].nunique(), "tissue")
+        parts.append(f"{DATA_NAMES.get(name, name)} ({images} of {tissues})")
     if model is not None:
-        base = {
-            "random": "MobileSAM with random weights, not pretrained",
-            "mobile_sam": "MobileSAM, pretrained",
-            "offline": "offline, trained by nucseg, not MobileSAM's weights",
-        }
-        parts.append(f"base: {base.get(model.base_name, model.base_name)} (SHA-256 {model.base_sha256[:8]}…)")
+        base = BASE_NAMES.get(model.base_name, model.base_name)
+        parts.append(f"base: {base} (SHA-256 {model.base_sha256[:8]}…)")
         parts.append(f"device: {device_name(model.mean.device)}")
-    for about in [run.about for run in runs][:1]:
-        note = f", {about['data']['note']}" if about["data"]["note"] else ""
-        bases = sorted({run.about["base"]["name"] for run in runs})
-        devices = sorted({run.about["device"] for run in runs})
-        dates = sorted({run.about["date"][:10] for run in runs})
-        commits = sorted({run.about["commit"][:7] for run in runs})
-        parts.append(f"{len(runs)} recorded runs on {kinds.get(about['data']['name'], about['data']['name'])}{note}")
-        parts.append(f"base: {', '.join(bases)}")
-        parts.append(f"device: {', '.join(devices)}")
-        parts.append(f"commit {', '.join(commits)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}")
+    if runs:
+        parts += _note_on_runs(runs)
     return "**Behind this page:** " + " · ".join(parts or ["no data and no model"])
+
+
+def _note_on_runs(runs: Sequence[Run]) -> list[str]:
+    data = runs[0].about["data"]
+    note = f", {data['note']}" if data["note"] else ""
+    bases = sorted({run.about["base"]["name"] for run in runs})
+    devices = sorted({run.about["device"] for run in runs})
+    dates = sorted({run.about["date"][:10] for run in runs})
+    commits = sorted({run.about["commit"][:7] for run in runs})
+    period = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    return [
+        f"{len(runs)} recorded runs on {DATA_NAMES.get(data['name'], data['name'])}{note}",
+        f"base: {', '.join(bases)}",
+        f"device: {', '.join(devices)}",
+        f"commit {', '.join(commits)}, {period}",
+    ]
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: '1 tissue', '2 tissues', '1,000 tissues'."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def describe(
     config: Config, dataset: Dataset, split: Split, model: NucleiModel, adapter: Path, command: str
 ) -> dict[str, Any]:
-    """What ``run.json`` says of a run: enough to know what was measured, and to measure it again.
+    """Contents of a run's ``run.json``: what was measured, and what it takes to measure it again.
 
-    No path of the machine is kept: of a base that is a file, only the name and the hash.
+    ``adapter``: the file that was measured. ``command``: the command that reproduces it.
+    The result holds no path of the machine: a base or an adapter given as a file is recorded by its name and hash.
     """
+    data = {"name": getattr(dataset, "name", config.data), "images": len(dataset), "note": config.data_note}
+    digest = content_hash(dataset)
+    if digest:
+        data["sha256"] = digest
     stored = asdict(config) | {"base": model.base_name, "start": Path(config.start).stem}
     return {
         "config": stored,
@@ -87,8 +101,7 @@ def describe(
         "start_sha256": model.start_sha256,
         "parameters": parameter_ledger(model),
         "adapter_sha256": sha256(adapter),
-        "data": {"name": getattr(dataset, "name", config.data), "images": len(dataset), "note": config.data_note}
-        | ({"sha256": digest} if (digest := content_hash(dataset)) else {}),
+        "data": data,
         "precision": model.precision,
         "peak_memory_mib": peak_memory_mib(model.mean.device),
         **stamp(model.mean.device),
@@ -96,7 +109,7 @@ def describe(
 
 
 def stamp(device: torch.device) -> dict[str, Any]:
-    """On what, with what and when something was measured: device, versions, commit and date (UTC)."""
+    """Device, versions, commit and date (UTC) of a measurement."""
     return {
         "device": device_name(device),
         "versions": {
@@ -111,8 +124,8 @@ def stamp(device: torch.device) -> dict[str, Any]:
 
 
 def command_line(config: Config, folder: Path, command: str = "train") -> str:
-    """The ``nucseg`` command that repeats a run; NuInsSeg's folder is expected in NUCSEG_DATA."""
-    parts = Path(folder).parts  # from "results" on, or the last: nothing of the machine's own folders
+    """The ``nucseg`` command that reproduces a run, with the dataset's folder in the variable NUCSEG_DATA."""
+    parts = Path(folder).parts  # kept from "results" on, or the last one only: a record names no folder of the machine
     parts = parts[parts.index("results") :] if "results" in parts else parts[-1:]
     words = ["nucseg", command, "--out", "/".join(parts)]
     for name, default in asdict(Config()).items():
@@ -125,34 +138,33 @@ def command_line(config: Config, folder: Path, command: str = "train") -> str:
 
 
 def with_note(command: str, note: str) -> str:
-    """A benchmark's command with the ``--data-note`` it was given, if any."""
+    """Append the ``--data-note`` to a command, if there is one."""
     return command + (f" --data-note {shlex.quote(note)}" if note else "")
 
 
 def device_name(device: torch.device) -> str:
-    """A device in words: the card's name, or the CPU's threads."""
+    """Name of a device: the GPU's model, or the CPU with its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
     if device.type == "mps":
         return "Apple GPU (MPS)"
-    return f"CPU, {threads} thread{'s' * (threads > 1)}, {platform.machine()}"
+    return f"CPU, {plural(torch.get_num_threads(), 'thread')}, {platform.machine()}"
 
 
 def peak_memory_mib(device: torch.device) -> int:
-    """The most memory used so far, MiB: the card's where there is one, else this process's."""
+    """Peak memory so far in MiB: of the GPU if there is one, else of this process (0 on Windows)."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
     if sys.platform == "win32":
-        return 0  # not known there without another dependency
-    import resource  # absent on Windows
+        return 0  # unknown there without another dependency
+    import resource  # does not exist on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
 def commit() -> str:
-    """The commit of the checkout that nucseg runs from, with ``-dirty`` after it if it was changed; else ''."""
+    """Commit of the checkout that nucseg runs from, with ``-dirty`` if the package was changed; '' without git."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""From runs on disk to tables: what was measured, with its interval and where it comes from."""
+"""Recorded runs, read back from their folders into tables."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from nucseg.errors import InputError
 
 @dataclass(frozen=True)
 class Run:
-    """One recorded run: what ``run.json`` says, the history (a row an epoch), the scores (a row an image)."""
+    """One recorded run: its ``run.json``, its history (one row per epoch) and its scores (one row per image)."""
 
     about: dict[str, Any]
     history: pd.DataFrame
@@ -20,7 +20,7 @@ class Run:
 
     @property
     def provenance(self) -> str:
-        """One sentence: data, base, device, commit and date behind the run's numbers."""
+        """The data, base, device, commit and date behind the run's numbers, in short sentences."""
         about, split = self.about, self.about["split"]
         note = f" ({about['data']['note']})" if about["data"]["note"] else ""
         return (
@@ -32,9 +32,9 @@ class Run:
 
 
 def results_folder(start: str | Path = ".") -> Path:
-    """The repository's ``results`` folder: that of ``start`` or of the nearest folder above it.
+    """Find the repository's ``results`` folder, in ``start`` or the nearest folder above it.
 
-    Raises ``InputError`` where there is none, as in an installed package without the repository.
+    Raises ``InputError`` if there is none, as in an installed package without the repository.
     """
     start = Path(start).resolve()
     for folder in (start, *start.parents):
@@ -44,29 +44,30 @@ def results_folder(start: str | Path = ".") -> Path:
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read one finished run. Raises ``InputError`` for a folder without one, or with a damaged one."""
+    """Read one finished run. Raises ``InputError`` if the folder holds none, or a damaged one."""
     folder = Path(folder)
     try:
         about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        history = folder / "history.csv"  # absent where a run was only scored again
+        history = folder / "history.csv"  # a run that was only rescored has none
         rows = pd.read_csv(history) if history.exists() else pd.DataFrame()
         return Run(about, rows, _read_scores(folder / "scores.csv"))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder}: no finished run can be read here ({error}).") from error
+        raise InputError(f"{folder}: cannot read a finished run here ({error}).") from error
 
 
 def _read_scores(path: Path) -> pd.DataFrame:
-    """Names stay names: a stem 001 is no number, and a tissue "" or "NA" is not missing."""
+    """Read names as text: a stem '001' is not a number, and a tissue '' or 'NA' is not a missing value."""
     names = ["fold", "tissue", "stem"]
     empty = {str(name): [""] for name in pd.read_csv(path, nrows=0) if name not in names}
     return pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=empty)
 
 
 def study_runs(name: str, results: str | Path | None = None) -> dict[str, dict[str, Run]]:
-    """The finished runs of the study ``results/NAME``: {column: {run: Run}}, both in order of name.
+    """Read the finished runs of the study in ``results/NAME``: {column: {run: Run}}, both sorted by name.
 
-    A column is a base with a budget, as ``nucseg reproduce`` names its folders: ``offline-small``,
-    ``mobile_sam-full``. Empty where the study was never run.
+    A column is a base and a budget, as in the folder names of ``nucseg reproduce``: ``offline-small``,
+    ``mobile_sam-full``. Empty if the study was never run. ``results``: folder of all studies; default: the
+    repository's. Raises ``InputError`` for a damaged run.
     """
     folder = Path(results or results_folder()) / name
     columns = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []

@@ -1,4 +1,4 @@
-"""Means, bootstrap intervals, paired differences and explained variance of recorded scores."""
+"""Means, bootstrap intervals, paired differences and explained variance of per-image scores."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,13 @@ SCORES = ("dice", "iou", "aji", "aji_plus", "pq", "sq", "rq", "aji_matched_only"
 def bootstrap_mean(
     values: np.ndarray, groups: np.ndarray | None = None, level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean: (low, high), NaN where there are no values.
+    """Percentile bootstrap interval of a mean, as (low, high); (NaN, NaN) without values.
 
-    ``values``: (n,), one an image. Without ``groups`` images are drawn, as if each were independent. With
-    ``groups`` (n,), such as tissues, whole groups are drawn (the cluster bootstrap): images of one tissue are
-    alike, so this is the interval for the mean over another choice of tissues, each of them seen in training
-    (Davison & Hinkley 1997, section 3.8).
+    ``values``: (n,), one per image. ``level``: coverage, 0..1. ``draws``: number of resamples.
+    Without ``groups`` images are resampled, which assumes that they are independent. With ``groups``, (n,), such as
+    the images' tissues, whole groups are resampled (the cluster bootstrap). Images of one tissue resemble each other,
+    so this interval is wider: it covers another choice of tissues, all of them seen in training. It does not cover
+    tissues absent from training (Davison & Hinkley 1997, section 3.8).
     """
     values = np.asarray(values, dtype=float)
     if not len(values):
@@ -34,8 +35,9 @@ def bootstrap_mean(
 def summarise(scores: pd.DataFrame) -> pd.DataFrame:
     """Means of per-image scores with 95% bootstrap intervals.
 
-    Index: score. Columns: ``mean`` (over images), ``low``, ``high`` (images drawn), ``fold_mean`` (the mean of
-    the folds' means, as the benchmark reports), ``tissue_low``, ``tissue_high`` (whole tissues drawn).
+    ``scores``: one row per image, with columns ``fold``, ``tissue`` and those of `SCORES`.
+    Index of the result: score. Columns: ``mean`` (over images), ``low``, ``high`` (images resampled), ``fold_mean``
+    (mean of the folds' means, as the benchmark reports), ``tissue_low``, ``tissue_high`` (whole tissues resampled).
     """
     rows = {}
     for name in SCORES:
@@ -54,16 +56,19 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def difference(ours: pd.DataFrame, theirs: pd.DataFrame, names: Sequence[str] = ("dice", "aji", "pq")) -> pd.DataFrame:
-    """Paired differences ``ours - theirs`` of two per-image score tables over the images that both have.
+    """Paired differences ``ours - theirs`` of two per-image score tables, over the images in both.
 
-    Index: score. Columns: ``difference`` (mean over images), ``low`` and ``high`` (95% bootstrap, images drawn),
-    ``tissue_low`` and ``tissue_high`` (tissues drawn), ``images``. Pairing takes out what makes an image hard for
-    both, so the interval is narrower than that of two means. Raises ``InputError`` without a common image.
+    Index: score. Columns: ``difference`` (mean over images), ``low`` and ``high`` (95% bootstrap, images resampled),
+    ``tissue_low`` and ``tissue_high`` (whole tissues resampled), ``images`` (their number). Pairing removes the
+    variation between easy and hard images, so the interval is narrower than one made from two separate means.
+    Raises ``InputError`` if the tables have no image in common.
     """
     keys = ["tissue", "stem"]
     both = ours.merge(theirs, on=keys, suffixes=("", "_theirs"), validate="one_to_one")
     if both.empty:
-        raise InputError("The two tables of scores have no image in common, so they cannot be compared.")
+        raise InputError(
+            "The two tables of scores have no image in common: compare scores of the same dataset and split."
+        )
     rows = {}
     for name in names:
         values = (both[name] - both[f"{name}_theirs"]).to_numpy()
@@ -83,16 +88,18 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame, names: Sequence[str] = 
 def variance_explained(table: pd.DataFrame, factors: Sequence[str], value: str) -> pd.Series:
     """Share of the variance of ``value`` that each factor's main effect explains (eta squared), 0..1.
 
-    ``table``: one row a combination, each combination of the factors' values once (a full factorial), so that the
-    effects are orthogonal and their sums of squares add up. The last entry, ``rest``, is what interactions and
-    chance have left. Raises ``InputError`` for a grid with holes or repeats, or no variance at all.
+    ``table``: a full factorial, with each combination of the factors' values in exactly one row, so that the effects
+    are orthogonal and their sums of squares add up. The last entry, ``rest``, is the share of interactions and
+    chance. Raises ``InputError`` if combinations are missing or repeated, or if ``value`` is constant.
     """
     levels = [table[name].nunique() for name in factors]
     if len(table) != np.prod(levels) or table.duplicated(list(factors)).any():
-        raise InputError(f"The table is no full grid over {', '.join(factors)}: average repeats, fill holes first.")
+        raise InputError(
+            f"The table is not a full grid over {', '.join(factors)}: average repeated rows and add missing ones."
+        )
     total = ((table[value] - table[value].mean()) ** 2).sum()
     if not total > 0:
-        raise InputError(f"Column {value!r} does not vary, so there is nothing to explain.")
+        raise InputError(f"Column {value!r} is constant, so it has no variance to explain: choose another column.")
     shares = {}
     for name in factors:
         effect = table.groupby(name)[value].transform("mean") - table[value].mean()

@@ -1,1 +1,1 @@
-"""Runs that belong together: cross-validation, variants and grids."""
+"""Studies, which are runs that belong together: cross-validation, variants and grids."""

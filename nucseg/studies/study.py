@@ -1,7 +1,7 @@
-"""Studies: runs that belong together. Cross-validation over folds, and grids over any fields of a config.
+"""Studies: runs that belong together, such as cross-validation or a grid over any options.
 
-One run is a plain function of its configuration and its folder (`run_one`). Finished runs are never repeated,
-broken ones go on, failed ones are listed with their logs and tried again the next time.
+A run depends on its configuration and its folder alone (`run_one`). Run a study again and it skips finished runs,
+resumes interrupted ones and retries failed ones, which it lists with their logs.
 """
 
 import itertools
@@ -33,9 +33,10 @@ Task = tuple[Config, Path]
 
 @dataclass(frozen=True)
 class Study:
-    """Runs that belong together: a configuration, named variants of it, and a grid that each variant goes through.
+    """A configuration, named variants of it (``runs``), and a grid that is run for each variant.
 
-    ``again``: under a name, the options under which every run is scored a second time (see `rescore`).
+    ``runs``: changed options by name of the variant. ``grid``: list of values by option.
+    ``again``: options by name, under which every run is scored a second time (see `rescore`).
     """
 
     config: Config
@@ -44,7 +45,7 @@ class Study:
     again: dict[str, dict[str, Any]]
 
     def tasks(self, folder: str | Path) -> list[Task]:
-        """Every run with its folder: variants in their order, in each the grid with its last field fastest."""
+        """Every run with its folder: variant by variant, and in each the grid with its last field varying fastest."""
         tasks = []
         for variant, own in (self.runs or {"": {}}).items():
             start = apply(self.config, own, f"study, run {variant}")
@@ -58,11 +59,13 @@ class Study:
 def read_study(path: str | Path, budget: str = "", changes: dict[str, Any] | None = None) -> Study:
     """Read a study's TOML file.
 
-    ``preset`` (a name, optional), then, each going before the one above it: a table ``[fixed]`` of options, the
-    table ``[budget.NAME]`` of the ``budget`` asked for, ``changes`` (the command line's), ``[runs.NAME]`` tables of
-    variants, and ``[grid]``, a table of lists. ``[again.NAME]`` tables score every run a second time.
+    Precedence, lowest first: ``preset`` (a name), the table ``[fixed]`` of options, the table ``[budget.NAME]`` of
+    the chosen ``budget``, ``changes`` (from the command line), the tables ``[runs.NAME]`` of variants, and the table
+    ``[grid]`` of lists. All are optional, but a study needs ``[runs]`` or ``[grid]``. Tables ``[again.NAME]`` score
+    every run a second time.
 
-    Raises ``InputError`` for unknown options, a study without runs, a value that is no list, or one listed twice.
+    Raises ``InputError`` for unknown entries or options, an unknown budget, a study without runs, and a grid value
+    that is not a list or is listed twice.
     """
     text = read_toml(path)
     unknown = text.keys() - {"preset", "fixed", "budget", "runs", "grid", "again"}
@@ -74,12 +77,12 @@ def read_study(path: str | Path, budget: str = "", changes: dict[str, Any] | Non
     config = apply(config, _table(text, "fixed", path), f"{path} [fixed]")
     budgets = _table(text, "budget", path)
     if budget and budget not in budgets:
-        raise InputError(f"{path}: has no table [budget.{budget}]; it has {', '.join(budgets) or 'none'}.")
+        raise InputError(f"{path}: has no table [budget.{budget}]: choose from {', '.join(budgets) or 'none'}.")
     config = apply(config, _table(budgets, budget, path), f"{path} [budget.{budget}]")
     config = apply(config, changes or {}, "command line")
     runs, grid, again = (_table(text, name, path) for name in ("runs", "grid", "again"))
     if not (runs or grid):
-        raise InputError(f"{path}: has neither [runs.NAME] tables nor a table [grid]: list what is to be run.")
+        raise InputError(f"{path}: has neither [runs.NAME] nor [grid]: add one of them to say what to run.")
     for table, name in ((runs, "runs"), (again, "again")):
         for one in table:
             apply(config, _table(table, one, path), f"{path} [{name}.{one}]").check()
@@ -94,12 +97,15 @@ def read_study(path: str | Path, budget: str = "", changes: dict[str, Any] | Non
 def _table(text: dict[str, Any], name: str, path: str | Path) -> dict[str, Any]:
     table = text.get(name, {})
     if not isinstance(table, dict):
-        raise InputError(f"{path}: {name} must be a table, written [{name}] on a line of its own.")
+        raise InputError(f"{path}: {name} must be a table: write [{name}] on a line of its own.")
     return table
 
 
 def fold_tasks(config: Config, dataset: Dataset, folder: str | Path, only: Iterable[int] = ()) -> list[Task]:
-    """One task a fold of the config's protocol (or those of ``only``), in folders ``fold1``, ``fold2``, …"""
+    """One task per fold of the config's protocol, in folders ``fold1``, ``fold2``, …
+
+    ``only``: the folds to run, counted from 1; empty: all. Raises ``InputError`` for a fold that does not exist.
+    """
     count = len(PROTOCOLS[config.protocol](dataset))
     chosen = list(dict.fromkeys(only)) or list(range(1, count + 1))
     wrong = [k for k in chosen if not 1 <= k <= count]
@@ -111,18 +117,21 @@ def fold_tasks(config: Config, dataset: Dataset, folder: str | Path, only: Itera
 def run_one(
     config: Config, folder: str | Path, root: str | Path | None = None, again: dict[str, dict[str, Any]] | None = None
 ) -> None:
-    """Train one run in its folder, and score it again: all that a worker anywhere needs to be told."""
+    """Train one run in its folder, then score it again under each entry of ``again``.
+
+    ``root``: the dataset's folder. The arguments are all that a worker on another machine needs.
+    """
     dataset = _dataset(config, root)
     train(config, dataset, folder, progress=False)
     for name, other in (again or {}).items():
         rescore(folder, apply(config, other, f"again, {name}"), dataset, name)
 
 
-_opened: dict[tuple, Dataset] = {}
+_opened: dict[tuple[Any, ...], Dataset] = {}
 
 
 def _dataset(config: Config, root: str | Path | None) -> Dataset:
-    # one dataset for all runs of a process that read the same images: it keeps what it has read
+    # a dataset caches the images it has read, so runs of one process that read the same images share it
     key = (
         config.data,
         config.synthetic_per_tissue,
@@ -138,10 +147,10 @@ def _dataset(config: Config, root: str | Path | None) -> Dataset:
 def rescore(run: str | Path, config: Config, dataset: Dataset, name: str, *, progress: bool = False) -> pd.DataFrame:
     """Score a finished run's adapter under another ``config``: another protocol, scoring, threshold or fold.
 
-    Written to ``run / name``: ``scores.csv``, with a column ``part`` that says where the run itself had the image
-    (train, val, test, or none of them), and ``run.json``. Not repeated where it is there already.
-    Raises ``InputError`` where the run's adapter is missing (it is not kept in the repository), or where ``config``
-    describes another model than the run's.
+    Writes ``run.json`` and ``scores.csv`` to ``run / name``; the column ``part`` of the scores names the part of the
+    run's own split that the image was in (train, val, test or none). Scores that exist already are read, not redone.
+    Raises ``InputError`` if the run's adapter is missing (the repository does not keep adapters), or if ``config``
+    describes a model other than the run's.
     """
     run, folder = Path(run), Path(run) / name
     if finished(config, folder):
@@ -152,7 +161,7 @@ def rescore(run: str | Path, config: Config, dataset: Dataset, name: str, *, pro
     for field in fields(ModelConfig):
         if field.name != "base" and getattr(config, field.name) != getattr(own, field.name):
             was = getattr(own, field.name)
-            raise InputError(f"{run}: the adapter was trained with {field.name} = {was!r}: that cannot be changed.")
+            raise InputError(f"{run}: the adapter was trained with {field.name} = {was!r}: leave that option out.")
     model = place(load_model(run / "best.safetensors", config.base), pick_device(config.device), config.precision)
     return evaluate_and_record(
         model,
@@ -171,10 +180,11 @@ def rescore(run: str | Path, config: Config, dataset: Dataset, name: str, *, pro
 def run_all(
     tasks: list[Task], run: Callable[[Config, Path], Any], *, progress: bool = True
 ) -> tuple[pd.DataFrame, dict[Path, str]]:
-    """Run the tasks that are not finished, one after the other; returns the table of finished runs and failures.
+    """Run the unfinished tasks one after the other. Returns the table of finished runs, and the failures.
 
-    ``failures`` maps a run's folder to the last line of its error; the whole of it is in ``error.log`` there.
-    ``InputError`` and everything else a run raises is a failure of that run; Ctrl-C stops the study.
+    ``run``: called with a task's configuration and folder. ``failures`` maps a run's folder to the last line of its
+    error; the traceback is in ``error.log`` in that folder. Any exception fails only its own run; Ctrl-C stops the
+    study.
     """
     failures: dict[Path, str] = {}
     open_tasks = []
@@ -182,7 +192,7 @@ def run_all(
         try:
             if not finished(config, folder):
                 open_tasks.append((config, folder))
-        except InputError as error:  # the folder holds another run, which is neither counted nor overwritten
+        except InputError as error:  # the folder holds a different run: do not count it, do not overwrite it
             failures[folder] = str(error)
     bar = tqdm(open_tasks, desc="runs", unit="run", disable=not progress)
     for config, folder in bar:
@@ -191,7 +201,7 @@ def run_all(
         try:
             run(config, folder)
             log.unlink(missing_ok=True)
-        except Busy:  # two processes share the study: this run is the other's
+        except Busy:  # another process of the same study works on this run
             continue
         except Exception as error:
             folder.mkdir(parents=True, exist_ok=True)
@@ -205,7 +215,7 @@ def run_all(
 
 
 def table_of_runs(folders: Iterable[Path]) -> pd.DataFrame:
-    """A row a finished run: its name, its configuration, the best validation scores, the means of its scores."""
+    """One row per finished run: its name, configuration, best validation scores, and mean test scores."""
     rows = []
     for folder in folders:
         if (folder / "run.json").exists():
@@ -217,5 +227,5 @@ def table_of_runs(folders: Iterable[Path]) -> pd.DataFrame:
 
 
 def pooled_scores(folders: Iterable[Path]) -> pd.DataFrame:
-    """The per-image scores of several finished runs one under the other."""
+    """Per-image scores of several finished runs, concatenated."""
     return pd.concat([read_run(folder).scores for folder in folders], ignore_index=True)

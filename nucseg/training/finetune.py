@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import warnings
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from nucseg.config import Config, ModelConfig, preset
-from nucseg.data.datasets import Dataset, ImageFolder, InMemory
+from nucseg.data.datasets import Dataset, ImageFolder
+from nucseg.data.own import median_diameter, open_own
 from nucseg.data.splits import own_images
-from nucseg.errors import InputError
+from nucseg.errors import Notice
 from nucseg.inference.evaluate import evaluate
 from nucseg.inference.segmenter import FIELD, Segmenter, load
 from nucseg.model.adapters import DEFAULT_ADAPTER, adapter_path, read_adapter
@@ -20,27 +22,6 @@ from nucseg.training import loop
 
 NUCLEUS_PX = 32.0  # median diameter of NuInsSeg's nuclei (assets/nuinsseg_tissue_stats.csv), in images of FIELD px
 WINDOWS = 800  # training windows altogether: about five minutes on two cores
-
-
-def open_own(folder: str | Path) -> InMemory:
-    """Open a folder with subfolders ``images`` and ``masks`` (`ImageFolder`); images stay in memory once read."""
-    folder = Path(folder)
-    for part in ("images", "masks"):
-        if not (folder / part).is_dir():
-            raise InputError(f"The folder '{folder}' has no subfolder '{part}': put images and masks into one each.")
-    return InMemory(ImageFolder(folder / "images", folder / "masks"))
-
-
-def median_diameter(dataset: Dataset) -> float:
-    """Return the median diameter, in px, of discs with the areas of the dataset's nuclei.
-
-    Raises ``InputError`` if there is no nucleus.
-    """
-    areas = np.concatenate([np.bincount(dataset[i].labels.ravel())[1:] for i in range(len(dataset))])
-    areas = areas[areas > 0]
-    if not len(areas):
-        raise InputError("The masks hold no nucleus: there is nothing to learn from.")
-    return float(2 * np.sqrt(np.median(areas) / np.pi))
 
 
 def finetune_config(dataset: Dataset, start: str | Path = DEFAULT_ADAPTER, base: str = "", **changes: Any) -> Config:
@@ -51,9 +32,8 @@ def finetune_config(dataset: Dataset, start: str | Path = DEFAULT_ADAPTER, base:
     """
     _, stored, _ = read_adapter(adapter_path(start))
     known = {field.name for field in fields(ModelConfig)}
-    model = {k: v for k, v in stored.items() if k in known} | {
-        "um_per_px": 0.0
-    }  # the stored value belongs to the adapter's own training images
+    model = {k: v for k, v in stored.items() if k in known}
+    model["um_per_px"] = 0.0  # the stored value is that of the adapter's own training images
     config = replace(preset("finetune"), **model, start=str(start))
     if base:
         config = replace(config, base=base)
@@ -76,12 +56,19 @@ def finetune(
 ) -> Path:
     """Fine-tune an adapter on your own images and masks; return the path of the new one, ``out/best.safetensors``.
 
-    ``folder``: has subfolders ``images`` and ``masks`` (`ImageFolder`); 5 to 50 images are a good number. A fifth of
-    them, at least two, are validation images, which select the epoch; their scores are in ``out/scores.csv``.
-    ``start``, ``base`` and ``changes`` as in `finetune_config`. An interrupted run is resumed by the same call.
+    ``folder``: has subfolders ``images`` and ``masks`` (`ImageFolder`); 5 to 50 images are a good number, 3 the least.
+    A fifth of them, at least two (one of three), are validation images, which select the epoch; their scores are in
+    ``out/scores.csv``. ``start``, ``base`` and ``changes`` as in `finetune_config`. An interrupted run is resumed by
+    the same call.
     """
     dataset = open_own(folder) if isinstance(folder, str | Path) else folder
     config = finetune_config(dataset, start, base, **changes)
+    if not any(dataset[i].labels.any() for i in own_images(dataset)[0].val):
+        warnings.warn(
+            "The images that select the epoch hold no nucleus, so that any of them is as good: annotate more images.",
+            Notice,
+            stacklevel=2,
+        )
     given = {"start": Path(start).name} | ({"base": Path(base).name} if base else {}) | changes
     options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     command = shlex.join(["nucseg", "finetune", "FOLDER", "--out", Path(out).name, *options])
@@ -105,9 +92,10 @@ def scores_before(
         image = source.image_path(index) if isinstance(source, ImageFolder) else dataset[index].image
         return Segmenter([model]).segment(image)
 
-    before = evaluate(model, dataset, images, fold="own images", segment=as_it_is, progress=progress)
+    fold = "own images"
+    before = evaluate(model, dataset, images, fold=fold, segment=as_it_is, leave_out_vague=True, progress=progress)
     model.config = replace(model.config, field_px=config.field_px)
-    told = evaluate(model, dataset, images, fold="own images", progress=progress)
+    told = evaluate(model, dataset, images, fold=fold, leave_out_vague=True, progress=progress)
     return {"unchanged": before, "rescaled": told}
 
 

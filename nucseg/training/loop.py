@@ -25,6 +25,7 @@ from nucseg.data import augment
 from nucseg.data.datasets import Dataset, Fresh, content_hash
 from nucseg.data.from_config import select_split
 from nucseg.data.splits import Split
+from nucseg.data.vague import fold_in, take_out
 from nucseg.errors import InputError, TrainingError
 from nucseg.files import only_one, sha256
 from nucseg.inference.decoding import tune
@@ -48,31 +49,40 @@ class _TrainingImages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """(3, S, S) uint8 image and (C, S, S) target maps; S is ``crop``, or ``size`` if that is 0.
 
-        With ``border_weight`` or ``valley_weight`` the last of the C maps holds the weights of the pixels.
+        With ``border_weight`` or ``valley_weight``, and for your own images, the last of the C maps holds the weights
+        of the pixels: 0 where nothing was annotated.
 
         A crop has the scale that the whole image would have: ``size / field_px``, or ``size / longer side``.
         """
         config, rng = self.config, np.random.default_rng([self.config.seed, *key])
         sample = self.dataset.draw(*key) if isinstance(self.dataset, Fresh) else self.dataset[key[1]]
         scale = config.size / (config.field_px or max(sample.labels.shape))
-        if config.augmentation in ("geometry", "strong"):  # these cut the window themselves, at any angle
-            cut = augment.geometry if config.augmentation == "geometry" else augment.strong
-            sample = cut(sample, config.crop or config.size, scale, rng)
+        if config.data == "own":
+            sample = fold_in(sample)
+        if config.augmentation in augment.WINDOWS:
+            sample = augment.WINDOWS[config.augmentation](sample, config.crop or config.size, scale, rng)
         else:
             if config.crop:
                 scale *= augment.zoom(rng) if config.augmentation == "histology" else 1
                 sample = augment.crop(sample, max(1, round(config.crop / scale)), rng)
             sample = augment.resize(sample, config.crop or config.size)
             if config.augmentation != "none":
-                sample = getattr(augment, config.augmentation)(sample, rng)
+                sample = augment.AUGMENTATIONS[config.augmentation](sample, rng)
+        if config.data == "own":
+            sample = take_out(sample)
         image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
         if config.head == "instance" and config.without != "distance":  # DISTANCE_PX is meant for images of 512 px
             targets = instances.encode(sample.labels, instances.DISTANCE_PX * config.size / 512)
         else:
             targets = instances.foreground(sample.labels)
+        weights = None
         if config.border_weight or config.valley_weight:
             weights = instances.pixel_weights(sample.labels, config.border_weight, config.valley_weight)
-            targets = np.concatenate([targets, weights])
+        if config.data == "own" and sample.vague is not None:
+            annotated = ~sample.vague[None]
+            weights = annotated if weights is None else weights * annotated
+        if weights is not None:
+            targets = np.concatenate([targets, weights.astype(np.float32)])
         return image, torch.from_numpy(targets)
 
 
@@ -268,7 +278,13 @@ def _epochs(
         loss = train_epoch(model, optimiser, dataset, split.train, config, epoch, progress, average, scaler)
         with average.applied(model) if average else nullcontext():
             scores = evaluate(
-                model, dataset, split.val, scoring=config.scoring, threshold=config.threshold, progress=progress
+                model,
+                dataset,
+                split.val,
+                scoring=config.scoring,
+                threshold=config.threshold,
+                leave_out_vague=config.data == "own",
+                progress=progress,
             )
             row = {"epoch": epoch + 1, "lr": optimiser.param_groups[0]["lr"], "train_loss": loss}
             row |= {f"val_{name}": float(scores[name].mean()) for name in ("dice", "iou", "aji", "pq")}
@@ -283,8 +299,17 @@ def _epochs(
             tqdm.write(", ".join(f"{k} {v:.4g}" for k, v in history[-1].items()))
             if (fit := _epochs_that_fit(history, config)) < config.epochs and len(history) == 1:
                 tqdm.write(f"About {fit} of {config.epochs} epochs fit into max_hours: plan that many with --epochs.")
+            elif len(history) == 1 and config.data == "own":
+                tqdm.write(_estimate(history[0]["seconds"], config))
     _write_history(folder, history)  # again, in case the run was killed between the two writes above
     return spent
+
+
+def _estimate(seconds: float, config: Config) -> str:
+    """How long a fine-tuning will take at most, from its first epoch, and how to shorten it."""
+    minutes = seconds * (config.epochs - 1) / 60
+    rest = f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{minutes * 60:.0f} seconds"
+    return f"About {rest} more for {config.epochs} epochs at most; --epochs, --patience or --max-hours shorten it."
 
 
 def _epochs_that_fit(history: list[dict[str, Any]], config: Config) -> int:

@@ -5,14 +5,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0, valid: Tensor | None = None) -> Tensor:
     """Soft Dice loss, ``1 - (2 |P∩T| + s) / (|P| + |T| + s)``, per image, then the mean (scalar, 0..1).
 
     ``logits`` and ``target``: (B, C, H, W) or (B, H, W), target 0..1. ``smooth`` makes the loss of an
-    empty image 0 if nothing is predicted (Milletari et al. 2016, with the usual smoothing).
+    empty image 0 if nothing is predicted (Milletari et al. 2016, with the usual smoothing). ``valid``: bool, in a shape
+    that broadcasts; pixels where it is False count neither for nor against.
     """
-    probability = torch.sigmoid(logits).flatten(1)
-    truth = target.to(probability.dtype).flatten(1)
+    probability, truth = torch.sigmoid(logits), target.to(logits.dtype)
+    if valid is not None:
+        probability, truth = probability * valid, truth * valid
+    probability, truth = probability.flatten(1), truth.flatten(1)
     overlap = (probability * truth).sum(1)
     return (1 - (2 * overlap + smooth) / (probability.sum(1) + truth.sum(1) + smooth)).mean()
 
@@ -43,11 +46,12 @@ def dice_focal_loss(
 ) -> Tensor:
     """``dice_weight * dice + (1 - dice_weight) * focal``; 0.5 each is the report's loss (scalar).
 
-    ``weights`` of the pixels count in the focal loss alone: in Dice they would bias the predicted area.
+    ``weights`` of the pixels count in the focal loss; in Dice they would bias the predicted area, so that there only
+    pixels of weight 0 are left out.
     """
     logits = logits.float()  # half precision would overflow in the sums over pixels
-    focal = focal_loss(logits, target, alpha, gamma, weights)
-    return dice_weight * dice_loss(logits, target) + (1 - dice_weight) * focal
+    dice = dice_loss(logits, target, valid=None if weights is None else weights > 0)
+    return dice_weight * dice + (1 - dice_weight) * focal_loss(logits, target, alpha, gamma, weights)
 
 
 def distance_loss(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -56,5 +60,10 @@ def distance_loss(logits: Tensor, target: Tensor, weights: Tensor | None = None)
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
-    """Mean of ``values``, each counted by its weight, so that equal weights change nothing; None: the plain mean."""
-    return values.mean() if weights is None else (values * weights).sum() / weights.expand_as(values).sum()
+    """Mean of ``values``, each counted by its weight, so that equal weights change nothing; None: the plain mean.
+
+    0 where all weights are 0.
+    """
+    if weights is None:
+        return values.mean()
+    return (values * weights).sum() / weights.expand_as(values).sum().clamp(min=1e-6)

@@ -75,6 +75,7 @@ def export(run: str | Path, scores: dict[str, float]) -> Path:
         "These are not MobileSAM's weights.",
         "edition": EDITION,
         "data": f"synthetic tissue from broad ranges (CC0, made by nucseg) and BBBC038v1 (CC0); windows: {shares}",
+        "BBBC038 sha256": about["data"].get("sha256", ""),
         "held out": "NuInsSeg, all of it; of BBBC038's histology every second field, "
         f"{len(held_out_histology())} images (nucseg.data.bbbc038.held_out_histology)",
         "date": about["date"],

@@ -1,1 +1,1 @@
-"""Pictures: figures for the book and the prediction browser. Nothing imports from here but the book."""
+"""Figures and the prediction browser. Only the book and users import from here, never the rest of the package."""

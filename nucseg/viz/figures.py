@@ -1,15 +1,15 @@
-"""Pictures: one style for all of them, outlines, errors by nucleus, scale bars, learning curves.
+"""Figures in one style: outlined nuclei, error maps, scale bars and learning curves.
 
-Colours are Okabe and Ito's, which readers with any colour vision tell apart, and mean the same everywhere:
-warm ones stand for the truth, cold ones for a prediction.
+The colours are those of Okabe and Ito, which readers with any colour vision can tell apart. They mean the same in all
+figures: warm colours stand for the truth, cold ones for a prediction.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
@@ -23,25 +23,25 @@ from nucseg import metrics
 from nucseg.data.datasets import Sample
 from nucseg.errors import InputError
 
-if TYPE_CHECKING:
-    pass
-
-
 TRUTH, PREDICTION = "#e69f00", "#56b4e9"  # orange, sky blue
 MISSED, SPURIOUS, FOUND = "#d55e00", "#0072b2", "#b5b5b5"  # vermilion, blue, grey
-# For outlines of neighbours: seen on pink, purple and white, and in shades of grey
+# Outlines of neighbouring nuclei: visible on pink, purple and white, and distinct when printed in grey
 OUTLINES = ("#f0e442", "#56b4e9", "#ffffff", "#3ddc97", "#e69f00", "#000000")
-# For lines and bars on white
+# Lines and bars on white
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#a8578a", "#555555")
-WIDTH = 6.0  # inches; at 10 pt the text is then as large as the book's, and still legible on a phone
-MICROMETRES_PER_PIXEL = 0.25  # usual for a 40x scan; NuInsSeg's authors do not state it: an assumption
+WIDTH = 6.0  # inches: text of 10 pt is then as large as the book's, and legible on a phone
+MICROMETRES_PER_PIXEL = 0.25  # assumed: usual for a 40x scan, not stated by NuInsSeg's authors
 _ROUND_LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def use_style() -> None:
-    """Set matplotlib's defaults to the book's: sparing, white plate, sharp on a dense screen."""
-    plt.rcParams.update(
-        {
+    """Set the book's style for Matplotlib and seaborn: white background, few lines, sharp on high-density screens."""
+    sns.set_theme(
+        context="paper",
+        style="ticks",
+        palette=SERIES,
+        font="DejaVu Sans",  # Matplotlib's own: seaborn asks for Arial first, which not every machine has
+        rc={
             "figure.figsize": (WIDTH, 3.4),
             "figure.dpi": 160,
             "savefig.dpi": 160,
@@ -49,21 +49,25 @@ def use_style() -> None:
             "figure.facecolor": "white",
             "font.size": 10,
             "axes.titlesize": 10,
+            "axes.labelsize": 10,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+            "legend.fontsize": 9,
+            "lines.linewidth": 1.5,
             "axes.titlelocation": "left",
             "axes.spines.top": False,
             "axes.spines.right": False,
-            "axes.prop_cycle": plt.cycler(color=SERIES),
             "legend.frameon": False,
             "image.interpolation": "antialiased",
-        }
+        },
     )
 
 
 def neighbour_colours(labels: np.ndarray, reach: int = 3) -> dict[int, int]:
-    """A colour number for each id of a label map: ids within ``reach`` px of each other get different ones.
+    """A colour number for each id of a label map; ids within ``reach`` px of each other get different numbers.
 
-    Greedy, from the id with the fewest neighbours left (Matula and Beck's order): six colours are enough
-    where nuclei only touch, and nearly always else.
+    Greedy colouring in smallest-last order (Matula & Beck 1983). Six colours are enough for nuclei that only touch,
+    and nearly always enough for a larger ``reach``.
     """
     ids = [int(i) for i in np.unique(labels) if i]
     near: dict[int, set[int]] = {i: set() for i in ids}
@@ -85,14 +89,17 @@ def neighbour_colours(labels: np.ndarray, reach: int = 3) -> dict[int, int]:
     colours: dict[int, int] = {}
     for n, i in enumerate(reversed(order)):
         taken = {colours[j] for j in near[i] if j in colours}
-        usual = len(OUTLINES) - 1  # black is hard to see on nuclei: only where the others are taken
+        usual = len(OUTLINES) - 1  # black, the last, is hard to see on nuclei: used only if the others are taken
         tries = [*((n + k) % usual for k in range(usual)), *range(usual, len(ids) + usual)]
         colours[i] = next(c for c in tries if c not in taken)
     return colours
 
 
 def outlines(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(id, (n, 2) array of x, y in px) for each outline, halfway between the nucleus's pixels and the others."""
+    """Yield each outline of a label map as its id and an (n, 2) array of x, y in px.
+
+    Outlines run halfway between the pixels of a nucleus and those around it. A nucleus in several pieces has several.
+    """
     for i, window in enumerate(ndimage.find_objects(labels), start=1):
         if window is not None:
             mask = np.pad(labels[window] == i, 1)
@@ -104,13 +111,16 @@ def outlines(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 def overlay(
     image: np.ndarray, labels: np.ndarray, ax: Axes | None = None, colour: str | None = None, width: float = 0.9
 ) -> Axes:
-    """Draw the image with a thin outline (``width`` pt) a nucleus, smooth at whatever size it is shown.
+    """Draw an image with the outline of each nucleus, as lines that stay smooth at any size.
 
-    ``colour``: one for all, such as ``TRUTH``; without it neighbours get different colours.
+    ``image``: (H, W, 3) uint8; ``labels``: (H, W) label map; ``width``: of the lines, in points.
+    ``colour``: one colour for all, such as ``TRUTH``; without it neighbours get different colours.
     Raises ``InputError`` if image and labels differ in size.
     """
     if image.shape[:2] != labels.shape:
-        raise InputError(f"Image and label map differ in size: {image.shape[:2]} and {labels.shape}.")
+        raise InputError(
+            f"Image and label map differ in size, {image.shape[:2]} and {labels.shape}: give those of one sample."
+        )
     ax = _picture(image, ax)
     number = {} if colour else neighbour_colours(labels)
     lines = list(outlines(labels))
@@ -129,16 +139,16 @@ def _picture(image: np.ndarray, ax: Axes | None) -> Axes:
 
 
 def errors(truth: np.ndarray, prediction: np.ndarray) -> tuple[list[int], list[int], list[int]]:
-    """Ids of the true nuclei that were found (IoU above 0.5), those missed, and the spurious predicted ones."""
+    """Ids of the true nuclei found (IoU > 0.5), of those missed, and of the spurious predicted ones, as three lists."""
     all_errors = metrics.errors(truth, prediction)
     return all_errors.found, all_errors.missed, all_errors.spurious
 
 
 def error_map(truth: np.ndarray, prediction: np.ndarray, ax: Axes | None = None) -> Axes:
-    """Which nuclei were found, missed or made up, at PQ's threshold of IoU 0.5, with a legend that counts them.
+    """Draw which nuclei were found, missed or spurious (PQ's threshold, IoU > 0.5), with their counts in the legend.
 
-    True nuclei are filled, grey where found and vermilion where missed; spurious predictions are blue lines.
-    A blue line around two vermilion nuclei is a merger, two blue lines in one a split.
+    True nuclei are filled, grey if found and vermilion if missed; spurious predictions are blue outlines.
+    A blue outline around two vermilion nuclei is a merger; two blue outlines inside one are a split.
     """
     found, missed, spurious = errors(truth, prediction)
     plate = np.ones((*truth.shape, 3))
@@ -158,16 +168,19 @@ def error_map(truth: np.ndarray, prediction: np.ndarray, ax: Axes | None = None)
 
 
 def scale_bar(ax: Axes, um_per_px: float = MICROMETRES_PER_PIXEL, um: float | None = None) -> Rectangle:
-    """Draw a bar of ``um`` micrometres (default: a round length near a fifth of the width) on an image.
+    """Draw a scale bar of ``um`` micrometres on an image; returns the bar, in px.
 
-    The pixel size of NuInsSeg is an assumption: say so in the caption. Returns the bar, in px.
+    ``um``: default: the longest round length of at most a third of the image's width. ``um_per_px``: pixel size;
+    the default is an assumption for NuInsSeg, which the caption should mention.
     """
     left, right = sorted(ax.get_xlim())
-    bottom = max(ax.get_ylim())  # rows count downwards
+    bottom = max(ax.get_ylim())  # the y axis points down
     if um is None:
         um = max((u for u in _ROUND_LENGTHS if u / um_per_px <= (right - left) / 3), default=1)
     length = um / um_per_px
-    point = (right - left) / (ax.get_window_extent().width * 72 / ax.figure.dpi)  # image px: as large as the text is
+    point = (right - left) / (
+        ax.get_window_extent().width * 72 / ax.figure.dpi
+    )  # image px per point, so that the bar keeps its proportion to the text
     width = max(length, 26 * point)
     x, y = right - 6 * point - (width + length) / 2, bottom - 9 * point
     plate = (right - 9 * point - width, y - 11 * point), width + 6 * point, 17 * point
@@ -179,9 +192,9 @@ def scale_bar(ax: Axes, um_per_px: float = MICROMETRES_PER_PIXEL, um: float | No
 
 
 def show_row(*samples: Sample, outlined: bool = True, titles: Sequence[str] = ()) -> Figure:
-    """The samples side by side, outlined, each under its tissue's name (or ``titles``); a scale bar on the first."""
+    """Draw samples side by side, each under its tissue's name or one of ``titles``, with a scale bar on the first."""
     if not samples:
-        raise InputError("There is nothing to show: give at least one sample.")
+        raise InputError("There are no samples to show: give at least one.")
     figure, axes = plt.subplots(1, len(samples), figsize=(WIDTH, WIDTH / len(samples) + 0.3), squeeze=False)
     for ax, sample, title in zip(axes[0], samples, titles or [s.tissue for s in samples], strict=True):
         if outlined:
@@ -194,13 +207,14 @@ def show_row(*samples: Sample, outlined: bool = True, titles: Sequence[str] = ()
 
 
 def learning_curves(history: pd.DataFrame, monitor: str = "dice") -> Figure:
-    """The training loss, and the validation scores with the epoch that was kept, of a run's ``history.csv``.
+    """Draw a run's training loss, and its validation scores with the epoch that was kept.
 
-    Raises ``InputError`` for a history without the columns that ``nucseg.train`` writes.
+    ``history``: the run's ``history.csv``. ``monitor``: the score by which the epoch was chosen.
+    Raises ``InputError`` if columns that ``nucseg.train`` writes are missing.
     """
     scores = [name for name in ("dice", "iou", "aji", "pq") if f"val_{name}" in history]
     if monitor not in scores or not {"epoch", "train_loss"} <= set(history):
-        raise InputError(f"The history lacks epoch, train_loss or val_{monitor}: give a run's history.csv.")
+        raise InputError(f"The history lacks a column epoch, train_loss or val_{monitor}: give a run's history.csv.")
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.8))
     marker = "o" if len(history) < 30 else None
     left.plot(history["epoch"], history["train_loss"], marker=marker, markersize=3, color=SERIES[4])
@@ -215,5 +229,5 @@ def learning_curves(history: pd.DataFrame, monitor: str = "dice") -> Figure:
     right.set(title="Validation", xlabel="epoch", ylim=(0, 1))
     right.legend(fontsize=8, ncols=2, loc="lower right")
     for ax in (left, right):
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no epoch 2.5
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))  # no ticks between epochs
     return figure

@@ -1,10 +1,9 @@
-"""The prediction browser: look through images while turning the threshold, without a kernel and with one.
+"""The prediction browser: images with true and predicted nuclei, and sliders for the decoder's threshold.
 
-Both faces show the same picture: the image under outlines that are drawn as lines (SVG), so that they stay sharp at
-any size. `PredictionBrowser` computes all steps of its sliders beforehand and needs nothing but the page it stands
-in; `browse` decodes at every move and needs a running notebook with ipywidgets.
-
-Colours are those of `nucseg.figures`; dashes in the errors' view say why a nucleus is wrong.
+There are two versions of it. `PredictionBrowser` computes all steps of its sliders in advance and works in a static
+page, without a kernel. `browse` decodes at each move of a slider and needs a running notebook with ipywidgets. Both
+draw outlines as lines (SVG), which stay sharp at any size, in the colours of `nucseg.viz.figures`. In the view of
+errors, dashed outlines mark split nuclei and mergers.
 """
 
 import base64
@@ -28,12 +27,12 @@ from nucseg.instances import CHANNELS, components, decode
 from nucseg.metrics import Scores, errors, score
 from nucseg.viz import figures
 
-Item = tuple[Sample, np.ndarray]  # and the target maps that the model predicts for it
+Item = tuple[Sample, np.ndarray]  # a sample and the target maps predicted for it
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MIN_AREAS = (0, 50, 100, 200)  # px
-START = 0.5, 50  # where the sliders stand first: the benchmark's threshold and minimum area
+START = 0.5, 50  # initial threshold and minimum area: the benchmark's
 OPACITY = 90  # %
-KINDS = {  # of outlines: words, colour, casing that sets it off from the tissue, dashes
+KINDS = {  # of outlines: text of the legend, colour, colour of the casing around the line, dashes
     "truth": ("true nuclei", figures.TRUTH, "black", ""),
     "prediction": ("predicted nuclei", figures.PREDICTION, "black", ""),
     "found": ("found", figures.FOUND, "black", ""),
@@ -61,38 +60,37 @@ OUTPUT = ("PQ {pq}", "AJI {aji}", "Dice {dice}", "{prediction} nuclei predicted"
 
 @dataclass(frozen=True)
 class Frame:
-    """What one choice of threshold and minimum area gives: scores, and outlines (SVG path data) by kind."""
+    """Scores, and outlines (SVG path data) by kind, at one threshold and minimum area."""
 
     scores: Scores
     lines: dict[str, list[str]]
 
 
 class Scene:
-    """A sample and its predicted target maps, (C, H, W) float32, 0..1: C = 2 for `decode`, 1 for `components`.
+    """A sample with its predicted target maps, (C, H, W) float32 in 0..1.
 
-    Raises ``InputError`` if the maps do not fit the sample.
+    Two maps (C = 2) are decoded with `decode`, one (C = 1) with `components`.
+    Raises ``InputError`` if the shape of the maps does not match the sample.
     """
 
     def __init__(self, sample: Sample, maps: np.ndarray) -> None:
         if maps.ndim != 3 or len(maps) not in (1, len(CHANNELS)) or maps.shape[1:] != sample.labels.shape:
             want = " x ".join(map(str, sample.labels.shape))
-            raise InputError(
-                f"The maps of '{sample.stem}' have shape {maps.shape}: give (1 or 2, H, W), with {want} px."
-            )
+            raise InputError(f"The maps of '{sample.stem}' have shape {maps.shape}: give 1 or 2 maps of {want} px.")
         self.sample, self.maps = sample, maps
-        # a stem usually begins with its tissue
+        # most stems begin with the name of the tissue
         rest = sample.stem.removeprefix(sample.tissue.replace(" ", "_")).strip("_ ")
         self.name = f"{sample.tissue} {rest or sample.stem}"
-        self.box = f"0 0 {2 * maps.shape[2]} {2 * maps.shape[1]}"  # lines are counted in half pixels
+        self.box = f"0 0 {2 * maps.shape[2]} {2 * maps.shape[1]}"  # lines have coordinates in half pixels
         self._truth = _lines(sample.labels)
         self._cut: tuple[float, np.ndarray, dict[int, str]] | None = None
         self._frames: dict[tuple[float, int], Frame] = {}
 
     def frame(self, threshold: float, min_area: int) -> Frame:
-        """The nuclei above ``threshold``, 0..1, of at least ``min_area`` px, held against the true ones."""
+        """Compare the nuclei at ``threshold`` (0..1), without those under ``min_area`` px, with the true ones."""
         labels, lines = self._cut_at(threshold)
         keep = np.bincount(labels.ravel()) >= min_area
-        same = threshold, int(keep[1:].sum())  # as many nuclei left: the same ones, the same frame
+        same = threshold, int(keep[1:].sum())  # the number of nuclei that are left identifies them
         if same not in self._frames:
             self._frames[same] = self._judge(np.where(keep, np.arange(len(keep)), 0)[labels], lines)
         return self._frames[same]
@@ -114,7 +112,7 @@ class Scene:
         return Frame(score(truth, labels), shown)
 
     def _cut_at(self, threshold: float) -> tuple[np.ndarray, dict[int, str]]:
-        """The label map and its lines before small nuclei are dropped, kept for the next minimum area."""
+        """The label map at ``threshold`` before small nuclei are dropped, with its lines; the last one is cached."""
         if self._cut is None or self._cut[0] != threshold:
             two = len(self.maps) == len(CHANNELS)
             labels = decode(self.maps, threshold, min_area=0) if two else components(self.maps[0], threshold)
@@ -122,7 +120,7 @@ class Scene:
         return self._cut[1:]
 
     def picture(self, size: int) -> tuple[str, int, int]:
-        """The image as a data URI of at most ``size`` px, with its width and height."""
+        """The image as a data URI, with its width and height; scaled to at most ``size`` px."""
         image = Image.fromarray(self.sample.image)
         image.thumbnail((size, size), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
@@ -131,11 +129,13 @@ class Scene:
 
 
 def _lines(labels: np.ndarray) -> dict[int, str]:
-    """Each nucleus's outline as the data of an SVG path, in half pixels, within a pixel of its true course."""
+    """SVG path data of each nucleus's outline, in half pixels, simplified by less than a pixel."""
     lines: dict[int, str] = {}
     for i, xy in figures.outlines(labels):
         simple = approximate_polygon(xy, 0.7)
-        points = np.rint(2 * (simple if len(simple) > 3 else xy) + 1).astype(int)  # of a speck nothing would be left
+        if len(simple) <= 3:  # simplified, a nucleus of a few pixels would vanish
+            simple = xy
+        points = np.rint(2 * simple + 1).astype(int)
         (x, y), steps = points[0], np.diff(points, axis=0)[:-1]
         path = f"M{x} {y}l{' '.join(f'{dx} {dy}' for dx, dy in steps)}z".replace(" -", "-")
         lines[i] = lines.get(i, "") + path
@@ -145,7 +145,7 @@ def _lines(labels: np.ndarray) -> dict[int, str]:
 def _scenes(items: Iterable[Item]) -> list[Scene]:
     scenes = sorted((Scene(sample, maps) for sample, maps in items), key=lambda scene: scene.name)
     if not scenes:
-        raise InputError("There is nothing to browse: give at least one sample with its maps.")
+        raise InputError("There are no images to browse: give at least one sample with its maps.")
     return scenes
 
 
@@ -154,7 +154,7 @@ def _asset(name: str) -> str:
 
 
 def _values(scene: Scene, frame: Frame, threshold: float, min_area: int) -> dict[str, Any]:
-    """What ``ALT`` and ``OUTPUT`` are filled with."""
+    """Values for the placeholders of ``ALT`` and ``OUTPUT``."""
     scores = {key: f"{getattr(frame.scores, key):.2f}" for key in SCORES}
     counts = {kind: len(lines) for kind, lines in frame.lines.items()}
     return {"name": scene.name, "threshold": f"{threshold:g}", "area": min_area} | scores | counts
@@ -169,7 +169,7 @@ def _stroke(kind: str, data: str) -> str:
 
 
 def _picture(scene: Scene, frame: Frame, view: str, values: dict[str, Any], image: tuple[str, int, int]) -> str:
-    """The image, the outlines of one of ``VIEWS`` over it, and their legend."""
+    """HTML of the image under the outlines of one of ``VIEWS``, with their legend."""
     uri, width, height = image
     strokes = "".join(_stroke(kind, "".join(frame.lines[kind]) if kind in VIEWS[view] else "") for kind in KINDS)
     legend = "".join(
@@ -193,16 +193,17 @@ def _options(words: dict[Any, str]) -> str:
 
 
 class PredictionBrowser:
-    """Images with true and predicted outlines, errors and scores, as one piece of HTML that needs no kernel.
+    """Images with true and predicted outlines, errors and scores, as HTML that needs no kernel.
 
-    ``items``: (sample, target maps) pairs; the maps are (C, H, W) float32, 0..1, as `nucseg.model.predict` gives
-    them, of the sample's size. ``thresholds``: the slider's steps, probabilities 0..1; ``min_areas``: px, predicted
-    nuclei that are smaller are dropped. The sliders start at the steps nearest to 0.5 and 50 px. ``size``: px, the
-    longest side of the embedded images. Everything is computed here, about a second an image. Raises ``InputError``
-    if there is no item or no step, if maps do not fit their sample, or if a step is out of range.
+    ``items``: (sample, target maps) pairs; the maps are (C, H, W) float32 in 0..1, of the sample's size, as
+    `nucseg.model.network.predict` returns them. ``thresholds``: steps of the threshold's slider, probabilities 0..1.
+    ``min_areas``: steps of the other slider, px; smaller predicted nuclei are dropped. The sliders start at the steps
+    nearest to 0.5 and 50 px. ``size``: longest side of the embedded images, px. All steps are computed here, which
+    takes about a second per image. Raises ``InputError`` if there are no items or no steps, if maps do not match
+    their sample, or if a step is out of range.
 
-    Shown by being the last value of a notebook's cell. The page it stands in needs no network: images are embedded
-    (WebP), outlines are lines, and the script is a few lines of ours.
+    Make it the last value of a notebook's cell to show it. The page needs no network: it holds the images (WebP), the
+    outlines and a short script.
     """
 
     def __init__(
@@ -215,7 +216,9 @@ class PredictionBrowser:
     ) -> None:
         self.thresholds, self.min_areas = sorted(set(thresholds)), sorted(set(min_areas))
         if not self.thresholds or not self.min_areas or self.min_areas[0] < 0 or size < 1:
-            raise InputError("Give at least one threshold and one min_area, none below 0, and a size of 1 px or more.")
+            raise InputError(
+                "Give at least one threshold and one min_area, none of them negative, and a size of at least 1 px."
+            )
         self._scenes = _scenes(items)
         self._images = [scene.picture(size) for scene in self._scenes]
         self._frames = [
@@ -223,7 +226,7 @@ class PredictionBrowser:
         ]
 
     def data(self) -> dict[str, Any]:
-        """All that the script needs: every frame of every sample, each outline and each frame stored once."""
+        """Data for the script: the frames of all samples, with each outline and each frame stored once."""
         parts = zip(self._scenes, self._frames, self._images, strict=True)
         return {
             "samples": [_packed(scene, frames, image) for scene, frames, (image, _, _) in parts],
@@ -242,7 +245,7 @@ class PredictionBrowser:
         tissues = sorted({scene.sample.tissue for scene in self._scenes})
         data = json.dumps(self.data(), ensure_ascii=False, separators=(",", ":"))
         return Template(_asset("browser.html")).substitute(
-            id=f"nucseg-{uuid4().hex[:12]}",  # another one each time: a page may show outputs of several notebooks
+            id=f"nucseg-{uuid4().hex[:12]}",  # unique, because a page may hold several browsers
             css=_asset("browser.css"),
             images=_options(dict(enumerate(scene.name for scene in self._scenes))),
             tissues=_options({"": "all"} | {tissue: tissue for tissue in tissues}),
@@ -259,7 +262,7 @@ class PredictionBrowser:
             overlay=OPACITY / 100,
             output=_output(values),
             script=_asset("browser.js").strip(),
-            data=data.replace("<", "\\u003c"),  # or a sample's name could end the script
+            data=data.replace("<", "\\u003c"),  # else a sample's name could close the script element
         )
 
 
@@ -268,7 +271,7 @@ def _nearest(steps: Sequence[float], wanted: float) -> int:
 
 
 def _packed(scene: Scene, frames: list[list[Frame]], image: str) -> dict[str, Any]:
-    """A sample for the script; outlines and frames are numbers into lists, in which nothing stands twice."""
+    """A sample for the script. Outlines and frames are stored once, in lists, and referred to by their index."""
     lines: dict[str, int] = {}
     unique: dict[str, int] = {}
 
@@ -295,16 +298,16 @@ def _packed(scene: Scene, frames: list[list[Frame]], image: str) -> dict[str, An
 
 
 def browse(items: Iterable[Item], *, size: int = 512) -> Any:
-    """The same browser in a running notebook: thresholds and areas in fine steps, decoded at every move.
+    """The browser for a running notebook: sliders with fine steps, decoded at each move.
 
-    ``items`` and ``size`` as for `PredictionBrowser`. The scores in the list of images are those at the threshold
-    0.5 and the minimum area 50 px, whatever the sliders say. Returns an ``ipywidgets.VBox``: let it be the last
-    value of a cell. Raises ``InputError`` where ipywidgets is not installed, and as `PredictionBrowser` does.
+    ``items`` and ``size``: as for `PredictionBrowser`. The list of images always shows the scores at threshold 0.5
+    and minimum area 50 px, wherever the sliders are. Returns an ``ipywidgets.VBox``: make it the last value of a cell
+    to show it. Raises ``InputError`` if ipywidgets is not installed, and as `PredictionBrowser` does.
     """
     try:
         import ipywidgets
     except ImportError as error:
-        raise InputError("browse needs ipywidgets: install 'nucseg[book]', or show a PredictionBrowser.") from error
+        raise InputError("browse needs ipywidgets: install 'nucseg[book]', or use PredictionBrowser.") from error
     scenes = _scenes(items)
     images = [scene.picture(size) for scene in scenes]
     listed = [scene.frame(*START).scores for scene in scenes]
@@ -320,7 +323,7 @@ def browse(items: Iterable[Item], *, size: int = 512) -> Any:
         if controls["order"].value == "descending":
             shown.reverse()
         key = "pq" if key == "name" else key
-        image.unobserve(draw, "value")  # a new list would draw its first image before the chosen one is back
+        image.unobserve(draw, "value")  # setting the list selects its first image, which need not be drawn
         image.options = [(f"{scenes[i].name} — {SCORES[key]} {getattr(listed[i], key):.2f}", i) for i in shown]
         image.value = chosen if chosen in shown else shown[0]
         image.observe(draw, "value")
@@ -345,7 +348,7 @@ def browse(items: Iterable[Item], *, size: int = 512) -> Any:
 
 
 def _controls(w: Any, tissues: list[str]) -> dict[str, Any]:
-    """The widgets by name, in the order in which they stand; ``w`` is ipywidgets."""
+    """The widgets by name, in the order in which they are shown; ``w`` is ipywidgets."""
     at_start = f"scores at threshold {START[0]} and minimum area {START[1]} px"
     look: dict[str, Any] = {"style": {"description_width": "11em"}, "layout": {"width": "36em", "max_width": "100%"}}
     steps = {"min": 0.02, "max": 0.98, "step": 0.02}
@@ -358,16 +361,18 @@ def _controls(w: Any, tissues: list[str]) -> dict[str, Any]:
         return w.IntSlider(start, min=0, max=top, description=what, tooltip=hint, **look)
 
     threshold = w.FloatSlider(START[0], description="Probability threshold", **steps, **look)
-    threshold.tooltip = "Pixels above it belong to nuclei"
+    threshold.tooltip = "Pixels above the threshold belong to nuclei"
     view = w.ToggleButtons(options=list(VIEWS), value="prediction", description="Outlines", tooltips=hints, **look)
-    view.tooltip, view.style.button_width = "What is drawn", "7em"
+    view.tooltip, view.style.button_width = "Outlines to draw", "7em"
     return {
-        "tissue": dropdown("Tissue", "Which images the list shows", ("all", ""), *((t, t) for t in tissues)),
-        "sort": dropdown("Sort by", f"By name, or by {at_start}", *((words, key) for key, words in SORTS.items())),
-        "order": dropdown("Order", "Of the list of images", *((order, order) for order in ORDERS)),
+        "tissue": dropdown("Tissue", "Tissue of the images in the list", ("all", ""), *((t, t) for t in tissues)),
+        "sort": dropdown(
+            "Sort by", f"Sort the list by name or by {at_start}", *((words, key) for key, words in SORTS.items())
+        ),
+        "order": dropdown("Order", "Order of the list of images", *((order, order) for order in ORDERS)),
         "image": dropdown("Image", f"The image shown; {at_start}"),
         "view": view,
         "threshold": threshold,
-        "area": slider("Minimum area, px", "Smaller nuclei are dropped", START[1], 400),
-        "opacity": slider("Opacity, %", "How much the outlines cover", OPACITY, 100),
+        "area": slider("Minimum area, px", "Smaller predicted nuclei are dropped", START[1], 400),
+        "opacity": slider("Opacity, %", "Opacity of the outlines", OPACITY, 100),
     }

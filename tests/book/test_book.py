@@ -75,7 +75,7 @@ class TestNotebooks:
     @a_notebook
     def test_its_first_words_say_what_is_behind_it(self, path):
         first = next(cell.source for cell in cells(path, "code") if "remove-cell" not in cell.metadata.tags)
-        assert "figures.provenance(" in first.splitlines()[-1]
+        assert "provenance_note(" in first.splitlines()[-1]
 
     @a_notebook
     def test_every_picture_has_alternative_text_a_caption_and_a_name(self, path):

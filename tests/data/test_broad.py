@@ -29,7 +29,10 @@ def rng(seed: int = 0) -> np.random.Generator:
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_a_look_keeps_to_the_ranges(seed):
     look = random_look(rng(seed))
-    within = lambda value, limits: limits[0] - 1e-9 <= value <= limits[1] + 1e-9
+
+    def within(value, limits):
+        return limits[0] - 1e-9 <= value <= limits[1] + 1e-9
+
     assert within(look.magnification, broad.MAGNIFICATION)
     assert look.covered == 0 or within(look.covered, broad.COVERED)
     assert within(look.camera.blur, broad.BLUR)
@@ -134,7 +137,10 @@ def test_a_look_decides_what_is_drawn():
 def test_magnification_enlarges_nuclei():
     population = broad.Population(350, 400, 450, 0.6, 0.97, 0.0)
     look = dataclasses.replace(random_look(rng(2)), populations=(population,), shares=(1.0,), covered=0.1, white=0.01)
-    median = lambda sample: np.median(np.bincount(sample.labels.ravel())[1:])
+
+    def median(sample):
+        return np.median(np.bincount(sample.labels.ravel())[1:])
+
     small, large = (
         np.mean([median(generate_broad(k, 256, dataclasses.replace(look, magnification=m))) for k in range(3)])
         for m in (0.8, 1.6)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nucseg.data import mixture
 from nucseg.data.bbbc038 import fields, held_out_histology
-from nucseg.data.datasets import Fresh
+from nucseg.data.datasets import Fresh, ImageFolder, content_hash
 from nucseg.data.mixture import SHARES, PretrainingImages, _divide
 from nucseg.data.splits import given_parts
 from nucseg.errors import InputError
@@ -76,6 +76,12 @@ def test_the_table_names_kinds_and_parts(images):
     assert len(split.train) == 40 and len(split.val) == 2 + 1 and len(split.test) == 2
     assert isinstance(images, Fresh)
     assert not set(split.train) & (set(split.val) | set(split.test))
+
+
+def test_the_copy_of_the_images_is_hashed(images, folder):
+    """Original and corrected masks of BBBC038 make different runs: `content_hash` tells them apart on resuming."""
+    assert content_hash(images) == ImageFolder(folder / "images", folder / "masks").content_hash()
+    assert len(content_hash(images)) == 64
 
 
 def test_windows_of_one_image_share_it_and_epochs_do_not(images):

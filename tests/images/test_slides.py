@@ -242,7 +242,10 @@ def aperio(path, image):
     head = f"Aperio Image Library v11.2.1\r\n{width}x{height} [0,0 {width}x{height}] (240x240)"
     options = {"photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 90}, "metadata": None}
     with tifffile.TiffWriter(path) as writer:
-        write = lambda pixels, **more: writer.write(pixels, software=False, **options, **more)
+
+        def write(pixels, **more):
+            writer.write(pixels, software=False, **options, **more)
+
         write(image, tile=(240, 240), description=head + " JPEG/RGB Q=70|AppMag = 20|MPP = 0.4990")
         write(image[::8, ::8].copy(), rowsperstrip=16, description=head + " -> thumbnail - |AppMag = 20")
         write(image[::2, ::2].copy(), tile=(240, 240), description=head + " -> JPEG/RGB Q=70")

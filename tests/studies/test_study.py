@@ -20,7 +20,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_the_reports_grid_is_36_configurations_and_three_folds():
+def test_the_report_s_grid_has_36_configurations_and_three_folds():
     path = Path(__file__).parents[2] / "studies" / "report-grid.toml"
     tasks = study.read_study(path).tasks("out")
     assert len(tasks) == 36 * 3
@@ -38,24 +38,24 @@ def test_finished_runs_are_skipped_and_failures_are_listed(tmp_path):
     def run(config, folder, broken=(1,)):
         calls.append(config.seed)
         if config.seed in broken:
-            raise RuntimeError("the cable is loose")
+            raise RuntimeError("out of memory")
         train(config, Blobs(), folder, progress=False)
 
     table, failures = study.run_all(tasks, run, progress=False)
     assert calls == [0, 1, 2]
-    assert failures == {tmp_path / "seed_1": "RuntimeError: the cable is loose"}
-    assert "the cable is loose" in (tmp_path / "seed_1" / "error.log").read_text()
+    assert failures == {tmp_path / "seed_1": "RuntimeError: out of memory"}
+    assert "out of memory" in (tmp_path / "seed_1" / "error.log").read_text()
     assert list(table["run"]) == ["seed_0", "seed_2"]
 
     calls.clear()
     table, failures = study.run_all(tasks, lambda c, f: run(c, f, broken=()), progress=False)
-    assert calls == [1]  # nothing else is repeated
+    assert calls == [1]  # finished runs are not repeated
     assert not failures and not (tmp_path / "seed_1" / "error.log").exists()
     assert list(table["seed"]) == [0, 1, 2]
     assert table["dice"].between(0, 1).all()
 
 
-def test_a_folder_with_another_run_is_a_failure_and_not_a_result(tmp_path):
+def test_folder_with_a_different_run_is_a_failure_and_is_not_overwritten(tmp_path):
     train(FAST, Blobs(), tmp_path / "run", progress=False)
     task = (dataclasses.replace(FAST, rank=2), tmp_path / "run")
     table, failures = study.run_all([task], lambda *a: pytest.fail("overwritten"), progress=False)
@@ -63,7 +63,7 @@ def test_a_folder_with_another_run_is_a_failure_and_not_a_result(tmp_path):
     assert "rank" in failures[tmp_path / "run"]
 
 
-def test_cross_validation_covers_every_image_once(tmp_path, monkeypatch, capsys):
+def test_cross_validation_tests_every_image_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("nucseg.data.from_config.open_dataset", lambda config, root: Blobs(10))
     words = ["cross-validate", "--out", str(tmp_path / "cv"), "--base", "random", "--size", "64"]
     words += ["--lora-target", "none"]
@@ -112,22 +112,27 @@ scoring = "report"
 """
 
 
-def test_what_goes_before_what_in_a_study(tmp_path):
+def test_precedence_of_the_options_in_a_study(tmp_path):
     path = write(tmp_path / "study.toml", VARIANTS)
     full, small = study.read_study(path), study.read_study(path, "small")
     assert (full.config.lr, small.config.lr, small.config.train_images) == (1e-4, 1e-3, 4)
     given = study.read_study(path, "small", {"lr": 1e-2, "lora_target": "mlp"})
-    assert given.config.lr == 1e-2  # the command line goes before the budget
+    assert given.config.lr == 1e-2  # the command line overrides the budget
     tasks = given.tasks(tmp_path)
     assert [folder.name for _, folder in tasks] == [
         "plain-fold_1", "plain-fold_2", "adapted-fold_1", "adapted-fold_2"
     ]  # fmt: skip
-    assert [config.lora_target for config, _ in tasks] == ["mlp", "mlp", "qkv", "qkv"]  # a variant overrides it
+    assert [config.lora_target for config, _ in tasks] == [
+        "mlp",
+        "mlp",
+        "qkv",
+        "qkv",
+    ]  # a variant overrides the command line
     with pytest.raises(InputError, match="has no table"):
         study.read_study(path, "large")
 
 
-def test_a_study_scores_its_runs_again_and_tells_what_they_had_seen(tmp_path, monkeypatch, capsys):
+def test_study_rescores_its_runs_and_records_what_they_were_trained_on(tmp_path, monkeypatch, capsys):
     blobs = Blobs(20)
     monkeypatch.setattr("nucseg.studies.study.open_dataset", lambda config, root: blobs)
     monkeypatch.setattr("nucseg.data.from_config.open_dataset", lambda config, root: blobs)
@@ -148,17 +153,19 @@ def test_a_study_scores_its_runs_again_and_tells_what_they_had_seen(tmp_path, mo
 
     before = (run / "elsewhere" / "scores.csv").read_bytes()
     words = ["rescore", "--out", str(run / "twice"), "--protocol", "report", "--scoring", "report"]
-    assert main(words) == 0  # the command that is written in its run.json gives the same again
+    assert main(words) == 0  # the command in its run.json reproduces the scores
     assert (run / "twice" / "scores.csv").read_bytes() == before
     capsys.readouterr()
-    assert main([*words[:2], str(run / "other"), "--size", "128"]) == 2  # the adapter is what it is
+    assert (
+        main([*words[:2], str(run / "other"), "--size", "128"]) == 2
+    )  # an adapter fits only the model it was trained in
     assert "trained with size = 64" in capsys.readouterr().err
     (run / "best.safetensors").unlink()
     assert main([*words[:2], str(run / "thrice")]) == 2
     assert "best.safetensors" in capsys.readouterr().err
 
 
-def test_two_processes_never_work_on_one_run(tmp_path):
+def test_two_processes_never_work_on_the_same_run(tmp_path):
     folder = tmp_path / "seed_0"
     tasks = [(dataclasses.replace(FAST, seed=seed), tmp_path / f"seed_{seed}") for seed in range(2)]
     with only_one(folder):
@@ -167,7 +174,7 @@ def test_two_processes_never_work_on_one_run(tmp_path):
             train(tasks[0][0], Blobs(), folder, progress=False)
     assert list(table["run"]) == ["seed_1"] and not failures
     assert not (folder / "last.pt").exists()
-    train(tasks[0][0], Blobs(), folder, progress=False)  # the lock is gone with its holder
+    train(tasks[0][0], Blobs(), folder, progress=False)  # the lock was released with its holder
 
 
 def test_every_study_of_the_repository_can_be_read():
@@ -181,7 +188,7 @@ def test_every_study_of_the_repository_can_be_read():
             assert len({folder for _, folder in tasks}) == len(tasks)
 
 
-def test_reproduce_runs_the_studies_into_results(tmp_path, monkeypatch, capsys):
+def test_reproduce_writes_the_studies_to_results(tmp_path, monkeypatch, capsys):
     (tmp_path / "results").mkdir()
     (tmp_path / "nucseg").mkdir()
     (tmp_path / "studies").mkdir()
@@ -213,7 +220,7 @@ def test_reproduce_runs_the_studies_into_results(tmp_path, monkeypatch, capsys):
         ('preset = "best"\n[grid]\nseed = [1]', "best"),
     ],
 )
-def test_bad_studies_are_one_sentence(text, word, tmp_path):
+def test_invalid_studies_are_reported_in_one_sentence(text, word, tmp_path):
     with pytest.raises(InputError, match=word) as error:
         study.read_study(write(tmp_path / "study.toml", text))
     assert "\n" not in str(error.value)

@@ -71,6 +71,33 @@ def test_the_sum_is_the_weighted_sum():
     torch.testing.assert_close(dice_focal_loss(logits, target, dice_weight=0.3), expected)
 
 
+def test_pixels_of_weight_0_change_nothing_and_have_no_gradient():
+    """What is predicted there, and what the target says there, does not matter to any of the losses."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(2, 1, 8, 8, generator=generator)).requires_grad_()
+    target = (torch.rand(2, 1, 8, 8, generator=generator) > 0.6).float()
+    weights = torch.ones(2, 1, 8, 8)
+    weights[0, :, :4] = weights[1, :, :, 6:] = 0
+    for loss in (dice_focal_loss, distance_loss):
+        value = loss(logits, target, weights=weights)
+        (gradient,) = torch.autograd.grad(value, logits)
+        assert (gradient[weights == 0] == 0).all() and (gradient[weights > 0] != 0).all()
+        other = torch.where(weights > 0, logits.detach(), -7 * logits.detach())
+        torch.testing.assert_close(loss(other, torch.where(weights > 0, target, 1 - target), weights=weights), value)
+        # as if the image ended there
+        alone = loss(logits[:1, :, 4:], target[:1, :, 4:], weights=weights[:1, :, 4:])
+        torch.testing.assert_close(loss(logits[:1], target[:1], weights=weights[:1]), alone)
+        torch.testing.assert_close(loss(logits, target, weights=torch.ones_like(weights)), loss(logits, target))
+
+
+def test_an_image_without_any_annotated_pixel_teaches_nothing():
+    logits = torch.randn(1, 1, 4, 4).requires_grad_()
+    for loss in (dice_focal_loss, distance_loss):
+        value = loss(logits, torch.ones(1, 1, 4, 4), weights=torch.zeros(1, 1, 4, 4))
+        (gradient,) = torch.autograd.grad(value, logits)
+        assert value.item() == 0 and (gradient == 0).all()
+
+
 def test_pixel_weights_by_hand():
     # p = 1/2: the true pixel costs 0.25 * 1/4 * log 2, the other 0.75 * 1/4 * log 2; weights 3 and 1
     target, weights = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[3.0, 1.0]]]])

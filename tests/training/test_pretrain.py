@@ -124,7 +124,10 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path, m
     folder = write_bbbc038(tmp_path / "bbbc038", ["01d44a26f668", "0121d6759c5a"])
     monkeypatch.setattr(mixture, "SIZE", 96)
     config = small(epochs=3, train_images=8)
-    data = lambda: PretrainingImages(folder, 0, windows=20, validation=1)
+
+    def data():
+        return PretrainingImages(folder, 0, windows=20, validation=1)
+
     train(config, data(), tmp_path / "whole", progress=False)
 
     class Killed(Exception):

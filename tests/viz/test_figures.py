@@ -6,13 +6,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import seaborn as sns
 from blobs import Blobs
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 
 from nucseg.data.datasets import Sample
 from nucseg.errors import InputError
-from nucseg.records import provenance
 from nucseg.viz import figures
 
 
@@ -23,7 +23,7 @@ def close_figures():
 
 
 def mosaic(cells: int, size: int = 80, gap: int = 0, seed: int = 0) -> np.ndarray:
-    """A label map without background: each pixel belongs to the nearest of random points; ``gap`` px between."""
+    """Label map of the Voronoi cells of random points, with ``gap`` px of background between cells."""
     rng = np.random.default_rng(seed)
     points = rng.random((cells, 2)) * size
     y, x = np.mgrid[:size, :size]
@@ -35,7 +35,7 @@ def mosaic(cells: int, size: int = 80, gap: int = 0, seed: int = 0) -> np.ndarra
 
 
 def touching_pairs(labels: np.ndarray, reach: int) -> set[tuple[int, int]]:
-    """Slow and plain: ids that occur within ``reach`` px of each other, in a square."""
+    """Brute force: pairs of ids that occur within a square of ``reach`` px around a pixel."""
     pairs = set()
     for y, x in np.argwhere(labels > 0):
         window = labels[max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1]
@@ -53,11 +53,11 @@ class TestColours:
         assert all(colours[a] != colours[b] for a, b in pairs)
 
     @pytest.mark.parametrize("seed", range(8))
-    def test_six_colours_are_enough_where_nuclei_only_touch(self, seed):
+    def test_six_colours_suffice_for_nuclei_that_only_touch(self, seed):
         colours = figures.neighbour_colours(mosaic(60, seed=seed), reach=1)
         assert max(colours.values()) < len(figures.OUTLINES)
 
-    def test_every_id_has_one_whatever_its_number(self):
+    def test_every_id_gets_a_colour_however_large_it_is(self):
         labels = np.zeros((9, 9), np.int32)
         labels[0, 0], labels[8, 8] = 7, 4_000_000
         assert set(figures.neighbour_colours(labels)) == {7, 4_000_000}
@@ -70,34 +70,34 @@ class TestColours:
         flipped = figures.neighbour_colours(labels[:, ::-1], reach=1)
         assert flipped[1] != flipped[2]
 
-    def test_the_palettes_have_no_colour_twice(self):
+    def test_no_palette_repeats_a_colour(self):
         named = (figures.TRUTH, figures.PREDICTION, figures.MISSED, figures.SPURIOUS, figures.FOUND)
         for palette in (named, figures.OUTLINES, figures.SERIES):
             assert len(set(palette)) == len(palette)
 
 
 class TestOutlines:
-    def test_they_lie_between_a_nucleus_and_what_is_not_it(self):
+    def test_outlines_lie_between_a_nucleus_and_its_surroundings(self):
         labels = mosaic(12, size=40, gap=2)
         seen = set()
         for i, line in figures.outlines(labels):
             seen.add(i)
             for x, y in line:
-                # halfway between two pixels: one of the nucleus, one not (or beyond the image)
+                # halfway between a pixel of the nucleus and one outside it (or outside the image)
                 a = np.array([np.floor(y), np.floor(x)]).astype(int)
                 b = np.array([np.ceil(y), np.ceil(x)]).astype(int)
                 inside = [bool((p >= 0).all() and (p < labels.shape).all() and labels[tuple(p)] == i) for p in (a, b)]
                 assert sorted(inside) == [False, True]
         assert seen == set(np.unique(labels[labels > 0]).tolist())
 
-    def test_a_square_is_traced_at_its_border_in_x_and_y(self):
+    def test_square_is_traced_along_its_border_in_x_and_y(self):
         labels = np.zeros((20, 30), np.int32)
         labels[5:9, 20:28] = 3
         ((i, line),) = figures.outlines(labels)
         assert i == 3
         assert line.min(axis=0).tolist() == [19.5, 4.5] and line.max(axis=0).tolist() == [27.5, 8.5]
 
-    def test_a_nucleus_in_two_pieces_has_two(self):
+    def test_nucleus_in_two_pieces_has_two_outlines(self):
         labels = np.zeros((9, 9), np.int32)
         labels[1, 1] = labels[7, 7] = 1
         assert [i for i, _ in figures.outlines(labels)] == [1, 1]
@@ -114,17 +114,17 @@ class TestOverlay:
         colours = self.lines(figures.overlay(np.zeros((10, 10, 3), np.uint8), labels)).get_colors()
         assert to_hex(colours[0]) != to_hex(colours[1])
 
-    def test_one_colour_for_all_and_thin_lines(self):
+    def test_given_colour_is_used_for_all_lines_and_lines_are_thin(self):
         sample = Blobs()[0]
         lines = self.lines(figures.overlay(sample.image, sample.labels, colour=figures.TRUTH))
         assert {to_hex(c) for c in lines.get_colors()} == {figures.TRUTH}
         assert max(lines.get_linewidths()) <= 1
 
-    def test_no_nuclei(self):
+    def test_image_without_nuclei_is_drawn(self):
         ax = figures.overlay(np.zeros((10, 10, 3), np.uint8), np.zeros((10, 10), np.int32))
         ax.figure.canvas.draw()
 
-    def test_sizes_that_differ(self):
+    def test_image_and_labels_of_different_sizes_are_refused(self):
         with pytest.raises(InputError, match="differ in size"):
             figures.overlay(np.zeros((10, 12, 3), np.uint8), np.zeros((10, 10), np.int32))
 
@@ -136,16 +136,16 @@ class TestErrors:
     def test_found_missed_and_spurious(self):
         prediction = np.zeros_like(self.truth)
         prediction[5:15, 6:15] = 50  # IoU 0.9 with nucleus 4
-        prediction[5:15, 25:45] = 60  # merges 7 and 9: IoU 0.5 with each is not above it
+        prediction[5:15, 25:45] = 60  # merges 7 and 9: its IoU with each is 0.5, not above it
         assert figures.errors(self.truth, prediction) == ([4], [7, 9], [60])
 
-    def test_nothing_predicted_nothing_there(self):
+    def test_empty_prediction_and_empty_truth(self):
         nothing = np.zeros_like(self.truth)
         assert figures.errors(self.truth, nothing) == ([], [4, 7, 9], [])
         assert figures.errors(nothing, self.truth) == ([], [], [4, 7, 9])
         assert figures.errors(nothing, nothing) == ([], [], [])
 
-    def test_the_map_fills_nuclei_with_their_colour_and_counts_them(self):
+    def test_error_map_fills_nuclei_by_kind_and_counts_them(self):
         prediction = np.where(self.truth == 4, 1, 0).astype(np.int32)
         prediction[17:20, 50:60] = 2
         ax = figures.error_map(self.truth, prediction)
@@ -163,13 +163,13 @@ class TestScaleBar:
         return ax, figures.scale_bar(ax, **options)
 
     @pytest.mark.parametrize(("um_per_px", "um", "px"), [(0.25, 20, 80), (0.5, 20, 40), (0.25, 5, 20)])
-    def test_its_length_in_px(self, um_per_px, um, px):
+    def test_length_in_px(self, um_per_px, um, px):
         ax, bar = self.on(512, um_per_px=um_per_px, um=um)
         assert bar.get_width() == px
         assert f"{um} µm" in [text.get_text() for text in ax.texts]
 
     @pytest.mark.parametrize("width", [64, 100, 512, 2000])
-    def test_a_round_length_that_fits(self, width):
+    def test_default_length_is_round_and_fits(self, width):
         ax, bar = self.on(width)
         assert 0.1 * width <= bar.get_width() <= width / 3
         assert bar.get_x() >= 0 and bar.get_x() + bar.get_width() <= width
@@ -179,7 +179,7 @@ class TestScaleBar:
 
 
 class TestShowRow:
-    def test_a_panel_a_sample_with_the_bar_on_the_first(self):
+    def test_one_panel_per_sample_with_the_scale_bar_on_the_first(self):
         samples = [Blobs()[i] for i in range(3)]
         figure = figures.show_row(*samples)
         assert [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes] == [s.tissue for s in samples]
@@ -189,8 +189,8 @@ class TestShowRow:
         figure = figures.show_row(Blobs()[0], outlined=False, titles=["mine"])
         assert not figure.axes[0].collections
 
-    def test_nothing_to_show(self):
-        with pytest.raises(InputError, match="nothing to show"):
+    def test_no_samples_are_refused(self):
+        with pytest.raises(InputError, match="no samples to show"):
             figures.show_row()
 
 
@@ -206,37 +206,23 @@ class TestLearningCurves:
         }
     )
 
-    def test_the_kept_epoch_is_the_best_of_the_monitored_score(self):
+    def test_kept_epoch_is_the_best_by_the_monitored_score(self):
         for monitor, best in (("dice", 2), ("pq", 3)):
             figure = figures.learning_curves(self.history, monitor)
             assert f"kept: {best}" in figure.axes[1].texts[0].get_text()
 
-    def test_the_curves_are_the_history(self):
+    def test_curves_show_the_history(self):
         loss, scores = figures.learning_curves(self.history).axes
         assert loss.lines[0].get_ydata().tolist() == [0.9, 0.5, 0.4]
         drawn = {line.get_label(): list(line.get_ydata()) for line in scores.lines[:4]}
         assert drawn["PQ"] == [0.1, 0.2, 0.25] and set(drawn) == {"Dice", "IoU", "AJI", "PQ"}
 
-    def test_another_table(self):
+    def test_table_that_is_not_a_history_is_refused(self):
         with pytest.raises(InputError, match=r"history\.csv"):
             figures.learning_curves(pd.DataFrame({"epoch": [1]}))
 
 
-class TestProvenance:
-    def test_data_that_is_not_real_is_called_so(self):
-        line = provenance.provenance(Blobs(5))
-        assert "synthetic" in line and "no real image" in line and "5 images of 2 tissues" in line
-
-    def test_base_and_device(self):
-        from nucseg.config import ModelConfig
-        from nucseg.model.network import build_model
-
-        model = build_model(ModelConfig(base="random", size=64, lora_target="none"))
-        line = provenance.provenance(model=model)
-        assert "random weights" in line and model.base_sha256[:8] in line and "CPU" in line
-
-
-def test_a_style_leaves_the_data_alone():
+def test_drawing_does_not_change_the_sample():
     with plt.rc_context():
         figures.use_style()
         sample = Blobs()[0]
@@ -245,7 +231,7 @@ def test_a_style_leaves_the_data_alone():
         assert (sample.image == before[0]).all() and (sample.labels == before[1]).all()
 
 
-def test_errors_names_the_right_nuclei_when_ids_are_not_in_reading_order():
+def test_errors_are_attributed_to_the_right_ids_when_ids_are_not_in_reading_order():
     truth = np.zeros((20, 10), np.int32)
     truth[1:5, 1:5], truth[10:15, 1:6] = 2, 1  # the upper one has the greater id
     prediction = np.zeros_like(truth)
@@ -253,19 +239,9 @@ def test_errors_names_the_right_nuclei_when_ids_are_not_in_reading_order():
     assert figures.errors(truth, prediction) == ([2], [1], [4])
 
 
-def test_the_line_behind_a_page_names_what_its_runs_ran_on():
-    from nucseg.records.runs import read_run, results_folder
-
-    runs = [read_run(path) for path in sorted((results_folder(__file__) / "folds" / "offline-small").iterdir())]
-    line = provenance.provenance(runs=runs)
-    about = runs[0].about
-    for word in (
-        "5 recorded runs",
-        "re-encoded",
-        "base: offline",
-        about["device"],
-        about["commit"][:7],
-        about["date"][:10],
-    ):
-        assert word in line
-    assert "no data" in provenance.provenance()
+def test_style_sets_the_palette_for_matplotlib_and_seaborn():
+    with plt.rc_context():
+        figures.use_style()
+        assert tuple(sns.color_palette().as_hex()) == figures.SERIES
+        assert plt.rcParams["axes.prop_cycle"].by_key()["color"] == sns.color_palette()
+        assert plt.rcParams["font.size"] == 10 and not plt.rcParams["axes.spines.right"]

@@ -25,7 +25,7 @@ HOSTILE = Sample(
 
 
 def guess(labels: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Target maps as a fair model might give: some nuclei lost, the rest blurred, and noise that makes specks."""
+    """Target maps as a mediocre model predicts them: some nuclei missing, the rest blurred, and specks of noise."""
     rng = np.random.default_rng(seed)
     keep = rng.random(labels.max() + 1) > 0.1
     maps = ndimage.gaussian_filter(encode(np.where(keep[labels], labels, 0)), (0, 2.5, 2.5))
@@ -51,7 +51,7 @@ def data(browser) -> dict:
 
 
 class Page(HTMLParser):
-    """The start tags of a page, and the texts of its scripts."""
+    """Start tags of an HTML page, and the text of its scripts."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Page(HTMLParser):
 
 
 def polygon(line: str) -> np.ndarray:
-    """(n, 2) x, y in px of the one closed line in an SVG path's data."""
+    """(n, 2) array of x, y in px of the single closed line in SVG path data."""
     start, steps = line.removeprefix("M").removesuffix("z").split("l")
     numbers = [np.array(re.findall(r"-?\d+", part), int).reshape(-1, 2) for part in (start, steps)]
     return (np.concatenate(numbers).cumsum(axis=0) - 1) / 2
@@ -91,30 +91,30 @@ class TestFrames:
             assert n["found"] == len(found)
             assert (n["missed"] + n["split"], n["spurious"] + n["merged"]) == (len(missed), len(spurious))
 
-    def test_a_scene_gives_the_same_whatever_was_asked_before(self, items):
+    def test_a_frame_does_not_depend_on_those_computed_before(self, items):
         scene = Scene(*items[0])
         for threshold, min_area in ((0.5, 0), (0.2, 100), (0.5, 100), (0.5, 0), (0.2, 0)):
             assert scene.frame(threshold, min_area) == Scene(*items[0]).frame(threshold, min_area)
 
-    def test_maps_without_depth_are_taken_for_foreground_alone(self, items):
+    def test_a_single_map_is_decoded_as_foreground(self, items):
         sample, maps = items[1]
         frame = Scene(sample, maps[:1]).frame(0.4, 50)
         assert frame.scores == score(sample.labels, components(maps[0], 0.4, 50))
 
-    def test_two_nuclei_taken_for_one_are_a_merger_and_one_taken_for_two_is_split(self):
+    def test_mergers_and_splits(self):
         truth, predicted = np.zeros((2, 40, 60), np.int32)
-        truth[5:15, 5:15], truth[5:15, 15:25] = 1, 2  # one prediction over both
+        truth[5:15, 5:15], truth[5:15, 15:25] = 1, 2  # one prediction covers both
         predicted[5:15, 5:25] = 1
-        truth[5:35, 30:40] = 3  # two predictions in it
+        truth[5:35, 30:40] = 3  # holds two predictions
         predicted[5:19, 30:40], predicted[21:35, 30:40] = 2, 3
-        truth[25:35, 45:55] = 4  # missed; two specks in it do not split it
+        truth[25:35, 45:55] = 4  # missed: two specks inside do not make it split
         predicted[28:30, 48:50], predicted[32:34, 52:54] = 4, 5
-        predicted[1:4, 45:55] = 6  # out of nothing
+        predicted[1:4, 45:55] = 6  # no nucleus here
         frame = Scene(Sample(np.zeros((40, 60, 3), np.uint8), truth, "t", "s"), encode(predicted)).frame(0.5, 0)
         counts = {kind: len(frame.lines[kind]) for kind in VIEWS["errors"]}
         assert counts == {"found": 0, "missed": 3, "split": 1, "spurious": 5, "merged": 1}
 
-    def test_lines_go_round_the_nuclei(self, items):
+    def test_lines_follow_the_outlines_of_nuclei(self, items):
         labels = items[1][0].labels
         lines = widgets._lines(labels)
         assert sorted(lines) == [i for i in np.unique(labels) if i]
@@ -125,25 +125,25 @@ class TestFrames:
                 rim = ndimage.binary_dilation(mask) & ~ndimage.binary_erosion(mask)
                 assert not (drawn ^ mask)[~rim].any()
 
-    def test_a_speck_of_one_pixel_has_a_line(self):
+    def test_a_nucleus_of_one_pixel_has_a_line(self):
         labels = np.zeros((9, 9), np.int32)
         labels[4, 6] = 1
         assert np.ptp(polygon(widgets._lines(labels)[1]), axis=0).tolist() == [1, 1]
 
     @pytest.mark.parametrize("shape", [(2, 64, 32), (3, 64, 64), (64, 64)])
-    def test_maps_must_fit_the_sample(self, shape):
+    def test_maps_must_match_the_sample(self, shape):
         with pytest.raises(InputError, match=r"maps of .* have shape"):
             Scene(HOSTILE, np.zeros(shape, np.float32))
 
 
 class TestData:
-    def test_every_step_of_every_sample_is_there(self, data):
+    def test_every_sample_has_all_steps(self, data):
         assert len(data["samples"]) == 4 and len(data["thresholds"]) == 9 and len(data["areas"]) == 4
         for sample in data["samples"]:
             assert np.shape(sample["steps"]) == (9, 4)
             assert set(np.ravel(sample["steps"])) == set(range(len(sample["frames"])))
 
-    def test_steps_lead_to_the_lines_and_scores_of_their_frames(self, browser, data, items):
+    def test_each_step_refers_to_the_lines_and_scores_of_its_frame(self, browser, data, items):
         scenes = {scene.name: scene for scene in (Scene(*item) for item in items)}
         for sample in data["samples"]:
             scene = scenes[sample["name"]]
@@ -164,24 +164,26 @@ class TestData:
             assert len(set(frames)) == len(frames)
         assert any(len(sample["frames"]) < 36 for sample in data["samples"])
 
-    def test_samples_come_by_name(self, data):
+    def test_samples_are_sorted_by_name(self, data):
         names = [sample["name"] for sample in data["samples"]]
         assert names == sorted(names) and "human spleen synthetic_0001" in names
 
-    def test_a_sample_of_the_usual_size_takes_less_than_120_kB(self):
+    def test_a_sample_of_the_usual_size_needs_less_than_120_kB(self):
         sample = synth.generate("human liver", 1)
-        noise = np.random.default_rng(0).normal(0, 6, sample.image.shape)  # real images compress less well
+        noise = np.random.default_rng(0).normal(
+            0, 6, sample.image.shape
+        )  # real images compress worse than synthetic ones
         noisy = Sample(np.clip(sample.image + noise, 0, 255).astype(np.uint8), sample.labels, "a", "b")
         html = PredictionBrowser([(noisy, guess(sample.labels))])._repr_html_()
         assert len(html.encode()) < 120_000
 
-    def test_bad_arguments_are_named(self, items):
+    def test_invalid_arguments_are_named(self, items):
         for arguments in ({"thresholds": ()}, {"min_areas": ()}, {"min_areas": (-1,)}, {"size": 0}):
             with pytest.raises(InputError, match="at least one threshold"):
                 PredictionBrowser(items[:1], **arguments)
         with pytest.raises(InputError, match="between 0 and 1"):
             PredictionBrowser(items[:1], thresholds=(0.5, 1.5))
-        with pytest.raises(InputError, match="nothing to browse"):
+        with pytest.raises(InputError, match="no images to browse"):
             PredictionBrowser([])
 
 
@@ -194,7 +196,7 @@ class TestHtml:
     def page(self, html) -> Page:
         return Page(html)
 
-    def test_two_on_a_page_share_no_id(self, html, browser):
+    def test_two_browsers_on_a_page_share_no_id(self, html, browser):
         ids = [a["id"] for _, a in Page(html + browser._repr_html_()).tags if "id" in a]
         assert len(ids) > 20 and len(set(ids)) == len(ids)
 
@@ -205,18 +207,18 @@ class TestHtml:
         (output,) = page.all("output")
         assert output["aria-live"] == "polite" and set(output["for"].split()) <= ids
 
-    def test_sliders_have_all_steps_and_start_at_the_benchmarks(self, page):
+    def test_sliders_have_all_steps_and_start_at_the_benchmark_s_values(self, page):
         ranges = {a["data-part"]: a for a in page.all("input") if a["type"] == "range"}
         found = {part: (a["min"], a["max"], a["value"], a["aria-valuetext"]) for part, a in ranges.items()}
         assert found["threshold"] == ("0", "8", "4", "0.5") and found["area"] == ("0", "3", "1", "50 px")
         assert found["opacity"] == ("0", "100", "90", "90 %")
 
-    def test_other_steps_start_nearest_to_the_benchmarks(self, items):
+    def test_sliders_with_other_steps_start_nearest_to_the_benchmark_s_values(self, items):
         page = Page(PredictionBrowser(items[:1], thresholds=(0.9, 0.45, 0.3), min_areas=(10,))._repr_html_())
         ranges = {a["data-part"]: (a["max"], a["value"]) for a in page.all("input") if a["type"] == "range"}
         assert ranges["threshold"] == ("2", "1") and ranges["area"] == ("0", "0")
 
-    def test_names_are_escaped_and_reach_the_script_whole(self, page, browser, data):
+    def test_names_are_escaped_and_reach_the_script_unchanged(self, page, browser, data):
         assert len(page.scripts) == 1 and not page.all("b")[len(KINDS) :]
         assert HOSTILE.tissue in [a.get("value") for a in page.all("option")]
         text = page.scripts[0]
@@ -224,11 +226,11 @@ class TestHtml:
         assert sent == json.loads(json.dumps(data))
         assert f"{HOSTILE.tissue} {HOSTILE.stem}" in [sample["name"] for sample in sent["samples"]]
 
-    def test_nothing_is_fetched(self, html, page):
+    def test_page_fetches_nothing(self, html, page):
         assert all(a["src"].startswith("data:image/webp;base64,") for _, a in page.tags if "src" in a)
         assert not page.all("link", "iframe", "form") and not re.search(r"https?:|url\(|@import", html)
 
-    def test_it_shows_the_first_image_before_any_script_runs(self, html, page, browser, data, items):
+    def test_first_image_is_shown_without_the_script(self, html, page, browser, data, items):
         sample = data["samples"][0]
         (image,) = page.all("img")
         assert image["src"] == sample["image"] and sample["name"] in image["alt"] and "0.5" in image["alt"]
@@ -253,10 +255,10 @@ class TestBrowse:
     def controls(self, box) -> dict:
         return {child.description: child for child in box.children if child.description}
 
-    def test_every_control_says_what_it_is(self, controls):
+    def test_every_control_has_a_description_and_a_tooltip(self, controls):
         assert len(controls) == 8 and all(control.tooltip for control in controls.values())
 
-    def test_each_change_is_drawn(self, box, controls):
+    def test_each_change_updates_the_picture(self, box, controls):
         picture, seen = box.children[-1], set()
         seen.add(picture.value)
         for name, value in (
@@ -271,13 +273,13 @@ class TestBrowse:
             seen.add(picture.value)
         assert "threshold 0.3, minimum area 150 px" in picture.value and "--overlay:0.4" in picture.value
 
-    def test_scores_are_those_of_the_label_map_at_the_threshold(self, box, controls, items):
+    def test_scores_are_those_at_the_current_threshold_and_area(self, box, controls, items):
         controls["Probability threshold"].value, controls["Minimum area, px"].value = 0.64, 35
         sample, maps = min(items, key=lambda item: Scene(*item).name)
         scores = score(sample.labels, decode(maps, 0.64, min_area=35))
         assert f"<span>PQ {scores.pq:.2f}</span> <span>AJI {scores.aji:.2f}</span>" in box.children[-1].value
 
-    def test_the_list_is_filtered_and_sorted_and_keeps_the_choice(self, box, controls):
+    def test_list_is_filtered_and_sorted_and_keeps_the_selection(self, box, controls):
         image = controls["Image"]
         assert len(image.options) == 4 and all(" — PQ 0." in words for words, _ in image.options)
         image.value = 1
@@ -294,7 +296,7 @@ class TestBrowse:
         controls["Tissue"].value = HOSTILE.tissue
         assert not Page(box.children[-1].value).scripts and "&lt;/script&gt;" in box.children[-1].value
 
-    def test_without_ipywidgets_it_says_what_to_install(self, items, monkeypatch):
+    def test_missing_ipywidgets_is_reported(self, items, monkeypatch):
         monkeypatch.setitem(sys.modules, "ipywidgets", None)
         with pytest.raises(InputError, match="ipywidgets"):
             browse(items)
@@ -321,7 +323,7 @@ class TestInChromium:
         assert not page.evaluate("window.harmed")
 
     def seen(self, page, number: int = 0) -> list:
-        """What a reader sees of the picture: image, alternative text, lines, their opacity, the scores, the list."""
+        """What a reader sees: image, alternative text, lines and their opacity, scores, and the list of images."""
         return page.evaluate(
             f"""(root => [root.querySelector('img').src, root.querySelector('img').alt,
             [...root.querySelectorAll('.stage path')].map(path => path.getAttribute('d')).join(),
@@ -333,7 +335,7 @@ class TestInChromium:
         names = ("image", "alt", "lines", "opacity", "scores", "list")
         return {name for name, a, b in zip(names, before, self.seen(page), strict=True) if a != b}
 
-    def test_the_script_draws_what_was_there_without_it(self, page, browser):
+    def test_script_draws_the_same_as_the_static_page(self, page, browser):
         static = Page(browser._repr_html_())
         image, alt, lines, opacity, scores, _ = self.seen(page)
         assert [image, alt] == [static.all("img")[0][key] for key in ("src", "alt")]
@@ -363,7 +365,7 @@ class TestInChromium:
         text = page.locator(f"[data-part={part}-value]").first.text_content()
         assert text and slider.get_attribute("aria-valuetext") == text
 
-    def test_views_can_be_chosen_by_keyboard_and_mouse(self, page):
+    def test_views_can_be_selected_by_keyboard_and_mouse(self, page):
         before = self.seen(page)
         page.locator("input[value=prediction]").first.press("ArrowRight")
         assert self.changed(page, before) == {"alt", "lines"}
@@ -373,7 +375,7 @@ class TestInChromium:
         page.locator("input[value=truth]").first.click()
         assert page.evaluate(shown)[0] == "truth" and "true nuclei" in self.seen(page)[1]
 
-    def test_the_next_image_is_an_arrow_key_away(self, page):
+    def test_arrow_key_selects_the_next_image(self, page):
         before = self.seen(page)
         page.locator("[data-part=image]").first.press("ArrowDown")
         assert self.changed(page, before) == {"image", "alt", "lines", "scores"}
@@ -381,10 +383,10 @@ class TestInChromium:
     def choose(self, page, part: str, value: str) -> None:
         page.locator(f"[data-part={part}]").first.select_option(value)
 
-    def test_the_list_is_filtered_and_sorted_by_what_it_says(self, page):
+    def test_list_is_filtered_and_sorted_by_the_scores_it_shows(self, page):
         self.choose(page, "tissue", "human spleen")
         assert all(words.startswith("human spleen") for words in self.seen(page)[-1])
-        assert "human spleen" in self.seen(page)[1]  # the image shown is one of the list
+        assert "human spleen" in self.seen(page)[1]  # the image shown is on the list
         self.choose(page, "tissue", "")
         names = self.seen(page)[-1]
         assert len(names) == 4 and names == sorted(names)
@@ -399,13 +401,16 @@ class TestInChromium:
     def test_every_control_has_a_name_for_assistive_technology(self, page):
         nodes = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
         named = [(n["role"]["value"], n["name"]["value"]) for n in nodes if not n["ignored"] and "name" in n]
-        of = lambda role: [name for r, name in named if r == role]
-        assert of("slider") == 2 * ["Probability threshold", "Minimum area", "Opacity of the outlines"]
-        assert of("combobox") == 2 * ["Image", "Tissue", "Sort by", "Order"]
-        assert of("radio") == 2 * ["truth", "prediction", "errors"]
-        assert of("image") == [self.seen(page, n)[1] for n in (0, 1)]
 
-    def test_it_fits_a_phone(self, visit, complaints, url):
+        def names_of(role: str) -> list[str]:
+            return [name for other, name in named if other == role]
+
+        assert names_of("slider") == 2 * ["Probability threshold", "Minimum area", "Opacity of the outlines"]
+        assert names_of("combobox") == 2 * ["Image", "Tissue", "Sort by", "Order"]
+        assert names_of("radio") == 2 * ["truth", "prediction", "errors"]
+        assert names_of("image") == [self.seen(page, n)[1] for n in (0, 1)]
+
+    def test_it_fits_the_width_of_a_phone(self, visit, complaints, url):
         page = visit(url, width=360)
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         assert page.evaluate("document.querySelector('input[type=range]').offsetWidth") > 280

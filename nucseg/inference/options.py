@@ -1,0 +1,27 @@
+"""The options of how images are segmented, checked before anything is loaded: nothing here imports PyTorch."""
+
+from nucseg.errors import InputError
+from nucseg.images.pixel_size import PLAUSIBLE_UM
+
+
+def check_options(
+    um_per_px: float | None,
+    threshold: float,
+    min_area: int | None,
+    ridge: float,
+    tta: bool,
+    tissue_mask: bool,
+    series: int,
+) -> None:
+    """Raise ``InputError`` for values that no image can be segmented with; they are those of `segmenter.Segmenter`."""
+    low, high = PLAUSIBLE_UM
+    if um_per_px is not None and not low <= um_per_px <= high:
+        raise InputError(
+            f"um_per_px is {um_per_px!r}: give the µm per px of your images, {low:g} to {high:g} (40x: 0.25)."
+        )
+    if not (0 <= threshold <= 1 and 0 <= ridge <= 1):
+        raise InputError(f"threshold {threshold!r} and ridge {ridge!r} must both lie in 0..1.")
+    if min_area is not None and min_area < 0:
+        raise InputError(f"min_area is {min_area!r}: it must not be negative.")
+    if series < 0:
+        raise InputError(f"series is {series!r}: give the number of an image in the file, from 1.")
