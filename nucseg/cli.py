@@ -468,13 +468,22 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _add_segmenting(parser: argparse.ArgumentParser) -> None:
     """Add the options of `inference.segmenter.Segmenter`, and the device."""
     parser.add_argument("--um-per-px", type=float, help="pixel size of the images, µm/px (default: from the file)")
-    parser.add_argument("--threshold", type=float, default=0.5, help="foreground probability, 0..1 (default: 0.5)")
+    parser.add_argument(
+        "--threshold", type=float, help="foreground probability, 0..1 (default: 0.5, or as the adapter was tuned)"
+    )
     parser.add_argument(
         "--min-area",
         type=int,
         help="area of the smallest object that is kept, px (default: 50, scaled with the size of the nuclei)",
     )
-    parser.add_argument("--ridge", type=float, default=0.9, help="0..1; lower splits fewer nuclei (default: 0.9)")
+    parser.add_argument(
+        "--ridge", type=float, help="0..1; lower splits fewer nuclei (default: 0.9, or as the adapter was tuned)"
+    )
+    parser.add_argument(
+        "--min-confidence",
+        type=float,
+        help="probability, 0..1, of being a nucleus that an object needs (default: as the adapter was tuned)",
+    )
     parser.add_argument(
         "--tta", action="store_true", help="test-time augmentation: average four flips (4 times the cost)"
     )
@@ -493,7 +502,7 @@ def _add_segmenting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
 
 
-_SEGMENTING = ("um_per_px", "threshold", "min_area", "ridge", "tta", "tissue_mask", "series")
+_SEGMENTING = ("um_per_px", "threshold", "min_area", "ridge", "tta", "tissue_mask", "series", "min_confidence")
 
 
 def _check_segmenting(arguments: argparse.Namespace, adapters: Sequence[str]) -> list[Path]:

@@ -196,6 +196,7 @@ def _settings(job: Job, segmenter: Segmenter) -> dict[str, Any]:
         "adapters": [model.adapter_name for model in segmenter.models],
         "adapters_sha256": [model.adapter_sha256 for model in segmenter.models],
         **segmenter.options(),
+        **{name: getattr(segmenter.decoding(), name) for name in ("threshold", "ridge", "min_confidence")},
         "min_area": segmenter.smallest(),
         "nucseg": nucseg.__version__,
     }

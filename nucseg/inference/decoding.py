@@ -58,7 +58,10 @@ class Decoding:
 
         The confidence is 1 where there is no classifier. ``scale`` as in `cut`.
         """
-        labels = self.cut(maps, scale)
+        return self.select(self.cut(maps, scale), maps, scale)
+
+    def select(self, labels: np.ndarray, maps: np.ndarray, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        """Keep the nuclei of an (H, W) label map 1..n that are confident enough, as `decode` does."""
         if self.classifier is None:
             return labels, np.ones(int(labels.max(initial=0)))
         confidence = self.classifier.predict(features(labels, maps, scale))
@@ -81,6 +84,11 @@ class Decoding:
             raise InputError(f"The adapter's decoding has an entry {min(unknown)!r} of another version of nucseg.")
         found = stored.get("classifier")
         return cls(**(stored | {"classifier": Confidence.from_dict(found) if found else None}))
+
+
+def decoding_of(model: Any) -> Decoding:
+    """Return the decoding that a model's adapter was tuned with; the default one if it was not tuned."""
+    return Decoding.from_dict(getattr(model, "decoding", {}))
 
 
 def keep(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from nucseg.data.splits import Split
 from nucseg.data.vague import fold_in, take_out
 from nucseg.errors import InputError
 from nucseg.files import write_atomic, write_json
-from nucseg.inference.decoding import Decoding
+from nucseg.inference.decoding import Decoding, decoding_of
 from nucseg.instances import MIN_AREA
 from nucseg.metrics import score
 from nucseg.model.network import NucleiModel, predict
@@ -26,11 +26,6 @@ from nucseg.records.provenance import describe
 # Smallest predicted object that is kept, px. benchmark: at the image's own size. report: at the size that the
 # encoder sees, every component kept; its AJI is the column aji_matched_only.
 SCORINGS = {"benchmark": MIN_AREA, "report": 0}
-
-
-def decoding_of(model: NucleiModel) -> Decoding:
-    """Return the decoding that the model's adapter was tuned with; the default one if it was not tuned."""
-    return Decoding.from_dict(getattr(model, "decoding", {}))
 
 
 def segment_whole(

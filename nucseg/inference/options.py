@@ -6,12 +6,13 @@ from nucseg.images.pixel_size import PLAUSIBLE_UM
 
 def check_options(
     um_per_px: float | None,
-    threshold: float,
+    threshold: float | None,
     min_area: int | None,
-    ridge: float,
+    ridge: float | None,
     tta: bool,
     tissue_mask: bool,
     series: int,
+    min_confidence: float | None = None,
 ) -> None:
     """Raise ``InputError`` for values that no image can be segmented with; they are those of `segmenter.Segmenter`."""
     low, high = PLAUSIBLE_UM
@@ -19,8 +20,9 @@ def check_options(
         raise InputError(
             f"um_per_px is {um_per_px!r}: give the µm per px of your images, {low:g} to {high:g} (40x: 0.25)."
         )
-    if not (0 <= threshold <= 1 and 0 <= ridge <= 1):
-        raise InputError(f"threshold {threshold!r} and ridge {ridge!r} must both lie in 0..1.")
+    for name, value in {"threshold": threshold, "ridge": ridge, "min_confidence": min_confidence}.items():
+        if value is not None and not 0 <= value <= 1:
+            raise InputError(f"{name} is {value!r}: it must lie in 0..1.")
     if min_area is not None and min_area < 0:
         raise InputError(f"min_area is {min_area!r}: it must not be negative.")
     if series < 0:

@@ -28,8 +28,9 @@ from nucseg.files import sha256
 from nucseg.images.export import Block
 from nucseg.images.slides import Slide, as_pixels, open_slide
 from nucseg.images.tissue import tissue_mask
+from nucseg.inference.decoding import Decoding, decoding_of
 from nucseg.inference.options import check_options
-from nucseg.instances import MIN_AREA, RIDGE, SMOOTH_PX, labels_from, renumber
+from nucseg.instances import labels_from, renumber
 from nucseg.model.adapters import DEFAULT_ADAPTER, adapter_path
 from nucseg.model.bases import Base
 from nucseg.model.network import NucleiModel, load_model, pick_device, place, predict
@@ -59,22 +60,24 @@ class Segmenter:
     - ``models``: one, or several whose maps are averaged (an ensemble).
     - ``um_per_px``: of the images; None where it is not known: they are then taken to be like the training images.
     - ``threshold``: foreground probability, 0..1, above which a pixel is a nucleus.
-    - ``min_area``: px of these images; smaller objects are dropped. None: 50 px where nuclei are as large as
-      NuInsSeg's, and as much less or more as they are smaller or larger.
-    - ``ridge``: 0..1, how deep a valley parts two nuclei (`instances.decode`): lower cuts fewer apart.
+    - ``min_area``: area of the smallest object that is kept, px of these images. None: scaled with the size of nuclei.
+    - ``ridge``: 0..1, how deep a valley separates two nuclei (`instances.decode`): lower separates fewer.
     - ``tta``: test-time augmentation: average over the four ways to mirror a field, at four times the cost.
     - ``tissue_mask``: skip the fields of large images (`LARGE`) that lie outside the tissue.
+    - ``min_confidence``: 0..1; objects that are less probably true nuclei are dropped. Above 0 only with adapters that
+      were tuned (`inference.decoding`).
     - ``series``: which image of a file that holds several, from 1; 0: the largest (`open_slide`).
     """
 
     models: Sequence[NucleiModel]
     um_per_px: float | None = None
-    threshold: float = 0.5
+    threshold: float | None = None
     min_area: int | None = None
-    ridge: float = RIDGE
+    ridge: float | None = None
     tta: bool = False
     tissue_mask: bool = True
     series: int = 0
+    min_confidence: float | None = None
 
     def options(self) -> dict[str, Any]:
         """All fields but the models, as given."""
@@ -92,6 +95,16 @@ class Segmenter:
                 "images at different scales: use adapters of one kind, or images without µm per px."
             )
         check_options(**self.options())
+        self.decoding().check()
+
+    def decoding(self) -> Decoding:
+        """How maps are decoded: as the first adapter was tuned (or by default), unless an option is given.
+
+        Its lengths and areas are in px of images whose nuclei are as large as NuInsSeg's.
+        """
+        given = {"threshold": self.threshold, "ridge": self.ridge, "min_confidence": self.min_confidence}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return replace(decoding_of(self.models[0]), **changes)
 
     def zoom(self, model: NucleiModel) -> float:
         """Px of the model's training images for each px of these images; 1 where either resolution is unknown."""
@@ -104,11 +117,13 @@ class Segmenter:
 
     def smallest(self) -> int:
         """The area in px of these images below which an object is dropped."""
-        return round(MIN_AREA * self.nucleus_scale() ** 2) if self.min_area is None else self.min_area
+        if self.min_area is not None:
+            return self.min_area
+        return round(self.decoding().min_area * self.nucleus_scale() ** 2)
 
     def smooth(self) -> float:
         """What `instances.decode` smooths over, in px of these images."""
-        return min(SMOOTH_PX * self.nucleus_scale(), 100)
+        return min(self.decoding().smooth_px * self.nucleus_scale(), 100)
 
     def scale(self, model: NucleiModel) -> float:
         """Px that the model's encoder sees for each px of these images."""
@@ -219,6 +234,7 @@ class Segmenter:
         """
         height, width = labels.shape
         smallest, smooth, count = self.smallest(), self.smooth(), 0
+        how, scale = self.decoding(), self.nucleus_scale()
         if min(height, width) < 1:
             return
         for top in range(0, height, block):
@@ -226,9 +242,11 @@ class Segmenter:
                 y, x = max(0, top - halo), max(0, left - halo)
                 window = np.s_[y : min(height, top + block + halo), x : min(width, left + block + halo)]
                 part = np.asarray(maps[(slice(None), *window)])
-                if not (part[0] > 255 * self.threshold).any():
+                if not (part[0] > 255 * how.threshold).any():
                     continue
-                found = labels_from(part.astype(np.float32) / 255, self.threshold, smallest, self.ridge, smooth)
+                part = part.astype(np.float32) / 255
+                found = labels_from(part, how.threshold, smallest, how.ridge, smooth)
+                found, _ = how.select(found, part, scale)
                 core = (top - y, min(top + block, height) - y, left - x, min(left + block, width) - x)
                 own = _owned(found, core)
                 taken = np.asarray(labels[window])
@@ -246,10 +264,11 @@ def segment(
     model: NucleiModel | str | Path = DEFAULT_ADAPTER,
     *,
     um_per_px: float | None = None,
-    threshold: float = 0.5,
+    threshold: float | None = None,
     min_area: int | None = None,
-    ridge: float = RIDGE,
+    ridge: float | None = None,
     tta: bool = False,
+    min_confidence: float | None = None,
     progress: bool = False,
 ) -> np.ndarray:
     """Segment the nuclei of one image: (H, W, 3) uint8 RGB of any size -> (H, W) int32 label map, nuclei 1..n.
@@ -260,7 +279,7 @@ def segment(
     """
     pixels = as_pixels(image)
     loaded = load(model) if isinstance(model, str | Path) else model
-    segmenter = Segmenter([loaded], um_per_px, threshold, min_area, ridge, tta)
+    segmenter = Segmenter([loaded], um_per_px, threshold, min_area, ridge, tta, min_confidence=min_confidence)
     return segmenter.segment(pixels, progress=progress)
 
 

@@ -15,6 +15,8 @@ from nucseg.cli import _parser
 from nucseg.config import ModelConfig
 from nucseg.errors import InputError
 from nucseg.images.slides import open_slide
+from nucseg.inference.confidence import FEATURES, features, fit
+from nucseg.inference.decoding import Decoding
 from nucseg.inference.evaluate import segment_whole
 from nucseg.inference.segmenter import Segmenter, segment, spans
 from nucseg.instances import encode
@@ -228,3 +230,30 @@ def test_a_file_says_its_own_resolution(model, monkeypatch, tmp_path):
     for segmenter in (Segmenter([known]), Segmenter([known], um_per_px=1)):
         assert segmenter.segment(tmp_path / "a.tif").shape == (100, 100)
     assert asked == [0.5, 1.0]
+
+
+def test_a_tuned_adapter_decides_how_it_is_decoded_and_options_come_first(model, seen):
+    """Pale discs are false, dark ones true: the classifier drops the pale ones, in whatever block they lie."""
+    truth = discs(200, 300, 12)
+    image = painted(truth)
+    pale = truth % 2 == 1
+    image[pale] = (image[pale] * 0.7).astype(np.uint8)
+    maps = image[..., :2].transpose(2, 0, 1).astype(np.float32) / 255
+    labels = Decoding().cut(maps)
+    dark = features(labels, maps)[:, FEATURES.index("foreground_max")] > 0.9
+    assert dark.any() and not dark.all()
+    tuned = Decoding(threshold=0.4, min_area=60.0, min_confidence=0.5, classifier=fit(features(labels, maps), dark))
+    adapter = build_model(model.config)
+    adapter.decoding = tuned.to_dict()
+    segmenter = Segmenter([adapter])
+    assert segmenter.smallest() == 60 and segmenter.decoding() == tuned
+    assert Segmenter([adapter], threshold=0.6, min_area=7).decoding().threshold == 0.6
+    assert segmenter.segment(image).max() == dark.sum()
+    assert segment(image, adapter, min_confidence=0.0).max() == len(dark) == segment(image, model).max()
+    found = np.zeros(truth.shape, np.int32)
+    list(segmenter.label_blocks(np.rint(maps * 255).astype(np.uint8), found, block=100, halo=40))
+    assert found.max() == dark.sum()
+    with pytest.raises(InputError, match="no object confidence"):
+        segment(image, model, min_confidence=0.5)
+    with pytest.raises(InputError, match="min_confidence"):
+        segment(image, adapter, min_confidence=1.5)
