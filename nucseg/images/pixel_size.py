@@ -53,7 +53,10 @@ def plausible(value: float | None) -> float | None:
 
 
 def from_ome(text: str, shape: tuple[int, int], index: int = 0) -> float | None:
-    """µm/px, plausible or not, of the ``Pixels`` of an OME-XML text that have ``shape``; the ``index``th of several."""
+    """Pixel size (µm/px), plausible or not, of the image in an OME-XML text that has ``shape``.
+
+    ``index``: which of several images. None if the text is not XML, or states no size or several different ones.
+    """
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError:

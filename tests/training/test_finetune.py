@@ -148,7 +148,9 @@ def test_fields_are_seen_at_one_scale_whatever_the_size_of_the_image(monkeypatch
     seen = []
     monkeypatch.setattr(type(model), "forward", lambda self, x: seen.append(tuple(x.shape)) or x[:, :2].float())
     for shape in ((256, 256), (128, 64), (512, 300)):
-        module.predict(model, np.zeros((*shape, 3), np.uint8))
+        image = np.zeros((*shape, 3), np.uint8)
+        image[0, 0] = 255  # the network is not asked about a plain image
+        module.predict(model, image)
     assert seen == [(1, 3, 128, 128), (1, 3, 64, 64), (1, 3, 256, 192)]
     assert dataclasses.replace(model.config, field_px=0).field_px == 0
 
