@@ -257,3 +257,71 @@ def test_a_tuned_adapter_decides_how_it_is_decoded_and_options_come_first(model,
         segment(image, model, min_confidence=0.5)
     with pytest.raises(InputError, match="min_confidence"):
         segment(image, adapter, min_confidence=1.5)
+
+
+# ---------------------------------------------------------------- black, glass and levels
+
+
+def test_black_has_no_nuclei_and_is_seen_as_white(model, monkeypatch):
+    views = []
+
+    def everything(model, image, scale):
+        views.append(image.copy())
+        return np.ones((2, *image.shape[:2]), np.float32)
+
+    monkeypatch.setattr(predicting, "predict", everything)
+    assert segment(np.zeros((512, 512, 3), np.uint8), model).max() == 0 and not views  # as a glass slide: not asked
+    image = np.full((200, 300, 3), 150, np.uint8)
+    image[:, :120] = 0
+    maps = np.zeros((2, 200, 300), np.uint8)
+    with open_slide(image) as slide:
+        list(Segmenter([model]).predict_rows(slide, maps, progress=False))
+    assert (views[0][:, :120] == 255).all() and (views[0][:, 120:] == 150).all()
+    assert not maps[:, :, :120].any() and (maps[:, :, 120:] == 255).all()
+
+
+def test_glass_is_passed_over_in_large_images(model, monkeypatch):
+    rng = np.random.default_rng(0)
+    image = rng.integers(215, 250, (1200, 3000, 1), dtype=np.uint8).repeat(3, axis=2)  # no field of it is all white
+    image[400:800, 1500:2100] = (190, 110, 170) + rng.integers(-20, 20, (400, 600, 3))
+    asked = []
+
+    def counting(model, image, scale):
+        asked.append(1)
+        return np.zeros((2, *image.shape[:2]), np.float32)
+
+    monkeypatch.setattr(predicting, "predict", counting)
+    monkeypatch.setattr(predicting, "LARGE", 2048)
+    counts = {}
+    for tissue_mask in (True, False):
+        asked.clear()
+        Segmenter([model], tissue_mask=tissue_mask).segment(image)
+        counts[tissue_mask] = len(asked)
+    fields = len(spans(1200, 512, 64)) * len(spans(3000, 512, 64))
+    assert counts[False] == fields and 2 <= counts[True] <= fields / 2
+    with open_slide(image) as slide:
+        found = Segmenter([model]).tissue(slide)
+    down = found.shape[0] / 1200
+    inside = np.s_[round(410 * down) : round(790 * down), round(1510 * down) : round(2090 * down)]
+    assert found[inside].all() and found.mean() < 1.3 * 400 * 600 / (1200 * 3000)
+
+
+def test_a_slide_is_read_at_the_level_that_the_model_sees(model, monkeypatch, tmp_path):
+    """A pyramid at 0.25 µm/px, a model of 0.5 µm/px: the level of half the size is read, the maps fit level 0."""
+    truth = discs(600, 800, 60, radius=20)
+    image = painted(truth)
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif") as writer:
+        about = {"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeXUnit": "µm"}
+        writer.write(image, tile=(64, 64), photometric="rgb", subifds=1, metadata=about)
+        writer.write(image[::2, ::2].copy(), tile=(64, 64), photometric="rgb", subfiletype=1)
+    shapes = []
+
+    def reading_off(model, view, scale):
+        shapes.append((view.shape[:2], round(scale, 3)))
+        return view[..., :2].transpose(2, 0, 1).astype(np.float32) / 255
+
+    monkeypatch.setattr(predicting, "predict", reading_off)
+    coarse = build_model(dataclasses.replace(model.config, size=512, field_px=512, um_per_px=0.5))
+    found = Segmenter([coarse]).segment(tmp_path / "a.ome.tif")
+    assert shapes == [((300, 400), 1.0)]  # seen as it is stored in that level
+    assert found.shape == (600, 800) and score(truth, found).pq > 0.8
