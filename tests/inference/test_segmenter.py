@@ -283,7 +283,7 @@ def test_black_has_no_nuclei_and_is_seen_as_white(model, monkeypatch):
 def test_glass_is_passed_over_in_large_images(model, monkeypatch):
     rng = np.random.default_rng(0)
     image = rng.integers(215, 250, (1200, 3000, 1), dtype=np.uint8).repeat(3, axis=2)  # no field of it is all white
-    image[400:800, 1500:2100] = (190, 110, 170) + rng.integers(-20, 20, (400, 600, 3))
+    image[400:800, 1500:2100] = np.array([190, 110, 170]) + rng.integers(-20, 20, (400, 600, 3))
     asked = []
 
     def counting(model, image, scale):
