@@ -9,6 +9,7 @@ from PIL import Image
 
 from nucseg.errors import InputError
 from nucseg.images.slides import open_slide, read_image
+from nucseg.inference.folder import find_images
 
 
 @pytest.fixture
@@ -287,7 +288,7 @@ def hamamatsu(path, image):
             )  # fmt: skip
 
 
-def dicom(path, image, tile=256, um=0.5):
+def dicom(path, image, tile=256, um=0.5, series=None):
     """A small DICOM whole-slide image of one level, tiled, JPEG (VL Whole Slide Microscopy Image Storage)."""
     pydicom = pytest.importorskip("pydicom")
     import imagecodecs
@@ -305,7 +306,8 @@ def dicom(path, image, tile=256, um=0.5):
     one = pydicom.Dataset()
     one.file_meta = meta
     one.SOPClassUID, one.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    one.SeriesInstanceUID, one.StudyInstanceUID, one.FrameOfReferenceUID, one.Modality = new(), new(), new(), "SM"
+    one.SeriesInstanceUID, one.Modality = series or new(), "SM"
+    one.StudyInstanceUID, one.FrameOfReferenceUID = new(), new()
     one.ImageType, one.Rows, one.Columns = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"], tile, tile
     one.TotalPixelMatrixRows, one.TotalPixelMatrixColumns = image.shape[:2]
     one.NumberOfFrames, one.SamplesPerPixel, one.PlanarConfiguration = len(frames), 3, 0
@@ -328,6 +330,18 @@ def test_slides_of_other_makers(tmp_path, make, name):
     with open_slide(tmp_path / name) as slide:
         assert slide.shape == (600, 800) and slide.um_per_px == pytest.approx(0.5)
         assert np.abs(slide.read(37, 101, 500, 600).astype(int) - image[37:537, 101:701]).max() <= 12
+
+
+def test_the_files_of_a_dicom_slide_are_one_image(tmp_path, monkeypatch):
+    pydicom = pytest.importorskip("pydicom")
+    image, series = smooth((600, 800)), pydicom.uid.generate_uid()
+    dicom(tmp_path / "1.dcm", image, series=series)
+    dicom(tmp_path / "2.dcm", image[::2, ::2], um=1.0, series=series)
+    dicom(tmp_path / "other.dcm", image)
+    with open_slide(tmp_path / "2.dcm") as slide:
+        assert [level.shape for level in slide.levels] == [(600, 800), (300, 400)]
+        assert slide.um_per_px == pytest.approx(0.5)
+    assert [job.name for job in find_images([tmp_path])] == ["1.dcm", "other.dcm"]
 
 
 def test_a_slide_without_openslide_says_what_to_install(tmp_path, monkeypatch):
