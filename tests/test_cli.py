@@ -282,7 +282,7 @@ def test_an_ignored_area_counts_neither_for_nor_against(monkeypatch):
     vague = np.zeros(sample.labels.shape, bool)
     vague[:, :32] = True
     drawn = dataclasses.replace(sample, labels=np.where(vague, 0, sample.labels), vague=vague)
-    monkeypatch.setattr(evaluate, "segment_whole", lambda *arguments: sample.labels)
+    monkeypatch.setattr(evaluate, "segment_whole", lambda *arguments, **options: sample.labels)
     with_it, without = (evaluate.score_sample(None, drawn, leave_out_vague=left_out) for left_out in (False, True))
     assert with_it["dice"] < 0.9 and with_it["nuclei_predicted"] == sample.labels.max()
     assert without["pq"] == without["dice"] == 1

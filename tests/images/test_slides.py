@@ -166,6 +166,13 @@ def test_pictures_by_their_content(tmp_path, picture):
     check(tmp_path / "a.gif", np.asarray(Image.open(tmp_path / "a.gif").convert("RGB")))
 
 
+def test_a_cameras_jpeg_with_previews(tmp_path):
+    one = Image.fromarray(smooth())
+    one.save(tmp_path / "a.mpo", format="MPO", save_all=True, append_images=[one.resize((40, 32))], quality=98)
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.mpo").read_bytes())
+    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - smooth()).max() < 12
+
+
 @pytest.mark.parametrize("turn", range(2, 9))
 def test_orientation_tags_turn_nothing(tmp_path, picture, turn):
     """Neither TIFF's nor EXIF's: ImageJ and QuPath do not either, and masks are drawn on what they show."""

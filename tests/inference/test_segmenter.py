@@ -6,8 +6,10 @@ import itertools
 import numpy as np
 import pytest
 import tifffile
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import nucseg.inference.evaluate as evaluating
 import nucseg.inference.segmenter as predicting
@@ -200,6 +202,20 @@ def test_bad_values_are_refused(model):
         segment(image, "nothing-of-that-name")
     with pytest.raises(InputError, match="one kind"):
         Segmenter([model, build_model(ModelConfig(base="random", size=64, rank=1))]).check()
+
+
+def test_what_is_no_array_is_taken_or_refused_with_what_to_convert(model, seen):
+    image = painted(discs(128, 128, 4))
+    np.testing.assert_array_equal(segment(Image.fromarray(image), model), segment(image, model))
+    for thing, words in (
+        (torch.from_numpy(image), "not a tensor: pass image.permute"),
+        (image.tolist(), "not a list: pass numpy.asarray"),
+        (image / 255, r"float64 of shape 128 x 128 x 3: pass \(255 \* image\)"),
+        ("a.png", r"not a path: open the file first, as in PIL.Image.open\('a.png'\)"),
+        (image.transpose(2, 0, 1), "numpy.moveaxis"),
+    ):
+        with pytest.raises(InputError, match=words):
+            segment(thing, model)
 
 
 def test_the_command_line_has_the_same_defaults():
