@@ -34,7 +34,8 @@ ENDINGS = {
 SUMMARY = ("image", "height_px", "width_px", "um_per_px", "nuclei", "area_px_mean", "nuclei_per_mm2", "seconds")
 LONGEST_NAME = 255  # bytes of a file's name, on nearly every system
 JUNK = ("thumbs.db", "desktop.ini")
-WORK_FILES = ("state.json", "maps", "labels", ".lock")  # all that nucseg puts into an image's work folder
+# all that nucseg puts into an image's work folder
+WORK_FILES = ("state.json", "maps", "labels", ".lock", *(f"new{ending}" for ending in ENDINGS.values()))
 
 
 # ---------------------------------------------------------------- images
