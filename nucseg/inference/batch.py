@@ -285,7 +285,7 @@ class _Labels(Scratch):
 def _predict(
     slide: Slide, maps: Any, work: Path, segmenter: Segmenter, state: dict[str, Any], tissue: Any, progress: bool
 ) -> Iterator[int]:
-    """Fill the maps from where a stopped run was; yields how many rows of px are filled. ``state`` is kept up to date."""
+    """Fill the maps from where a stopped run was, and update ``state``; yields how many rows of px are filled."""
     began, seconds, ends = time.monotonic(), state["seconds"], segmenter.row_ends(slide.shape)
     options = {"name": slide.path.name, "progress": progress, "tissue": tissue}
     if state["rows"]:
