@@ -174,9 +174,7 @@ def _bioimageio(
             summary = test_model(path)
         if summary.status == "failed":
             path.unlink(missing_ok=True)
-            raise InputError(
-                f"'{path}' did not pass the test of bioimageio.core: {summary.display() or summary.status}."
-            )
+            raise InputError(f"'{path}' did not pass the test of bioimageio.core, so it is not kept.")
     finally:
         for file in folder.iterdir():
             file.unlink()

@@ -278,7 +278,7 @@ class Segmenter:
 
     def layout(self, shape: tuple[int, int]) -> tuple[list[Span], list[Span]]:
         """The fields of an image of ``shape``: rows and columns."""
-        sides = SIDES
+        sides: tuple[int, ...] = SIDES
         if normalising := [model for model in self.models if _normalises(model)]:  # near what they were trained on
             sides = (GRID * (1 + math.ceil(min(model.config.size for model in normalising) / GRID)),)
         scale = self.scale(self.models[0])

@@ -137,7 +137,7 @@ def test_fields_and_the_whole_image_agree(monkeypatch):
         list(how.predict_rows(slide, maps, progress=False))
     whole = TorchEngine(own)(image[None])[0]
     difference = np.abs(maps / 255 - whole)
-    assert difference.max() < 0.1 and difference.mean() < 2e-3 + 0.5 / 255
+    assert np.quantile(difference, 0.999) < 0.05 and difference.mean() < 2e-3 + 0.5 / 255
     shifted = np.roll(image, 56, axis=1)  # off the grid the windows cut elsewhere
     off = np.roll(TorchEngine(own)(shifted[None])[0], -56, axis=2)[:, :, 112:784]
     assert np.abs(off - whole[:, :, 112:784]).mean() > 2 * difference[:, :, 112:784].mean()
