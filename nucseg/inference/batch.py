@@ -20,6 +20,7 @@ import zarr
 
 import nucseg
 from nucseg.data.own import warn_unknown
+from nucseg.data.prefetch import ahead
 from nucseg.errors import Busy, InputError, Notice, is_out_of_memory
 from nucseg.files import move_new, only_one, sha256, write_json
 from nucseg.images import export, measure, polygons
@@ -41,7 +42,6 @@ from nucseg.inference.folder import (
     written_so_far,
 )
 from nucseg.inference.segmenter import Segmenter, free_memory, known_blocks
-from nucseg.threads import ahead
 
 
 class Scratch:

@@ -26,6 +26,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from nucseg.config import FIELD
+from nucseg.data.prefetch import ahead
 from nucseg.errors import InputError
 from nucseg.files import sha256
 from nucseg.images.export import Block
@@ -40,7 +41,6 @@ from nucseg.instances import labels_from, renumber
 from nucseg.model.adapters import DEFAULT_ADAPTER, adapter_path
 from nucseg.model.bases import Base
 from nucseg.model.network import NucleiModel, load_model, pick_device, place
-from nucseg.threads import ahead
 
 BLOCK, HALO = 1536, 128  # px: what is decoded at once, and how far it looks beyond
 LARGE = 4096  # px: images with a longer side get a tissue mask

@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from nucseg.threads import ahead
+from nucseg.data.prefetch import ahead
 
 
 @pytest.mark.parametrize("limit", [0, 1, 3])
