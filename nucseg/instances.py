@@ -1,11 +1,11 @@
 """From label maps to target maps for training, and from predicted maps back to label maps.
 
 A foreground map alone cannot separate touching nuclei (`components`). `encode` adds a second target map, the
-distance map: how far a pixel lies from the outline of its nucleus. It has a valley between two nuclei that touch, and
-`decode` cuts there: a watershed from every peak, after which basins without a real valley between them are merged.
+distance map: the distance of each pixel from its nucleus's outline. It has a valley between touching nuclei, and
+`decode` cuts there: it computes a watershed from every peak and merges basins without a real valley between them.
 Distance as a learning target follows Naylor et al. 2019 (IEEE Trans. Med. Imaging 38:448). Judging a peak by the
 ridge that separates it from a higher one is Grimaud's dynamics (1992, Proc. SPIE 1769), here as a ratio.
-`benchmarks/representations.py` compares it with HoVer-Net's maps (Graham et al. 2019), boundaries and others.
+`experiments/representations.py` compares it with HoVer-Net's maps (Graham et al. 2019), boundaries and others.
 
 >>> import numpy as np
 >>> labels = np.zeros((24, 40), np.int32)
@@ -53,20 +53,21 @@ def encode(labels: np.ndarray, distance_px: float = DISTANCE_PX) -> np.ndarray:
     """Encode an (H, W) label map as (2, H, W) float32 target maps, 0..1, background 0.
 
     - 0, *foreground*: 1 inside any nucleus. For a classification loss on its logit (Dice, focal, or their sum).
-    - 1, *distance map*: the distance in px to the nucleus's outline, divided by ``distance_px`` or by the nucleus's
-      own greatest distance if that is less, and at most 1. Every nucleus reaches 1, whatever its size, and only the
-      outer ``distance_px`` px vary. For a regression loss on the sigmoid of its logit (squared or absolute error), or
-      cross-entropy, whose minimum is at a soft target too; over all pixels, background included. Not for the focal
-      loss, which treats targets as 0 or 1.
+    - 1, *distance map*: the distance in px to the nucleus's outline, divided by ``distance_px`` (or by the nucleus's
+      greatest distance if that is less), and at most 1. Every nucleus reaches 1, whatever its size, and values vary
+      only in its outer ``distance_px`` px. For a regression loss on the sigmoid of its logit (squared or absolute
+      error), or cross-entropy, whose minimum is at a soft target too; over all pixels, background included. Not for
+      the focal loss, which treats targets as 0 or 1.
 
     The outline runs between pixels of different ids, so the outermost pixels of a nucleus have a distance of 0.5 px.
-    The image's edge is not an outline, because a nucleus that is cut off there continues beyond it. Ids need not be
-    consecutive and have no meaning. All pieces of a nucleus are foreground; their distances are scaled by the greatest
-    of them, and `decode` makes each piece a nucleus or, below ``min_area``, drops it. Nuclei 1 or 2 px across have
-    distance 1 throughout, so no valley separates two of them.
+    The image's edge is not an outline, because a nucleus cut off there continues beyond it. Ids have no meaning and
+    need not be consecutive. All pieces of a nucleus are foreground, scaled by the greatest distance of any piece;
+    `decode` makes each piece a nucleus or drops it below ``min_area``. Nuclei 1 or 2 px across have distance 1
+    throughout, so no valley separates two of them.
 
-    ``distance_px`` is meant for images at 40x; if training images are scaled, scale it likewise.
-    Raises ``InputError`` if ``labels`` is no (H, W) map of non-negative integers, or ``distance_px`` is 0.5 or less.
+    ``distance_px`` applies to images at 40x; scale it with the images.
+    Raises ``InputError`` if ``labels`` is not an (H, W) map of non-negative integers, or ``distance_px`` is 0.5 or
+    less.
     """
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
         raise InputError(f"A label map must be integers of shape (H, W), not {labels.dtype} of shape {labels.shape}.")
@@ -85,15 +86,15 @@ def encode(labels: np.ndarray, distance_px: float = DISTANCE_PX) -> np.ndarray:
 
 
 def pixel_weights(labels: np.ndarray, border: float, valley: float, reach: int = 3) -> np.ndarray:
-    """(H, W) label map -> (1, H, W) float32 weights for the losses: 1, and more where nuclei end or meet.
+    """(H, W) label map -> (1, H, W) float32 pixel weights for the losses: 1, and more at outlines and between nuclei.
 
-    ``border`` is added at outlines, in the outermost pixels of a nucleus and those beside them outside. ``valley`` is
-    added where two nuclei lie within ``reach`` px (along rows and columns), after the U-Net's weight map (Ronneberger
-    et al. 2015), which is what keeps touching nuclei apart. Both may add up.
+    ``border`` is added on both sides of outlines, one px wide. ``valley`` is added where two nuclei lie within
+    ``reach`` px (along rows and columns) to separate touching nuclei, as in the U-Net's weight map (Ronneberger et al.
+    2015). Where both apply, they add up.
     """
     farthest, nearest = (f(labels, 3) for f in (ndimage.maximum_filter, ndimage.minimum_filter))
     weights = 1 + np.float32(border) * (farthest != nearest)
-    empty = np.iinfo(labels.dtype).max  # larger than any id, so that background is never the least
+    empty = np.iinfo(labels.dtype).max  # larger than any id, so that background is never the minimum
     farthest = ndimage.maximum_filter(labels, 2 * reach + 1)
     nearest = ndimage.minimum_filter(np.where(labels > 0, labels, empty), 2 * reach + 1)
     weights += np.float32(valley) * ((farthest > 0) & (farthest != nearest))
@@ -111,9 +112,9 @@ def decode(
 
     The distance map is smoothed by a Gaussian of ``smooth`` px (sigma). Each pixel whose foreground is above
     ``threshold`` is assigned to the peak of the distance map that it drains to. Two peaks belong to one nucleus if the
-    ridge between them is higher than ``ridge`` times the lower peak: a lower value cuts less, a higher one more. Only
-    ratios count, so a network that is never certain is not cut differently. Objects of fewer than ``min_area`` px are
-    then dropped; with 0 the nuclei cover the foreground exactly. Pixels touch by sides, not by corners.
+    ridge between them is higher than ``ridge`` times the lower peak: a lower value splits less, a higher one more. Only
+    ratios count, so the result does not depend on how certain the network is. Then objects of fewer than ``min_area``
+    px are dropped; with 0 the nuclei cover the foreground exactly. Pixels are 4-connected.
     Raises ``InputError`` for another shape, values that are not finite, or an argument out of range.
     """
     if maps.ndim != 3 or len(maps) != len(CHANNELS):
@@ -133,7 +134,8 @@ def decode(
 def split(height: np.ndarray, mask: np.ndarray, ridge: float) -> np.ndarray:
     """Cut ``mask``, (H, W) bool, along the valleys of ``height``, (H, W) 0..1: an (H, W) int32 label map.
 
-    There is a valley where two peaks meet at no more than ``ridge`` times the lower one. Ids are not consecutive.
+    Two peaks are separated by a valley if they meet at no more than ``ridge`` times the lower one. Ids are not
+    consecutive.
     """
     # Rounded to 256 levels, a flat top is one peak instead of dozens.
     levels = np.where(mask, np.rint(np.clip(height, 0, 1) * 255), -1).astype(np.int16)
@@ -142,7 +144,7 @@ def split(height: np.ndarray, mask: np.ndarray, ridge: float) -> np.ndarray:
 
 
 def _outline_distance(labels: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """(H, W), px: from each pixel of a nucleus to its outline, 0.5 beside it; infinite where there is none."""
+    """(H, W) distances in px from each pixel of a nucleus to its outline, 0.5 beside it; infinite without outlines."""
     rim = np.zeros(labels.shape, bool)  # pixels beside another id
     for here, there in _neighbours():
         differs = labels[here] != labels[there]
@@ -150,7 +152,7 @@ def _outline_distance(labels: np.ndarray, inside: np.ndarray) -> np.ndarray:
         rim[there] |= differs
     if not rim.any():
         return np.full(labels.shape, np.inf)
-    # The shortest way out of a nucleus crosses its own rim, so one transform serves all nuclei at once.
+    # The shortest path out of a nucleus crosses its own rim, so one transform serves all nuclei.
     return ndimage.distance_transform_edt(~rim & inside) + 0.5
 
 
@@ -180,7 +182,7 @@ def _is_peak(levels: np.ndarray) -> np.ndarray:
 
 
 def _owners(basins: np.ndarray, levels: np.ndarray, ridge: float) -> np.ndarray:
-    """(n + 1,) int32: the basin that each basin becomes part of, by merging over ridges from the highest down."""
+    """(n + 1,) int32: the basin into which each basin is merged, over ridges from the highest down."""
     count = int(basins.max(initial=0))
     highest = np.zeros(count + 1, levels.dtype)
     np.maximum.at(highest, basins.ravel(), levels.ravel())
@@ -214,7 +216,7 @@ def _ridges(basins: np.ndarray, levels: np.ndarray) -> list[list[int]]:
 
 
 def renumber(labels: np.ndarray, min_area: int, first: int = 1) -> np.ndarray:
-    """Drop labels of fewer than ``min_area`` px and number the rest from ``first`` in their order: (H, W) int32."""
+    """Drop labels of fewer than ``min_area`` px and renumber the rest in order from ``first``: (H, W) int32."""
     keep = np.bincount(labels.ravel(), minlength=1) >= max(min_area, 1)
     keep[0] = False
     return np.where(keep, np.cumsum(keep) + first - 1, 0).astype(np.int32)[labels]

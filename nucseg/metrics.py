@@ -1,8 +1,8 @@
 """Scores of a predicted label map against the true one: Dice, IoU, AJI, AJI+, PQ, SQ, RQ.
 
-One pass over the pixels counts how many of them each true nucleus T_i shares with each predicted one P_j.
-That table, a `Contingency`, is all any of the scores needs. It holds only the pairs that touch, so that time
-and memory grow with the pixels and with these pairs:
+One pass over the pixels counts the pixels that each true nucleus T_i shares with each predicted one P_j. All scores
+are computed from this table, a `Contingency`. It holds only overlapping pairs, so that time and memory grow with the
+number of pixels and of these pairs:
 
 >>> import numpy as np
 >>> truth = np.array([[1, 1, 2, 2], [1, 1, 2, 2]])
@@ -16,14 +16,14 @@ array([4, 4])
 Conventions, for every score:
 
 - Range 0 to 1, 1 is best. Both maps empty: 1. One of them empty: 0. No pair above IoU 0.5: SQ, RQ and PQ 0.
-- Ids mean nothing: any positive integer will do, and renaming them changes no score. Of two predictions that
-  match equally well, AJI takes the one met first in reading order.
-- The scores are of one image. For a set, report the mean of the per-image values, or their `weighted_mean`;
+- Ids have no meaning: any positive integers will do, and renumbering changes no score. Of two predictions that match
+  equally well, AJI takes the first in reading order.
+- The scores are those of one image. For a set, report the mean of the per-image values, or their `weighted_mean`;
   the mean of PQ is not the mean of SQ times the mean of RQ.
-- For label maps AJI <= IoU and AJI+ <= IoU = Dice / (2 - Dice). AJI and AJI+ may lie either way round.
+- For label maps AJI <= IoU and AJI+ <= IoU = Dice / (2 - Dice). Either of AJI and AJI+ may be the larger one.
 
-The corrections of NucEval (arXiv:2605.03144) are the keywords `vague` and `border`, true masks that overlap,
-and `weighted_mean`. They raise scores without any change of the model: report them beside the plain ones.
+NucEval's corrections (arXiv:2605.03144) are available as the keywords `vague` and `border`, as overlapping true masks,
+and as `weighted_mean`. They raise scores without any change of the model, so report them beside the plain scores.
 """
 
 import math
@@ -43,14 +43,14 @@ VAGUE_SHARE = 0.25  # NucEval's: an instance with more of its area than this in 
 
 @dataclass(frozen=True)
 class Contingency:
-    """The pixels that n true and m predicted nuclei share, as a sparse table; `contingency` makes it.
+    """The pixels shared by n true and m predicted nuclei, as a sparse table; created by `contingency`.
 
     Pair k of the K pairs that share a pixel is true nucleus ``rows[k]`` and predicted nucleus ``columns[k]``, with
     ``overlap[k]`` shared pixels; the pairs are sorted by row, then by column. ``true_areas``: (n,) px,
     ``predicted_areas``: (m,) px, all above 0. ``true_ids``, ``predicted_ids``: (n,), (m,), the label of each
     nucleus (in a stack of masks: its index). ``true_foreground``, ``predicted_foreground``, ``shared_foreground``:
-    pixels in any true nucleus, in any predicted one, in both; true nuclei may overlap, so that their areas can add
-    up to more.
+    number of pixels in any true nucleus, in any predicted one, and in both. As true nuclei may overlap, their areas can
+    add up to more.
     """
 
     rows: np.ndarray
@@ -87,7 +87,7 @@ class Contingency:
 
 @dataclass(frozen=True)
 class Scores:
-    """All scores of one image, 0 to 1, and the numbers of nuclei they were computed from."""
+    """All scores of one image, 0 to 1, and its numbers of nuclei."""
 
     dice: float
     iou: float
@@ -109,7 +109,7 @@ def score(
     border: int = 0,
     min_area: int = 0,
 ) -> Scores:
-    """All scores of one image, from one contingency table; the arguments are those of `contingency`.
+    """Compute all scores of one image; the arguments are those of `contingency`.
 
     >>> import numpy as np
     >>> truth = np.array([[1, 1, 0, 2, 2]])
@@ -140,17 +140,17 @@ def contingency(
     border: int = 0,
     min_area: int = 0,
 ) -> Contingency:
-    """Count the pixels that true and predicted nuclei share, after these corrections in this order.
+    """Count the pixels shared by true and predicted nuclei, after the corrections below, applied in this order.
 
-    ``truth``: (H, W) label map, or (N, H, W) bool, one mask per nucleus, which may overlap (a mask without
-    pixels is no nucleus). ``prediction``: (H, W) label map. ``min_area``: predicted nuclei of fewer px are
-    dropped; the NuInsSeg benchmark's value is 50. ``vague``: (H, W) bool, where the annotators could not
-    tell: nuclei, true and predicted, with more than 25% of their area there are dropped, and all others lose
-    those pixels. ``border``: k: pixels within k px of a pixel on the other side of a true nucleus's outline
-    are taken from both maps, inside and outside alike; the image's edge is no outline. A nucleus left without
-    pixels is gone.
+    ``truth``: (H, W) label map, or (N, H, W) bool, one mask per nucleus, which may overlap (masks without pixels are
+    ignored). ``prediction``: (H, W) label map. ``min_area``: predicted nuclei of fewer px are dropped; the NuInsSeg
+    benchmark's value is 50. ``vague``: (H, W) bool, True where the annotators were unsure: true and predicted nuclei
+    with more than 25% of their area there are dropped, and all others lose those pixels. ``border``: pixels within this
+    many px of the other side of a true nucleus's outline are removed from both maps, inside and outside alike; the
+    image's edge is not an outline. Nuclei left without pixels are dropped. Raises ``InputError`` for wrong shapes or
+    types, or negative values.
 
-    "Within k px" is NucEval's kernel, OpenCV's ellipse (`_ellipse`): a little wider than high.
+    Distances for ``border`` use NucEval's kernel, OpenCV's ellipse (`_ellipse`), which is slightly wider than high.
 
     >>> import numpy as np
     >>> truth = np.zeros((12, 12), np.int32)
@@ -185,12 +185,13 @@ def iou(table: Contingency) -> float:
 def aji(table: Contingency, match: Literal["iou", "intersection"] = "iou") -> float:
     """Aggregated Jaccard index, Algorithm 1 of Kumar et al. 2017 (IEEE Trans. Med. Imaging 36:1550).
 
-    Σ_i |T_i ∩ P_j(i)| / (Σ_i |T_i ∪ P_j(i)| + Σ_unused |P_j|), j(i) being the prediction of the largest IoU
-    with T_i. One prediction may serve several true nuclei. A true nucleus that nothing overlaps adds its area
-    to the denominator, and so does a prediction that was never taken.
+    Σ_i |T_i ∩ P_j(i)| / (Σ_i |T_i ∪ P_j(i)| + Σ_unused |P_j|), where j(i) is the prediction with the largest IoU with
+    T_i. One prediction may serve several true nuclei. The areas of true nuclei without an overlapping prediction, and
+    of unused predictions, are added to the denominator.
 
-    ``match="intersection"`` takes the j(i) of the largest |T_i ∩ P_j| instead, as some implementations do
-    (cellseg-metrics among them): a big prediction then wins over a tight one.
+    ``match="intersection"`` chooses j(i) by the largest |T_i ∩ P_j| instead, as some implementations do
+    (cellseg-metrics among them); this prefers large predictions to tight ones. Raises ``InputError`` for another
+    ``match``.
 
     >>> import numpy as np
     >>> table = contingency(np.array([[1, 1, 1, 0, 0, 0, 0]]), np.array([[3, 4, 4, 4, 4, 4, 4]]))
@@ -207,18 +208,18 @@ def aji(table: Contingency, match: Literal["iou", "intersection"] = "iou") -> fl
 def aji_plus(table: Contingency) -> float:
     """AJI+ (Graham et al. 2019, Med. Image Anal. 58:101563): AJI with a one-to-one matching.
 
-    The matching has the largest sum of IoU (Hungarian method). What it leaves over, true or predicted, adds
-    its area to the denominator. A prediction that merges two nuclei is used once here, twice in `aji`.
+    The matching has the largest sum of IoU (Hungarian method). The areas of unmatched nuclei, true or predicted, are
+    added to the denominator. A prediction that merges two nuclei is used once here, twice in `aji`.
     """
     intersection, union, missed, spurious = _sums(table, table.assignment)
     return _ratio(intersection, union + missed + spurious, table)
 
 
 def aji_matched_only(table: Contingency) -> float:
-    """AJI+ that forgives every missed nucleus; only for comparison with scores that were computed this way.
+    """AJI+ without a penalty for missed nuclei; only for comparison with scores computed this way.
 
-    The matching of `aji_plus`, with the area of unmatched predictions in the denominator but not that of
-    unmatched true nuclei: one nucleus of a hundred, outlined well, scores 1. Never below `aji_plus`.
+    It uses the matching of `aji_plus`, but adds only the areas of unmatched predictions to the denominator, not those
+    of unmatched true nuclei: one well-outlined nucleus of a hundred scores 1. Never below `aji_plus`.
     """
     intersection, union, _, spurious = _sums(table, table.assignment)
     return _ratio(intersection, union + spurious, table)
@@ -242,15 +243,15 @@ def pq(table: Contingency) -> float:
 
 @dataclass(frozen=True)
 class Errors:
-    """The nuclei behind RQ, by label and in reading order; `errors` makes it.
+    """The nuclei behind RQ, by label and in reading order; created by `errors`.
 
     ``found``: true nuclei with a prediction of IoU > 0.5 (true positives). ``missed``: the other true nuclei (false
-    negatives). ``spurious``: predictions that no true nucleus is found by (false positives). ``mergers``: those of
+    negatives). ``spurious``: predictions without such a true nucleus (false positives). ``mergers``: those of
     ``spurious`` that merge nuclei, each with the true nuclei in it. ``splits``: those of ``missed`` that were split,
     each with the predictions in it.
 
     A prediction merges two or more true nuclei if each of them has more than half of its area in the prediction,
-    and together they fill more than half of the prediction. A split is the same with the roles exchanged.
+    and together they fill more than half of it. A split is the same with the roles exchanged.
     """
 
     found: list[int]
@@ -261,7 +262,7 @@ class Errors:
 
 
 def errors(truth: np.ndarray, prediction: np.ndarray) -> Errors:
-    """Find out which nuclei of two label maps, (H, W), were found, missed, made up, merged and split.
+    """List the nuclei of two (H, W) label maps that were found, missed, spurious, merged and split.
 
     >>> import numpy as np
     >>> truth = np.array([[1, 1, 2, 2, 0, 3, 3, 3, 3]])
@@ -285,7 +286,10 @@ def errors(truth: np.ndarray, prediction: np.ndarray) -> Errors:
 
 
 def weighted_mean(values: Sequence[float] | np.ndarray, weights: Sequence[float] | np.ndarray) -> float:
-    """Σ w v / Σ w, over images; with ``nuclei_true`` as weights every nucleus counts the same (NucEval).
+    """Weighted mean over images, Σ w v / Σ w; with ``nuclei_true`` as weights, all nuclei count equally (NucEval).
+
+    ``values``, ``weights``: (n,) each. Raises ``InputError`` for different shapes, or weights that are negative or all
+    0.
 
     >>> round(weighted_mean([0.5, 0.9], weights=[30, 10]), 4)
     0.6
@@ -299,7 +303,7 @@ def weighted_mean(values: Sequence[float] | np.ndarray, weights: Sequence[float]
 
 
 class _Objects(NamedTuple):
-    """Nuclei as runs of pixels of the flattened image: a form for masks that overlap as well as for label maps.
+    """Nuclei as runs of pixels of the flattened image, for label maps and overlapping masks alike.
 
     Run k holds the pixels ``start[k]`` to ``stop[k]`` - 1 of nucleus ``owner[k]``; each number from 0 to n - 1 occurs,
     and the runs of one nucleus are in reading order. ``ids``: (n,), the label of each nucleus.
@@ -315,7 +319,7 @@ def _objects(nuclei: np.ndarray) -> _Objects:
     """Number the nuclei by their first pixel, so that no score can depend on the ids."""
     if nuclei.ndim == 2:
         start, stop, value = _runs(nuclei.ravel())
-    else:  # the masks one after the other, each with a pixel of background before it
+    else:  # the masks are concatenated, each preceded by a background pixel
         masks = nuclei.reshape(len(nuclei), -1) if nuclei.size else np.zeros((0, 0), bool)
         start, stop, _ = _runs(np.pad(masks, ((0, 0), (1, 0))).ravel())
         value, start = np.divmod(start, masks.shape[1] + 1)
@@ -336,7 +340,7 @@ def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _starts(values: np.ndarray) -> np.ndarray:
-    """Where each run of equal values begins."""
+    """The start of each run of equal values."""
     change = np.ones(len(values), bool)
     np.not_equal(values[1:], values[:-1], out=change[1:])
     return np.flatnonzero(change)
@@ -364,7 +368,7 @@ def _ranges(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
 
 
 def _select(objects: _Objects, keep: np.ndarray) -> _Objects:
-    """The runs that ``keep``, (k,) bool, selects; nuclei left without pixels vanish, the order stays."""
+    """The runs selected by ``keep``, (k,) bool, in the same order; nuclei left without pixels are dropped."""
     owner = objects.owner[keep]
     left = np.bincount(owner, minlength=len(objects.ids)) > 0
     return _Objects((np.cumsum(left) - 1)[owner], objects.start[keep], objects.stop[keep], objects.ids[left])
@@ -403,9 +407,9 @@ def _border_zone(objects: _Objects, shape: tuple[int, ...], k: int) -> np.ndarra
 
 
 def _ellipse(k: int) -> list[int]:
-    """How far OpenCV's ellipse of 2 k + 1 px reaches to either side in its rows 0, 1, ... k from the centre.
+    """Half-widths of OpenCV's ellipse of 2 k + 1 px, for its rows 0, 1, ... k from the centre.
 
-    The formula of ``cv2.getStructuringElement(MORPH_ELLIPSE, ...)``, rounding halves to even as it does.
+    Uses the formula of ``cv2.getStructuringElement(MORPH_ELLIPSE, ...)``, including its rounding of halves to even.
 
     >>> [2 * reach + 1 for reach in _ellipse(2)]
     [5, 5, 1]
@@ -414,11 +418,11 @@ def _ellipse(k: int) -> list[int]:
 
 
 def _mark_changes(labels: np.ndarray, k: int, zone: np.ndarray) -> None:
-    """Set ``zone`` where the label map has another value within the ellipse: one shift and comparison per offset."""
+    """Set ``zone`` where another value lies within the ellipse, by one shift and comparison per offset."""
     h, w = labels.shape
     for dy, reach in enumerate(_ellipse(k)[:h]):
         reach = min(reach, w - 1)
-        # Half of the ellipse is enough: what differs seen from one pixel differs seen from the other.
+        # Half of the ellipse is enough, because differing from another pixel is symmetric.
         for dx in range(-reach if dy else 1, reach + 1):
             here = slice(0, h - dy), slice(max(-dx, 0), w - max(dx, 0))
             there = slice(dy, h), slice(max(dx, 0), w + min(dx, 0))
@@ -468,8 +472,8 @@ def _foreground(objects: _Objects) -> _Objects:
 def _matching(rows: np.ndarray, columns: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Indices, sorted, of the pairs of the one-to-one matching with the largest sum of weights (all above 0).
 
-    A pair that outweighs the best other pair of its row and the best other pair of its column together is in
-    every best matching. Taking these first, as long as there are any, leaves a few knots for a general solver.
+    A pair is in every best matching if it outweighs the best other pair of its row and the best other pair of its
+    column together. Taking such pairs first leaves few for a general solver.
     """
     taken, left = [], np.arange(len(rows))
     while len(left):
@@ -500,8 +504,8 @@ def _solve(rows: np.ndarray, columns: np.ndarray, weight: np.ndarray) -> np.ndar
     """Indices of the pairs of the matching with the largest sum of weights (0 to 1), by SciPy's sparse solver."""
     (row, i), (column, j) = (np.unique(line, return_inverse=True) for line in (rows, columns))
     n, m = len(row), len(column)
-    # The solver matches every row: each gets a column of its own that stands for "none", at the cost of weight 0.
-    cost = np.concatenate([2 - weight, np.full(n, 2.0)])  # not below 1, since it takes 0 for "no pair"
+    # The solver matches every row, so each gets an extra column that stands for "none", at the cost of weight 0.
+    cost = np.concatenate([2 - weight, np.full(n, 2.0)])  # at least 1, because 0 means "no pair"
     graph = coo_array((cost, (np.append(i, np.arange(n)), np.append(j, m + np.arange(n)))), shape=(n, m + n))
     match = np.full(n, -1)
     here, there = min_weight_full_bipartite_matching(graph.tocsr())
@@ -510,7 +514,7 @@ def _solve(rows: np.ndarray, columns: np.ndarray, weight: np.ndarray) -> np.ndar
 
 
 def _sums(table: Contingency, pairs: np.ndarray) -> tuple[int, int, int, int]:
-    """Pixels of a matching: its intersections, its unions, true nuclei not in it, predictions not in it."""
+    """Pixel counts of a matching: intersections, unions, unmatched true nuclei, unmatched predictions."""
     missed, spurious = table.true_areas.copy(), table.predicted_areas.copy()
     missed[table.rows[pairs]], spurious[table.columns[pairs]] = 0, 0
     return (
@@ -532,7 +536,7 @@ def _found(table: Contingency) -> np.ndarray:
 def _held(
     outer: np.ndarray, inner: np.ndarray, outer_areas: np.ndarray, inner_areas: np.ndarray, overlap: np.ndarray
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Each outer nucleus that two or more inner ones, over half of each in it, fill to more than half, with those."""
+    """Outer nuclei more than half filled by two or more inner ones, each more than half inside; with the inner ones."""
     pairs = np.flatnonzero(2 * overlap > inner_areas[inner])
     pairs = pairs[np.lexsort((inner[pairs], outer[pairs]))]
     for group in np.split(pairs, _starts(outer[pairs])[1:]):

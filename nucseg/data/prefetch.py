@@ -1,4 +1,4 @@
-"""Work that runs ahead in a thread of its own."""
+"""Iterating ahead in a background thread."""
 
 import queue
 import threading
