@@ -1,4 +1,4 @@
-"""Files in and out: reading images, slides and masks; polygons, measurements and what other programs read.
+"""Image input and output: reading images, slides and masks; polygons, measurements and exports to other programs.
 
-Nothing here knows of datasets or models: it imports from the top of the package only.
+Nothing here depends on datasets or models: it imports from the top of the package only.
 """

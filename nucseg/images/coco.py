@@ -1,4 +1,4 @@
-"""Annotations in the form of the data set COCO: one JSON file for many images, nuclei as polygons or runs."""
+"""COCO annotations: one JSON file for many images, nuclei as polygons or run-length codes."""
 
 import json
 from functools import lru_cache
@@ -12,10 +12,11 @@ from nucseg.images.polygons import Annotation, Outline, paint, rings
 
 
 def coco_annotation(path: Path, shape: tuple[int, int], image_name: str) -> Annotation:
-    """The nuclei of one image, by its file name, and the area that was not annotated (`paint`).
+    """Read the nuclei of one image, found by its file name, and the area that was not annotated (`paint`).
 
-    Polygons and run-length codes (as lists and as text) are read; the categories *ignore* and *region*, and what is
-    marked ``iscrowd``, are areas. Raises ``InputError`` for a file that does not list the image, or is damaged.
+    ``shape``: (rows, columns) of the image. Polygons and run-length codes (as lists or text) are read. Annotations of
+    the categories *ignore* and *region*, and those marked ``iscrowd``, are areas. Raises ``InputError`` for a file
+    that does not list the image, or is damaged.
     """
     try:
         about = _load(str(path), path.stat().st_mtime_ns)
@@ -41,7 +42,7 @@ def coco_annotation(path: Path, shape: tuple[int, int], image_name: str) -> Anno
 
 
 def coco_images(path: Path) -> list[str]:
-    """The file names that a COCO file lists; ``InputError`` where it is damaged."""
+    """The file names that a COCO file lists. Raises ``InputError`` if it is damaged."""
     try:
         about = _load(str(path), path.stat().st_mtime_ns)
         return [Path(str(one["file_name"]).replace("\\", "/")).name for one in about["images"]]
@@ -58,28 +59,28 @@ def _polygons(segmentation: Any, shape: tuple[int, int]) -> list[list[np.ndarray
     if isinstance(segmentation, dict):
         height, width = (int(side) for side in segmentation["size"])
         if (height, width) != shape:
-            raise ValueError("runs of another size than the image")
+            raise ValueError("run-length code whose size differs from the image's")
         return rings(_from_runs(segmentation["counts"], height, width))
     polygons = []
     for flat in segmentation:
         points = np.asarray(flat, float).reshape(-1, 2)
         if len(points) < 3:
-            raise ValueError("a polygon of fewer than three points")
+            raise ValueError("polygon of fewer than three points")
         polygons.append([np.concatenate([points, points[:1]])])
     return polygons
 
 
 def _from_runs(counts: Any, height: int, width: int) -> np.ndarray:
-    """(H, W) bool of COCO's run-length code: lengths of runs of 0 and 1 in turn, column after column."""
+    """COCO's run-length code, lengths of alternating runs of 0 and 1 in column-major order -> (H, W) bool."""
     lengths = np.asarray(_from_text(counts) if isinstance(counts, str) else counts, np.int64)
     if (lengths < 0).any() or lengths.sum() != height * width:
-        raise ValueError("runs that do not fill the image")
+        raise ValueError("run-length code that does not fill the image")
     values = np.arange(len(lengths)) % 2 == 1
     return np.repeat(values, lengths).reshape(width, height).T
 
 
 def _from_text(text: str) -> list[int]:
-    """COCO's compressed runs: 5 bits a character, from the 3rd run on the difference to the run before the last."""
+    """Decode COCO's compressed runs: 5 bits per character; from the 4th run on, differences to the run two before."""
     runs: list[int] = []
     at = 0
     while at < len(text):

@@ -1,6 +1,6 @@
-"""What other programs read: label TIFFs, a table of nuclei, an overlay, and one block's nuclei in every form.
+"""Exports for other programs: label TIFFs, overlays, and a block's nuclei as table rows, GeoJSON and ImageJ ROIs.
 
-Everything is written block by block, so that memory does not grow with the image.
+Everything is written block by block, so that memory use does not grow with the image.
 """
 
 import math
@@ -21,13 +21,13 @@ from nucseg.images.polygons import LINE, feature, nuclei_rings, roi
 from nucseg.images.slides import Slide
 
 TILE = 512  # px, of label TIFFs
-OVERLAY = 4096  # px, the longer side of an overlay at most
+OVERLAY = 4096  # px, largest longer side of an overlay
 TISSUE_LINE = (0, 114, 178)  # blue of Okabe & Ito
 
 
 @dataclass(frozen=True)
 class Block:
-    """The nuclei of one block: ``labels`` is an (h, w) window of the label map at ``top``, ``left``, theirs alone."""
+    """The nuclei of one block: ``labels``, an (h, w) window of the label map at ``top``, ``left``, holds no others."""
 
     top: int
     left: int
@@ -57,7 +57,7 @@ def write_labels(path: Path, labels: Any, count: int, um_per_px: float | None = 
         tile=(TILE, TILE),
         compression="zlib",
         photometric="minisblack",
-        bigtiff=height * width * dtype().itemsize > 2**31,  # it may compress badly
+        bigtiff=height * width * dtype().itemsize > 2**31,  # uncompressed size, as the data may not compress
         metadata=None,
         **kind,
     )
@@ -66,13 +66,13 @@ def write_labels(path: Path, labels: Any, count: int, um_per_px: float | None = 
 def write_overlay(
     path: Path, slide: Slide, labels: Any, largest: int = OVERLAY, tissue: np.ndarray | None = None
 ) -> None:
-    """Write the image with its nuclei outlined as a PNG, shrunk by a whole number to ``largest`` px at most.
+    """Write the image with outlined nuclei as a PNG, reduced by a whole factor to at most ``largest`` px.
 
-    ``tissue``: an (h, w) bool mask of the whole image, of any size, to outline in blue.
+    ``tissue``: (h, w) bool mask of the whole image, at any resolution, to outline in blue.
     """
     height, width = labels.shape
     shrink = math.ceil(max(height, width) / largest)
-    reach = shrink + 1  # a line one px wide in the small picture, and a px to see the neighbours
+    reach = shrink + 1  # one px of the overlay for the line, and one px to compare with neighbours
     step = max(1, 1536 // shrink) * shrink
     small = np.zeros((math.ceil(height / shrink), math.ceil(width / shrink), 3), np.uint8)
     for top in range(0, height, step):
@@ -96,9 +96,9 @@ def write_overlay(
 
 
 def export_block(block: Block, slide: Slide, key: str) -> tuple[pd.DataFrame, list[dict[str, Any]], list[bytes]]:
-    """The table, the GeoJSON features and the ImageJ ROIs of one block's nuclei, in px of the whole image.
+    """Return the table, GeoJSON features and ImageJ ROIs of a block's nuclei, in px of the whole image.
 
-    ``key``: what the nuclei are of (image, adapters, settings); the ids of the features differ between keys.
+    ``key``: identifies the image, adapters and settings; the ids of the features differ between keys.
     """
     image = slide.read(block.top, block.left, *block.labels.shape)
     table = measure(block.labels, image)

@@ -1,7 +1,7 @@
-"""Masks in every form that is read, as a label map and the area that was not annotated.
+"""Reading masks of every supported format as a label map and the area that was not annotated.
 
-A label map of wrong nuclei is worse than none: what looks like a binary, class, inverted or colour mask is refused
-with a sentence that says what it seems to be and how to convert it.
+A label map of wrong nuclei is worse than none: a mask that looks binary, inverted or coloured, or seems to hold
+classes, is refused with a sentence that says what it seems to be and how to convert it.
 """
 
 import importlib
@@ -21,7 +21,15 @@ from nucseg.images.polygons import ROI_SUFFIXES, Annotation, geojson_annotation,
 from nucseg.images.raster import TIFFS, check_size, header, is_tiff, lossy_picture, open_picture, reading
 
 PICTURE_MASKS = (".png", *TIFFS, ".bmp", ".gif", ".webp", ".pgm")
-LOSSY_MASKS = (".jpg", ".jpeg", ".jpe", ".jp2", ".j2k", ".jpx", ".jxl")  # listed, so that they are refused by name
+LOSSY_MASKS = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jp2",
+    ".j2k",
+    ".jpx",
+    ".jxl",
+)  # listed, so that they are refused with a reason
 ARRAY_MASKS = (".npy", ".mat")
 OUTLINE_MASKS = (".geojson", ".json", *ROI_SUFFIXES)
 MASK_SUFFIXES = PICTURE_MASKS + LOSSY_MASKS + ARRAY_MASKS + OUTLINE_MASKS
@@ -44,10 +52,10 @@ def read_mask(
 ) -> Annotation:
     """Read the mask of an image of (rows, columns) ``shape``: its label map, and the area that was not annotated.
 
-    ``instances``: "components" where the mask is binary, so that its 8-connected components become the nuclei.
-    ``image_name``: the image's file name, by which a COCO file lists it.
-    Raises ``InputError`` as `read_labels`, `geojson_annotation`, `roi_annotation` and `coco_annotation` do, and for a
-    mask of another size than its image.
+    ``instances``: "components" for a binary mask, whose 8-connected components become the nuclei.
+    ``image_name``: the image's file name in a COCO file.
+    Raises ``InputError`` as `read_labels`, `geojson_annotation`, `roi_annotation` and `coco_annotation` do, and if
+    the sizes of mask and image differ.
     """
     path, ending = Path(path), Path(path).suffix.lower()
     if ending in ROI_SUFFIXES:
@@ -60,7 +68,7 @@ def read_mask(
 
 
 def is_coco(path: Path) -> bool:
-    """Whether a .json file holds annotations as the data set COCO has them."""
+    """Whether a .json file holds COCO annotations."""
     if path.suffix.lower() != ".json":
         return False
     with reading(path), open(path, encoding="utf-8-sig", errors="replace") as handle:
@@ -70,12 +78,12 @@ def is_coco(path: Path) -> bool:
 def read_labels(path: str | Path, *, instances: Instances = "ids", trusted: bool = False) -> np.ndarray:
     """Read a mask file as a label map: (H, W) int32, 0 = background, nuclei renumbered 1..n in the order of their ids.
 
-    Whole numbers of any type count, as do floats that are whole, palette indices, and grey saved as RGB.
-    ``instances``: "components" makes nuclei of a binary mask's 8-connected components. ``trusted``: for data sets whose
-    masks are known to be label maps; the mask is not looked at for signs of being something else.
+    Accepted are integers of any type, whole floats, palette indices, and grey saved as RGB.
+    ``instances``: "components" turns the 8-connected components of a binary mask into nuclei. ``trusted``: skips the
+    checks for binary, class, inverted or colour masks, for data sets whose masks are known to be label maps.
 
-    Raises `InputError` for a file that is missing, damaged, truncated or lossy; that has several pages or colours,
-    negative ids, fractions or no background; and for what seems to be a binary, class, inverted or colour mask.
+    Raises `InputError` for a file that is missing, damaged, truncated or lossy; for several pages or colours, negative
+    ids, fractions or no background; and for a mask that seems binary, inverted or coloured, or to hold classes.
     """
     path = Path(path)
     if instances not in INSTANCES:
@@ -92,11 +100,11 @@ def read_labels(path: str | Path, *, instances: Instances = "ids", trusted: bool
     return ids
 
 
-# ---------------------------------------------------------------- what is stored
+# ---------------------------------------------------------------- stored values
 
 
 def _stored(path: Path) -> tuple[np.ndarray, bool]:
-    """The mask as it is stored, of any shape and type; and whether its values are the indices of a palette."""
+    """The mask as stored, of any shape and type, and whether its values are palette indices."""
     ending = path.suffix.lower()
     if ending == ".npy":
         return _numpy_mask(path), False
@@ -141,7 +149,7 @@ _ARRAY_PARTS = (
 
 
 class _Inert:
-    """Stands for every object of a pickle that is no array: it does nothing and keeps nothing."""
+    """A stand-in for every object in a pickle that is not an array; it does nothing and keeps nothing."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None: ...
 
@@ -149,17 +157,17 @@ class _Inert:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Arrays and plain containers out of a pickle; nothing else in it is ever imported or run."""
+    """An unpickler for arrays and plain containers; nothing else in the file is imported or run."""
 
     def find_class(self, module: str, name: str) -> Any:
-        inner = module.replace("numpy.core", "numpy._core")  # its name before NumPy 2
+        inner = module.replace("numpy.core", "numpy._core")  # the module's name before NumPy 2
         if f"{inner}.{name}" in _ARRAY_PARTS:
             return getattr(importlib.import_module(inner if hasattr(np, "_core") else module), name)
         return _Inert
 
 
 def _numpy_mask(path: Path) -> np.ndarray:
-    """An (H, W) array, or the ``masks`` of a file that Cellpose saved (x_seg.npy)."""
+    """The (H, W) array of an .npy file, or ``masks`` in a file saved by Cellpose (x_seg.npy)."""
     with open(path, "rb") as handle:
         version = np.lib.format.read_magic(handle)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -175,22 +183,24 @@ def _numpy_mask(path: Path) -> np.ndarray:
 
 
 def _matlab_mask(path: Path) -> np.ndarray:
-    """HoVer-Net's ``inst_map``, or the only array that a file holds."""
+    """HoVer-Net's ``inst_map``, or the only array in the file."""
     try:
         names = [name for name, _, _ in matlab.whosmat(path)]
         for name in ("inst_map", "instance_map", *(names if len(names) == 1 else ())):
             if name in names:
                 return np.asarray(matlab.loadmat(path, variable_names=[name])[name])
     except NotImplementedError as error:
-        raise InputError(f"'{path}' is of MATLAB 7.3: save it with save(..., '-v7').") from error
-    raise InputError(f"'{path}' has no array inst_map (but {', '.join(names) or 'nothing'}): name the label map so.")
+        raise InputError(f"'{path}' is a MATLAB 7.3 file: save it with save(..., '-v7').") from error
+    raise InputError(
+        f"'{path}' has no array inst_map (only {', '.join(names) or 'nothing'}): give the label map that name."
+    )
 
 
-# ---------------------------------------------------------------- what it means
+# ---------------------------------------------------------------- interpretation
 
 
 def _one_channel(path: Path, mask: np.ndarray) -> np.ndarray:
-    """(H, W) of a mask whose colour channels all say the same; ``InputError`` for a colour picture."""
+    """Reduce a mask with equal colour channels to (H, W). Raises ``InputError`` for a colour picture."""
     if mask.dtype.kind not in "buif":
         raise InputError(f"The mask '{path}' holds {mask.dtype} values: save it as whole numbers (uint16).")
     if not mask.size:
@@ -212,7 +222,7 @@ def _one_channel(path: Path, mask: np.ndarray) -> np.ndarray:
 
 
 def _renumbered(path: Path, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The values that occur, ascending, 0 first; and (H, W) int32 of their positions in that list."""
+    """The distinct values, ascending with 0 first, and an (H, W) int32 map of positions in that list."""
     if mask.dtype.kind == "f":
         if not np.isfinite(mask).all() or (mask != np.rint(mask)).any():
             raise InputError(
@@ -229,7 +239,7 @@ def _renumbered(path: Path, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _components(path: Path, values: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """The components of a binary mask, whose edges may be soft: of what is above half of its largest value."""
+    """The components of a binary mask, thresholded at half of its largest value because edges may be soft."""
     if len(values) > 2 and _dominant(ids) != len(values) - 1:
         raise InputError(f"The mask '{path}' has {len(values) - 1} values besides 0: components are for binary masks.")
     inside = ids > np.searchsorted(values, int(values[-1]) / 2, side="left") - 1
@@ -239,17 +249,17 @@ def _components(path: Path, values: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def _dominant(ids: np.ndarray) -> int:
-    """The id that covers most, 0 aside."""
+    """The id with the largest area, 0 excluded."""
     return int(np.bincount(ids.ravel())[1:].argmax()) + 1 if ids.any() else 0
 
 
 def _look(path: Path, values: np.ndarray, ids: np.ndarray, palette: bool) -> None:
-    """Raise ``InputError`` for a mask that has the signs of something else than a label map."""
+    """Raise ``InputError`` for a mask that does not look like a label map."""
     n = len(values) - 1
     if not n:
         return
     _refuse_inverted(path, values, ids, palette)
-    parts = connected_components(ids, connectivity=2)  # of equal values
+    parts = connected_components(ids, connectivity=2)  # each component has a single value
     areas = np.bincount(parts.ravel())[1:]
     owner = np.zeros(len(areas) + 1, np.int64)
     owner[parts.ravel()] = ids.ravel()
@@ -282,7 +292,7 @@ def _look(path: Path, values: np.ndarray, ids: np.ndarray, palette: bool) -> Non
 
 
 def _refuse_inverted(path: Path, values: np.ndarray, ids: np.ndarray, palette: bool) -> None:
-    """Raise ``InputError`` where one id covers far more than any other and reaches all sides, as background does."""
+    """Raise ``InputError`` if one id covers far more than any other and reaches all sides, as background does."""
     areas = np.bincount(ids.ravel(), minlength=2)[1:]
     main, others = int(areas.argmax()) + 1, np.sort(areas)[:-1]
     sides = all((side == main).any() for side in (ids[0], ids[-1], ids[:, 0], ids[:, -1]))
@@ -300,7 +310,7 @@ def _refuse_inverted(path: Path, values: np.ndarray, ids: np.ndarray, palette: b
 
 
 def _scattered(parts: np.ndarray, areas: np.ndarray, owner: np.ndarray, ids: np.ndarray, n: int) -> np.ndarray:
-    """(n + 1,) bool: ids that lie in several places, further apart than the pieces of one nucleus do."""
+    """(n + 1,) bool: ids with areas further apart than the pieces of one nucleus would be."""
     boxes = find_objects(parts)
     sizes = np.array([np.hypot(*(s.stop - s.start for s in box)) for box in boxes])
     largest_area, largest_size = np.zeros(n + 1), np.zeros(n + 1)

@@ -24,13 +24,13 @@ COLUMNS = list(_PROPERTIES.values())
 def measure(labels: np.ndarray, image: np.ndarray, um_per_px: float | None = None) -> pd.DataFrame:
     """Measure the nuclei of an (H, W) label map and its (H, W, 3) uint8 image, one row per nucleus, as skimage does.
 
-    - ``id``; ``centroid_x_px``, ``centroid_y_px`` (from the top left corner of the top left pixel, as the polygons
-      are: the centre of that pixel is at 0.5, 0.5), ``area_px``, ``perimeter_px``, ``major_axis_px``,
-      ``minor_axis_px``; ``eccentricity`` and ``solidity``, 0..1; ``haematoxylin_mean``, the amount of the stain as
-      ``skimage.color.rgb2hed`` gives it.
-    - The same lengths and the area in µm (``_um``, ``area_um2``) where ``um_per_px`` is given.
+    - ``id``; ``centroid_x_px``, ``centroid_y_px`` (from the top left corner of the top left pixel, as in the
+      polygons: that pixel's centre is at 0.5, 0.5), ``area_px``, ``perimeter_px``, ``major_axis_px``,
+      ``minor_axis_px``; ``eccentricity`` and ``solidity``, 0..1; ``haematoxylin_mean``, the amount of stain from
+      ``skimage.color.rgb2hed``.
+    - If ``um_per_px`` is given, the same lengths and the area in µm (``_um``, ``area_um2``).
     """
-    # float64 before the conversion would be eight times the image
+    # converting the image to float64 first would take eight times its memory
     hematoxylin = rgb2hed(image)[..., 0].astype(np.float32) if labels.any() else np.zeros(labels.shape, np.float32)
     names = ["label", "centroid", *list(_PROPERTIES)[3:]]
     table = pd.DataFrame(regionprops_table(labels, hematoxylin, properties=names)).rename(columns=_PROPERTIES)
@@ -39,7 +39,7 @@ def measure(labels: np.ndarray, image: np.ndarray, um_per_px: float | None = Non
 
 
 def in_um(table: pd.DataFrame, um_per_px: float | None) -> pd.DataFrame:
-    """The table of `measure` with its lengths and areas in µm beside those in px, if ``um_per_px`` is known."""
+    """Add the lengths and areas in µm to a table of `measure`, if ``um_per_px`` is known."""
     if um_per_px is None:
         return table
     lengths = {f"{name}_um": table[f"{name}_px"] * um_per_px for name in _LENGTHS}

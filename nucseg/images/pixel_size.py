@@ -1,4 +1,4 @@
-"""Micrometres per pixel (µm/px), from everything that files say about it; an estimate where they say nothing."""
+"""Pixel sizes (µm/px) from the metadata of image files, with an estimate for files without."""
 
 import math
 import re
@@ -12,7 +12,7 @@ import tifffile
 
 from nucseg.errors import Notice
 
-PLAUSIBLE_UM = (0.05, 4.0)  # µm/px; what a file claims beyond this is some program's default
+PLAUSIBLE_UM = (0.05, 4.0)  # µm/px; values beyond this range are some program's default
 NUCLEUS_UM = 8.0  # median diameter of a nucleus in NuInsSeg: 32 px at 0.25 µm/px (assets/nuinsseg_tissue_stats.csv)
 
 _UNITS = {"nm": 1e-3, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "pm": 1e-6, "angstrom": 1e-4, "in": 25_400.0}
@@ -33,9 +33,9 @@ _NAMES = {
 
 
 def in_um(value: float | str, unit: str | None) -> float | None:
-    """A length in µm; None for a unit that is no length (pixel), an unknown one, or a value that is no number.
+    """Convert a length to µm; None if the value is not a number, or the unit is unknown or not a length (pixel).
 
-    ``unit``: any spelling that microscopes and ImageJ write: nm, µm with either mu, um, micron, mm, inch.
+    ``unit``: any spelling used by microscopes or ImageJ: nm, µm with either mu, um, micron, mm, inch.
     """
     name = (unit or "um").strip().casefold()
     name = re.sub(r"\\u00b5|&#(181|956|xb5|x3bc);|&micro;|µ|μ|Âµ", "u", name)
@@ -47,7 +47,7 @@ def in_um(value: float | str, unit: str | None) -> float | None:
 
 
 def plausible(value: float | None) -> float | None:
-    """``value`` if a microscope image can have that many µm/px, else None."""
+    """Return ``value`` if it is a plausible pixel size of a microscope image (µm/px), else None."""
     low, high = PLAUSIBLE_UM
     return value if value is not None and low <= value <= high else None
 
@@ -74,14 +74,14 @@ def from_ome(text: str, shape: tuple[int, int], index: int = 0) -> float | None:
 
 
 def from_magnification(value: float | str, path: Path) -> float | None:
-    """10 / objective power, what scanners have on average; with a warning, as it is a guess (40x: 0.25 µm/px)."""
+    """Guess µm/px as 10 / objective power, the average of scanners (40x: 0.25), and warn that it is a guess."""
     try:
         guess = plausible(10 / float(value))
     except (ValueError, TypeError, ZeroDivisionError):
         return None
     if guess is not None:
         warnings.warn(
-            f"'{path}' says its magnification ({float(value):g}x) but no pixel size: {guess:g} µm/px are assumed; "
+            f"'{path}' states its magnification ({float(value):g}x) but no pixel size: {guess:g} µm/px are assumed; "
             "pass --um-per-px if you know better.",
             Notice,
             stacklevel=3,
@@ -92,8 +92,8 @@ def from_magnification(value: float | str, path: Path) -> float | None:
 def from_tiff(tiff: tifffile.TiffFile, page: Any, shape: tuple[int, int], index: int, path: Path) -> float | None:
     """µm/px of a TIFF's ``page``: from OME-XML, Aperio's description, ImageJ's or the resolution tags, in this order.
 
-    ``shape``: (rows, columns) of the image; ``index``: its position among the file's series. Inches count where they
-    give a plausible size: 72 dpi is a printer's default, 101,600 dpi are 0.25 µm/px. None where nothing is said.
+    ``shape``: (rows, columns) of the image. ``index``: its position among the file's series. A resolution per inch is
+    used only if plausible: 72 dpi is a printer's default, but 101,600 dpi is 0.25 µm/px. None if no source has a size.
     """
     if tiff.ome_metadata:
         found = from_ome(tiff.ome_metadata, shape, index)
@@ -101,7 +101,7 @@ def from_tiff(tiff: tifffile.TiffFile, page: Any, shape: tuple[int, int], index:
             return found
         if found is not None:
             warnings.warn(
-                f"'{path}' says {found:g} µm/px, which no microscope has: its pixel size is taken for unknown.",
+                f"'{path}' states {found:g} µm/px, which no microscope has: its pixel size is taken as unknown.",
                 Notice,
                 stacklevel=2,
             )
@@ -120,17 +120,19 @@ def from_tiff(tiff: tifffile.TiffFile, page: Any, shape: tuple[int, int], index:
 def _from_tags(tiff: tifffile.TiffFile, page: Any) -> float | None:
     unit = {2: "inch", 3: "cm", 4: "mm", 5: "um"}.get(int(page.resolutionunit))
     if tiff.is_imagej and tiff.imagej_metadata and "unit" in tiff.imagej_metadata:
-        unit = str(tiff.imagej_metadata["unit"])  # ImageJ's wins: it writes px per that unit into the same tag
+        unit = str(
+            tiff.imagej_metadata["unit"]
+        )  # ImageJ's unit takes precedence: it writes px per that unit into the same tag
     across = page.resolution[0] if unit else 0
     one = in_um(1, unit) if unit else None
     return plausible(one / across) if one is not None and across else None
 
 
 def estimate(diameter_px: float) -> float:
-    """The µm/px at which nuclei with this median diameter in px would be as large as NuInsSeg's (8 µm)."""
+    """Estimate µm/px from the nuclei's median diameter in px, assuming that they are as large as NuInsSeg's (8 µm)."""
     return NUCLEUS_UM / diameter_px
 
 
 def diameters(areas_px: np.ndarray | float) -> np.ndarray:
-    """The diameter in px of the disc of each area in px."""
+    """Diameters in px of discs with these areas in px."""
     return 2 * np.sqrt(np.asarray(areas_px, float) / np.pi)

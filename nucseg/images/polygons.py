@@ -1,4 +1,4 @@
-"""Nuclei as polygons: from a mask to its outline and back, in GeoJSON (QuPath) and ImageJ's ROI files."""
+"""Nuclei as polygons: converting masks to outlines and back, in GeoJSON (QuPath) and ImageJ's ROI files."""
 
 import json
 import math
@@ -19,10 +19,10 @@ from skimage.measure import find_contours, regionprops
 from nucseg.errors import InputError, Notice
 from nucseg.images.raster import reading
 
-LINE = (240, 228, 66)  # yellow of Okabe & Ito: seen on the purple and pink of H&E by every kind of eye
+LINE = (240, 228, 66)  # yellow of Okabe & Ito: visible on H&E's purple and pink with every kind of colour vision
 ROI_SUFFIXES = (".zip", ".roi")
-MOST_ROIS, LARGEST_ROI = 200_000, 10_000_000  # entries, and bytes of one, that are read from a zip
-LARGEST_SIDE, LARGEST_AREA = 2**24, 2**28  # px: places, and sizes of composite ROIs, beyond these are damage
+MOST_ROIS, LARGEST_ROI = 200_000, 10_000_000  # limits of a zip: entries, and bytes per entry
+LARGEST_SIDE, LARGEST_AREA = 2**24, 2**28  # px: larger coordinates, or areas of composite ROIs, mean a damaged file
 
 Ring = np.ndarray  # (n, 2) x, y in px; 0, 0 is the top left corner of the top left pixel; the last point is the first
 
@@ -31,10 +31,11 @@ Ring = np.ndarray  # (n, 2) x, y in px; 0, 0 is the top left corner of the top l
 
 
 def rings(mask: np.ndarray, top: int = 0, left: int = 0) -> list[list[Ring]]:
-    """(h, w) bool -> polygons, each its outer ring and then its holes, in px of the image that it is a window of.
+    """(h, w) bool -> polygons, each an outer ring followed by its holes, in px of the whole image.
 
-    The rings run between the centres of the pixels in and outside (marching squares), so that filling them gives
-    the mask back, pixel for pixel. Outer rings turn counterclockwise in (x, y), holes clockwise (RFC 7946, 3.1.6).
+    ``top``, ``left``: position of the mask in the image. The rings run between the centres of pixels inside and
+    outside (marching squares), so that filling them restores the mask exactly. Outer rings turn counterclockwise in
+    (x, y), holes clockwise (RFC 7946, 3.1.6).
     """
     padded = np.pad(mask, 1)
     outer: list[list[Ring]] = []
@@ -46,7 +47,7 @@ def rings(mask: np.ndarray, top: int = 0, left: int = 0) -> list[list[Ring]]:
             outer.append([ring if area > 0 else ring[::-1]])
         else:
             holes.append(ring[::-1] if area > 0 else ring)
-    for hole in holes:  # into the smallest outer ring that it lies in
+    for hole in holes:  # assigned to the smallest outer ring around it
         around = [p for p in outer if _inside(hole[0], p[0])]
         min(around, key=lambda p: abs(_signed_area(p[0]))).append(hole)
     return outer
@@ -57,12 +58,12 @@ def _signed_area(ring: Ring) -> float:
     return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)
 
 
-# which way find_contours turns around what is higher than the level, in (x, y): found out once, not assumed
+# the direction in which find_contours turns around higher values, in (x, y): determined here, not assumed
 _OUTER = math.copysign(1, _signed_area(find_contours(np.pad(np.ones((1, 1)), 1), 0.5)[0][:, ::-1]))
 
 
 def _straightened(ring: Ring) -> Ring:
-    """Without the points that lie on the straight line between their neighbours."""
+    """Remove the points that lie on the straight line between their neighbours."""
     points = ring[:-1]
     before, after = points - np.roll(points, 1, 0), np.roll(points, -1, 0) - points
     turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
@@ -71,7 +72,7 @@ def _straightened(ring: Ring) -> Ring:
 
 
 def _inside(point: np.ndarray, ring: Ring) -> bool:
-    """Whether a point lies in a ring: a ray from it crosses the ring an odd number of times."""
+    """Whether a point lies inside a ring: a ray from it crosses the ring an odd number of times."""
     (x, y), (low, high) = point, (ring.min(0), ring.max(0))
     if not (low[0] <= x <= high[0] and low[1] <= y <= high[1]):
         return False
@@ -110,9 +111,9 @@ GEOJSON_TAIL = "\n]}\n"
 
 
 def feature(name: str, nucleus: int, polygons: list[list[Ring]], measurements: dict[str, float]) -> dict[str, Any]:
-    """One nucleus as a GeoJSON feature that QuPath (0.4 and newer) takes for a detection, coordinates in px.
+    """Return a nucleus as a GeoJSON feature, a detection in QuPath (0.4 and newer), with coordinates in px.
 
-    ``name``: what the nucleus is of; its ``id`` differs between names. QuPath keeps one of two objects of one id.
+    ``name``: identifies the segmentation; ids differ between names, as QuPath keeps only one of two objects of one id.
     """
     coordinates = [[ring.round(2).tolist() for ring in polygon] for polygon in polygons]
     one = len(coordinates) == 1
@@ -132,7 +133,7 @@ def feature(name: str, nucleus: int, polygons: list[list[Ring]], measurements: d
 
 
 def write_geojson(path: Path, features: Iterable[dict[str, Any]]) -> None:
-    """Write a FeatureCollection, one feature a line."""
+    """Write a FeatureCollection, one feature per line."""
     with open(path, "w", encoding="utf-8") as handle:
         handle.write(GEOJSON_HEAD)
         for i, one in enumerate(features):
@@ -141,16 +142,17 @@ def write_geojson(path: Path, features: Iterable[dict[str, Any]]) -> None:
 
 
 def read_geojson(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
-    """(H, W) int32 label map of the polygons of a GeoJSON file; `geojson_annotation` has the details."""
+    """Read the polygons of a GeoJSON file as an (H, W) int32 label map; `geojson_annotation` has the details."""
     return geojson_annotation(path, shape)[0]
 
 
 def geojson_annotation(path: str | Path, shape: tuple[int, int]) -> "Annotation":
-    """The nuclei of a GeoJSON file as QuPath exports it, and the areas that were not annotated.
+    """Read the nuclei and the areas that were not annotated from a GeoJSON file, as exported by QuPath.
 
-    A FeatureCollection, a bare array of features or one feature, with or without a byte order mark. A cell counts by
-    its ``nucleusGeometry``. The classes *ignore* and *region* are areas (`paint`). Raises ``InputError`` for a file
-    that holds anything but polygons, polygons of several planes, or none within the image.
+    ``shape``: (rows, columns) of the image. The file holds a FeatureCollection, a bare array of features or a single
+    feature, with or without a byte order mark. A cell is read as its ``nucleusGeometry``. Features of the classes
+    *ignore* and *region* are areas (`paint`). Raises ``InputError`` for a missing or damaged file, geometries other
+    than polygons, polygons of several planes, or none within the image.
     """
     path = Path(path)
     outlines = []
@@ -168,7 +170,7 @@ def geojson_annotation(path: str | Path, shape: tuple[int, int]) -> "Annotation"
             if geometry["type"] == "Polygon":
                 shapes = [shapes]
             elif geometry["type"] != "MultiPolygon":
-                raise InputError(f"'{path}': feature {number} is a {geometry['type']}: only polygons are read.")
+                raise InputError(f"'{path}': feature {number} is a {geometry['type']}, not a polygon: remove it.")
             plane = geometry.get("plane") or {}
             planes.add((plane.get("z", 0), plane.get("t", 0)))
             polygons = [[np.asarray(ring, float)[:, :2] for ring in polygon] for polygon in shapes]
@@ -185,7 +187,7 @@ def geojson_annotation(path: str | Path, shape: tuple[int, int]) -> "Annotation"
 
 
 def _class_of(one: dict[str, Any]) -> str:
-    """The name of a feature's class, as the versions of QuPath write it; "" without one."""
+    """The name of a feature's class, as written by any version of QuPath; "" without one."""
     about = (one.get("properties") or {}).get("classification") or ""
     if isinstance(about, dict):
         about = about.get("name") or ": ".join(map(str, about.get("names") or ()))
@@ -197,7 +199,7 @@ def _class_of(one: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Outline:
-    """What was drawn: its name in the file, its polygons (outer ring, then holes), the name of its class."""
+    """A drawn object: its name in the file, its polygons (outer ring, then holes), and the name of its class."""
 
     name: str
     polygons: list[list[Ring]]
@@ -205,7 +207,7 @@ class Outline:
 
     @property
     def area(self) -> float:
-        """px, holes taken off."""
+        """Area in px, without holes."""
         rings_ = [(1 if i == 0 else -1, ring) for polygon in self.polygons for i, ring in enumerate(polygon)]
         return sum(sign * abs(_signed_area(ring)) for sign, ring in rings_)
 
@@ -225,18 +227,18 @@ class Annotation:
 
 
 def area_kind(name: str) -> str:
-    """ "ignore" or "region" for a class or ROI that is called so (Ignore*, region-2, ...), "" for any other."""
+    """ "ignore" or "region" for a class or ROI with that name (Ignore*, region-2, ...), "" for any other."""
     found = re.fullmatch(r"(ignore|region)\*?([-_ ]?\d+)?", name.strip().casefold())
     return found[1] if found else ""
 
 
 def paint(outlines: Sequence[Outline], shape: tuple[int, int], path: Path) -> Annotation:
-    """Outlines as a label map and the area to leave out, (H, W) each.
+    """Draw outlines as a label map and the area to ignore, both (H, W).
 
-    Nuclei are numbered 1..n in their order. Large ones are painted first, so that what lies in them stays. Outlines
-    of the class *ignore* are areas that count neither for nor against; where there are any of the class *region*, all
-    outside of them is left out too. Outlines without a pixel are named in a warning. Raises ``InputError`` where there
-    are outlines, but none lies within the image.
+    Nuclei are numbered 1..n in the order given. Large ones are painted first, so that smaller ones inside them remain.
+    Outlines of the class *ignore* are areas to ignore; if any outline has the class *region*, everything outside the
+    regions is ignored too. Outlines without a pixel are named in a warning. Raises ``InputError`` if there are
+    outlines, but none lies within the image.
     """
     labels = np.zeros(shape, np.int32)
     areas: dict[str, np.ndarray] = {}
@@ -250,10 +252,10 @@ def paint(outlines: Sequence[Outline], shape: tuple[int, int], path: Path) -> An
         if not _paint(labels, nuclei[index].polygons, index + 1):
             outside.append(index)
     if outlines and len(outside) == len(nuclei) and not any(area.any() for area in areas.values()):
-        raise InputError(f"'{path}' has no outline within the image of {shape[1]} x {shape[0]} px: check whose it is.")
+        raise InputError(f"'{path}' has no outline within the image of {shape[1]} x {shape[0]} px: check its image.")
     left = np.bincount(labels.ravel(), minlength=len(nuclei) + 1)[1:] > 0
     covered = [i for i in np.flatnonzero(~left) if i not in outside]
-    for lost, why in ((sorted(outside), "outside the image"), (covered, "without a pixel that is not another's")):
+    for lost, why in ((sorted(outside), "outside the image"), (covered, "completely covered by others")):
         if lost:
             names = ", ".join(nuclei[i].name for i in lost[:5]) + ("" if len(lost) <= 5 else ", ...")
             warnings.warn(f"'{path}': {len(lost)} of {len(nuclei)} outlines are {why}: {names}.", Notice, stacklevel=2)
@@ -266,7 +268,7 @@ def paint(outlines: Sequence[Outline], shape: tuple[int, int], path: Path) -> An
 
 
 def _warn_of_areas(nuclei: Sequence[Outline], path: Path) -> None:
-    """Say which outlines are far too large for a nucleus: tissue areas, drawn beside the nuclei."""
+    """Warn about outlines far too large for a nucleus, such as tissue areas drawn along with the nuclei."""
     sizes = np.array([outline.area for outline in nuclei])
     if len(sizes) < 3:
         return
@@ -274,16 +276,16 @@ def _warn_of_areas(nuclei: Sequence[Outline], path: Path) -> None:
         kind = f" ({nuclei[index].kind})" if nuclei[index].kind else ""
         times = sizes[index] / np.median(sizes)
         warnings.warn(
-            f"'{path}': {nuclei[index].name}{kind} is {sizes[index]:.0f} px large, {times:.0f} times the median, and "
-            "counts as a nucleus. Give it the class Region* if only its inside is annotated, Ignore* if it is not to "
-            "count, or remove it.",
+            f"'{path}': {nuclei[index].name}{kind} has an area of {sizes[index]:.0f} px, {times:.0f} times the median, "
+            "and counts as a nucleus. Give it the class Region* if only its inside is annotated, Ignore* to ignore it, "
+            "or remove it.",
             Notice,
             stacklevel=3,
         )
 
 
 def _paint(labels: np.ndarray, polygons: list[list[Ring]], number: int) -> bool:
-    """Put ``number`` into an array where the polygons lie; False where that is outside of it."""
+    """Fill the polygons with ``number`` in an array; return False if they lie outside it."""
     points = np.concatenate([ring for polygon in polygons for ring in polygon])
     if not np.isfinite(points).all():
         raise ValueError("coordinates that are no numbers")
@@ -302,12 +304,12 @@ def _paint(labels: np.ndarray, polygons: list[list[Ring]], number: int) -> bool:
 
 
 def roi(nucleus: int, polygons: list[list[Ring]]) -> bytes:
-    """One nucleus as an ImageJ ROI: a polygon, or a composite where it has holes or several parts."""
+    """Return a nucleus as an ImageJ ROI: a polygon, or a composite if it has holes or several parts."""
     name = f"{nucleus:06d}"
     outlines = [ring for polygon in polygons for ring in polygon]
     if len(outlines) == 1:
         return roifile.ImagejRoi.frompoints(outlines[0][:-1].astype(np.float32), name=name).tobytes()
-    path: list[float] = []  # as Java's shapes are stored: 0 move to, 1 line to, 4 close
+    path: list[float] = []  # codes of Java's shapes: 0 move to, 1 line to, 4 close
     for ring in outlines:
         path += [0, *ring[0]]
         for point in ring[1:-1]:
@@ -321,17 +323,17 @@ def roi(nucleus: int, polygons: list[list[Ring]]) -> bytes:
 
 
 def read_rois(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
-    """(H, W) int32 label map of the ROIs in an ImageJ zip or .roi file; `roi_annotation` has the details."""
+    """Read the ROIs of an ImageJ zip or .roi file as an (H, W) int32 label map; `roi_annotation` has the details."""
     return roi_annotation(path, shape)[0]
 
 
 def roi_annotation(path: str | Path, shape: tuple[int, int]) -> Annotation:
-    """The nuclei of an ImageJ zip (or one .roi file), and the areas that were not annotated.
+    """Read the nuclei and the areas that were not annotated from an ImageJ zip or .roi file.
 
-    Polygons, freehand and traced outlines, rectangles, ovals and composites of outlines are read; ROIs named *ignore*
-    or *region* are areas (`paint`). Raises ``InputError`` for a damaged file, for other kinds (lines, points), ROIs of
-    several slices, where no ROI lies within the image, and for a zip with more or larger entries than any annotation
-    has.
+    ``shape``: (rows, columns) of the image. Polygons, freehand and traced outlines, rectangles, ovals and composites
+    of outlines are read; ROIs named *ignore* or *region* are areas (`paint`). Raises ``InputError`` for a damaged
+    file, other kinds of ROI (lines, points), ROIs of several slices, or none within the image, and for a zip with more
+    or larger entries than annotations have.
     """
     path = Path(path)
     outlines, places = [], set()
@@ -346,7 +348,7 @@ def roi_annotation(path: str | Path, shape: tuple[int, int]) -> Annotation:
             polygons = _roi_parts(one, where) if one.composite else [[_roi_ring(one, where)]]
             outlines.append(Outline(own_name, polygons, area_kind(own_name)))
             places.add(("slice", one.position) if one.position else ("z, t", one.z_position, one.t_position))
-        places -= {("z, t", 0, 0)}  # on every slice
+        places -= {("z, t", 0, 0)}  # visible on every slice
         if len(places) > 1:
             raise InputError(f"'{path}' has ROIs of {len(places)} slices: save the ROIs of one slice for one image.")
         return paint(outlines, shape, path)
@@ -357,7 +359,7 @@ def _zip_entries(path: Path) -> Iterator[tuple[str, bytes]]:
         entries = [entry for entry in archive.infolist() if entry.filename.lower().endswith(".roi")]
         # macOS adds a file of its own for each
         entries = [e for e in entries if "__MACOSX" not in e.filename and not Path(e.filename).name.startswith("._")]
-        if archive.infolist() and not entries:  # one without any entry is an image without nuclei
+        if archive.infolist() and not entries:  # an empty zip stands for an image without nuclei
             raise InputError(f"'{path}' holds no ROI: save the ROI manager's ROIs as a zip (More » Save).")
         if len(entries) > MOST_ROIS or any(entry.file_size > LARGEST_ROI for entry in entries):
             raise InputError(f"'{path}' has more or larger entries than ROIs are: check what it holds.")
@@ -366,7 +368,7 @@ def _zip_entries(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _roi_parts(one: roifile.ImagejRoi, where: str) -> list[list[Ring]]:
-    """The polygons of a composite ROI: what an odd number of its outlines encloses, as ImageJ fills it."""
+    """The polygons of a composite ROI: the area enclosed by an odd number of its outlines, as ImageJ fills it."""
     parts = [np.asarray(part, float) for part in one.coordinates(multi=True)]
     parts = [np.concatenate([part, part[:1]]) for part in parts if part.ndim == 2 and len(part) > 2]
     if not parts:

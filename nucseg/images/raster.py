@@ -1,4 +1,4 @@
-"""Pixels of small image files: one list of what can be read, colours converted to RGB, errors in one sentence."""
+"""Pixels of small image files: readable formats, conversion of colours to RGB, and errors in one sentence."""
 
 import io
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def header(path: Path, length: int = 32) -> bytes:
-    """The first bytes of a file."""
+    """The first ``length`` bytes of a file."""
     with open(path, "rb") as handle:
         return handle.read(length)
 
@@ -63,18 +63,18 @@ def check_size(path: Path, height: int, width: int) -> None:
 
 @contextmanager
 def open_picture(path: Path) -> Iterator[Image.Image]:
-    """A file that Pillow reads, with one frame; ``InputError`` for several."""
+    """Open an image file with Pillow. Raises ``InputError`` if it has several frames."""
     with Image.open(path) as image:
         frames = getattr(image, "n_frames", 1)
-        if frames != 1 and image.format != "MPO":  # a camera's JPEG: the picture, then previews of it
+        if frames != 1 and image.format != "MPO":  # MPO is a camera's JPEG: the picture, followed by previews
             raise InputError(f"'{path}' has {frames} pages: save it as a single flat image.")
         yield image
 
 
 def read_picture(path: Path) -> tuple[np.ndarray, float | None]:
-    """(H, W, 3) uint8 RGB of a file that is no TIFF, and its µm per px as its header has it (None: not said).
+    """Read a file other than a TIFF: (H, W, 3) uint8 RGB, and the µm/px stated in its header, or None.
 
-    Pixels are taken as they are stored: orientation tags (EXIF) are not applied, as ImageJ and QuPath do not.
+    Orientation tags (EXIF) are not applied, as in ImageJ and QuPath.
     """
     head = header(path)
     if is_jpegxl(head):
@@ -85,7 +85,7 @@ def read_picture(path: Path) -> tuple[np.ndarray, float | None]:
             raise _deep(path)
         check_size(path, *pixels.shape[:2])
         return picture_to_rgb(pixels), None
-    if head.startswith(b"\x89PNG") and head[24:25] == b"\x10":  # Pillow would cut 16 bits to 8 without a word
+    if head.startswith(b"\x89PNG") and head[24:25] == b"\x10":  # Pillow would silently cut 16 bits to 8
         raise _deep(path)
     with open_picture(path) as image:
         if image.mode.startswith(("I", "F")):
@@ -95,11 +95,11 @@ def read_picture(path: Path) -> tuple[np.ndarray, float | None]:
 
 
 def _deep(path: Path) -> InputError:
-    return InputError(f"The image '{path}' has more than 8 bits a channel: convert it to 8 bit RGB first.")
+    return InputError(f"The image '{path}' has more than 8 bits per channel: convert it to 8 bit RGB first.")
 
 
 def pil_to_rgb(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a Pillow image of any 8 bit mode; transparency is blended over white."""
+    """Convert a Pillow image of any 8 bit mode to (H, W, 3) uint8 RGB, blending transparency over white."""
     if image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
         return picture_to_rgb(np.asarray(image.convert("RGBA")))
     return np.array(image.convert("RGB"))
@@ -108,7 +108,7 @@ def pil_to_rgb(image: Image.Image) -> np.ndarray:
 def picture_to_rgb(pixels: np.ndarray) -> np.ndarray:
     """(H, W), (H, W, 1), grey and alpha, RGB or RGBA, all uint8 -> (H, W, 3) uint8, alpha blended over white.
 
-    An alpha channel that is 0 everywhere is taken for unused and dropped.
+    An alpha channel that is 0 everywhere is treated as unused and dropped.
     """
     if pixels.ndim == 2:
         pixels = pixels[..., None]
@@ -120,7 +120,7 @@ def picture_to_rgb(pixels: np.ndarray) -> np.ndarray:
 
 
 def over_white(colour: np.ndarray, alpha: np.ndarray, premultiplied: bool = False) -> np.ndarray:
-    """(H, W, 3) uint8 blended over white by (H, W) uint8 alpha, 255 opaque."""
+    """Blend (H, W, 3) uint8 colours over white by an (H, W) uint8 alpha channel, 255 opaque."""
     if alpha.min(initial=WHITE) == WHITE:
         return np.array(colour)
     opacity = alpha[..., None].astype(np.uint16)
@@ -129,7 +129,7 @@ def over_white(colour: np.ndarray, alpha: np.ndarray, premultiplied: bool = Fals
 
 
 def ycbcr_to_rgb(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 YCbCr (ITU-R BT.601, full range, as JPEG has it) -> RGB."""
+    """(H, W, 3) uint8 YCbCr (ITU-R BT.601, full range, as in JPEG) -> RGB."""
     y, cb, cr = np.moveaxis(pixels.astype(np.float32), -1, 0)
     rgb = np.stack([y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128), y + 1.772 * (cb - 128)])
     return np.moveaxis(np.clip(np.rint(rgb), 0, 255).astype(np.uint8), 0, -1)
@@ -142,9 +142,9 @@ def cmyk_to_rgb(pixels: np.ndarray) -> np.ndarray:
 
 
 def lossy_picture(path: Path) -> str:
-    """The name of the lossy format that a file is stored in, or "": labels in it are not what was drawn.
+    """The name of the lossy format of a file, or "". Lossy compression alters labels.
 
-    JPEG 2000 and JPEG XL have lossless modes too, but a file does not say plainly which was used.
+    JPEG 2000 and JPEG XL also have lossless modes, but files do not state plainly which was used.
     """
     head = header(path, 64)
     if is_jpegxl(head):

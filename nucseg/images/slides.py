@@ -1,7 +1,7 @@
-"""Images of any size, read window by window: every command opens every file here, so all see the same pixels.
+"""Images of any size, read window by window. All commands open images here, and so see the same pixels.
 
-PNG, JPEG and their like are read whole. Slides in a maker's own format go through OpenSlide (extra ``slides``), all
-other TIFFs through tifffile, tile by tile.
+PNG, JPEG and similar formats are read whole. Slides in vendor formats are read with OpenSlide (extra ``slides``), all
+other TIFFs with tifffile, tile by tile.
 """
 
 import math
@@ -37,8 +37,14 @@ from nucseg.images.tissue import BLACK, REACH, black
 
 __all__ = ["Level", "Slide", "open_slide", "read_image"]
 
-LARGEST_CHUNK = 2**30  # bytes of a tile or strip once unpacked; a whole-image strip cannot be read in parts
-NOT_THE_IMAGE = ("label", "macro", "thumbnail", "overview", "map")  # series of a slide that show something else
+LARGEST_CHUNK = 2**30  # bytes of an unpacked tile or strip; a strip of the whole image cannot be read in parts
+NOT_THE_IMAGE = (
+    "label",
+    "macro",
+    "thumbnail",
+    "overview",
+    "map",
+)  # series of a slide that do not show the tissue at full resolution
 
 Read = Callable[[int, int, int, int], np.ndarray]  # top, left, height, width -> (height, width, 3) uint8 RGB
 
@@ -55,9 +61,9 @@ class Level:
 class Slide:
     """An open image: ``slide.read(top, left, height, width)`` gives a window of it as RGB.
 
-    - ``shape``: (rows, columns) in px of the largest level; all coordinates are in these.
-    - ``um_per_px``: what the file says, or None where it says nothing plausible.
-    - ``levels``: the resolutions that are stored, the largest first.
+    - ``shape``: (rows, columns) of the largest level; all coordinates are in its px.
+    - ``um_per_px``: the pixel size in the file, or None if it has no plausible one.
+    - ``levels``: the stored resolutions, the largest first.
     """
 
     path: Path
@@ -66,15 +72,18 @@ class Slide:
     levels: tuple[Level, ...]
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """(height, width, 3) uint8 RGB, cut off at the image's edge; ``InputError`` where the file is damaged there."""
+        """Read a window as (height, width, 3) uint8 RGB, cropped at the image's edge.
+
+        Raises ``InputError`` if the file is damaged there.
+        """
         height, width = min(height, self.shape[0] - top), min(width, self.shape[1] - left)
         with reading(self.path):
             return self.levels[0].read(top, left, height, width)
 
     def read_tissue(self, top: int, left: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `read`, with black areas white, and (height, width) bool: where they are.
+        """Read a window as in `read`, with black areas made white, and (height, width) bool: the black areas.
 
-        What is black does not depend on how the image is cut into windows.
+        The black areas do not depend on how the image is cut into windows.
         """
         image = self.read(top, left, height, width)
         if not (image.max(axis=-1) <= BLACK).any():
@@ -86,21 +95,22 @@ class Slide:
         return image, void
 
     def at(self, scale: float) -> "Slide":
-        """The slide from the smallest level on that has at least ``scale`` px for each px of this one."""
+        """The slide without the levels larger than needed for at least ``scale`` px per px of this slide."""
         first = 0
         for number, level in enumerate(self.levels):
-            if min(level.shape[0] / self.shape[0], level.shape[1] / self.shape[1]) >= scale * 0.99:  # sides are rounded
+            # the tolerance allows for rounded sides
+            if min(level.shape[0] / self.shape[0], level.shape[1] / self.shape[1]) >= scale * 0.99:
                 first = number
         um_per_px = self.um_per_px and self.um_per_px * self.shape[0] / self.levels[first].shape[0]
         return Slide(self.path, self.levels[first].shape, um_per_px, self.levels[first:])
 
     def overview(self, largest: int = 2048) -> np.ndarray:
-        """The whole image as RGB, its longer side ``largest`` px at most, from the level that is nearest to that."""
+        """The whole image as (h, w, 3) uint8 RGB, longer side at most ``largest`` px, read from the nearest level."""
         shrink = min(1.0, largest / max(self.shape))
         level = self.at(shrink).levels[0]
         rows, columns = (max(1, round(side * shrink)) for side in self.shape)
         result = np.zeros((rows, columns, 3), np.uint8)
-        step = max(1, 2048 * rows // level.shape[0])  # rows of the result at a time: levels may be large themselves
+        step = max(1, 2048 * rows // level.shape[0])  # rows of the result at a time, as even this level may be large
         for first in range(0, rows, step):
             last = min(first + step, rows)
             low, high = (round(row * level.shape[0] / rows) for row in (first, last))
@@ -115,13 +125,13 @@ class Slide:
 def open_slide(image: "str | Path | np.ndarray | Image.Image", series: int = 0) -> Iterator[Slide]:
     """Open an image file, or wrap an array or Pillow image, for reading by windows.
 
-    ``image``: a file's path; an (H, W, 3), (H, W, 4) or (H, W) uint8 array; or a Pillow image. ``series``: which image
-    of a file that holds several, counted from 1; 0: the largest in colour that is no label and no thumbnail.
-    Colours of every kind become RGB: transparency and missing tiles are white. Orientation tags are not applied, as
-    ImageJ and QuPath do not.
+    ``image``: a path; an (H, W, 3), (H, W, 4) or (H, W) uint8 array; or a Pillow image. ``series``: the image to read
+    from a file with several, counted from 1; 0: the largest one in colour, labels and thumbnails aside. All colours
+    are converted to RGB; transparent areas and missing tiles become white. Orientation tags are not applied, as in
+    ImageJ and QuPath.
 
-    Raises ``InputError`` for a file that is missing, damaged, not RGB or grey, has more than 8 bits a channel, holds
-    several images of equal rank, or whose parts are too large to be read one by one; and for any other object.
+    Raises ``InputError`` for a file that is missing, damaged, neither RGB nor grey, has more than 8 bits per channel,
+    holds several images of equal rank, or has tiles too large to read; and for any other object.
     """
     if isinstance(image, str | Path):
         with _open_file(Path(image), series) as slide:
@@ -131,7 +141,7 @@ def open_slide(image: "str | Path | np.ndarray | Image.Image", series: int = 0) 
 
 
 def as_pixels(image: Any) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an array or Pillow image; ``InputError`` that says what to convert in anything else."""
+    """Convert an array or Pillow image to (H, W, 3) uint8 RGB. Raises ``InputError`` with a hint for other objects."""
     if isinstance(image, Image.Image):
         if image.mode.startswith(("I", "F")):
             raise InputError(f"The Pillow image has mode {image.mode}: scale it to 0..255 and convert it to 'RGB'.")
@@ -192,7 +202,7 @@ def _open_file(path: Path, series: int) -> Iterator[Slide]:
 
 
 def _of_array(path: Path, pixels: np.ndarray, um_per_px: float | None = None) -> Slide:
-    # a copy of each window: what is drawn on it must not end in the caller's image
+    # each window is a copy, so that drawing on it leaves the caller's image unchanged
     def read(top: int, left: int, height: int, width: int) -> np.ndarray:
         return pixels[top : top + height, left : left + width].copy()
 
@@ -204,7 +214,7 @@ def _of_array(path: Path, pixels: np.ndarray, um_per_px: float | None = None) ->
 
 
 def _openslide_knows(path: Path, tiff: bool) -> bool:
-    """Whether the file is in a slide format of a maker's own, and OpenSlide is installed to read it."""
+    """Whether the file is a slide in a vendor format that OpenSlide, if installed, can read."""
     try:
         import openslide
     except ImportError as error:
@@ -245,9 +255,9 @@ def _of_openslide(path: Path, file: Any) -> Slide:
 def _read_region(
     file: Any, number: int, shrink: float, x: int, y: int, top: int, left: int, height: int, width: int
 ) -> np.ndarray:
-    at = (x + round(left * shrink), y + round(top * shrink))  # of level 0, as OpenSlide wants it
+    at = (x + round(left * shrink), y + round(top * shrink))  # in px of level 0, as OpenSlide expects
     part = np.asarray(file.read_region(at, number, (width, height)))
-    return over_white(part[..., :3], part[..., 3])  # what was not scanned is transparent
+    return over_white(part[..., :3], part[..., 3])  # areas that were not scanned are transparent
 
 
 def dicom_series(path: Path) -> str:
@@ -290,7 +300,7 @@ def _sizes(series: Any) -> dict[str, int]:
 
 
 def _channel_stack(tiff: tifffile.TiffFile, series: Any) -> bool:
-    """Whether a series is three grey channels that are the red, green and blue of one picture."""
+    """Whether a series holds the red, green and blue of one picture as three grey channels."""
     sizes = _sizes(series)
     return series.axes == "CYX" and sizes["C"] == 3 and (tiff.is_ome or tiff.is_imagej)
 
@@ -304,7 +314,7 @@ def _usable(tiff: tifffile.TiffFile, series: Any) -> bool:
 
 
 def _choose(path: Path, tiff: tifffile.TiffFile, series: int) -> int:
-    """The position of the series to read; ``InputError`` where there is none, or the choice is the user's."""
+    """The position of the series to read. Raises ``InputError`` if there is none, or the user has to choose."""
     every = list(tiff.series)
     if not every:
         raise InputError(f"'{path}' has no image in it: export it again.")
@@ -317,7 +327,7 @@ def _choose(path: Path, tiff: tifffile.TiffFile, series: int) -> int:
     usable = [i for i, one in enumerate(every) if _usable(tiff, one)]
     if not usable:
         raise _not_usable(path, tiff, max(every, key=lambda one: one.size))
-    for better in (_is_main, _is_colour):  # of those that are left, keep the better ones where there are any
+    for better in (_is_main, _is_colour):  # narrow the choice, unless none would be left
         usable = [i for i in usable if better(every[i])] or usable
     area = {i: _sizes(every[i])["Y"] * _sizes(every[i])["X"] for i in usable}
     largest = max(usable, key=lambda i: area[i])
@@ -341,7 +351,7 @@ def _is_colour(series: Any) -> bool:
 
 
 def _is_half(one: Any, whole: Any) -> bool:
-    """Whether a series is the other at half the size: a level that nothing else marks as one."""
+    """Whether a series is the other at half the size, and so a level that the file does not mark as one."""
     small, large = _sizes(one), _sizes(whole)
     return one is not whole and all(abs(2 * small[side] - large[side]) <= 2 for side in "YX")
 
@@ -375,15 +385,15 @@ def _tiff_level(path: Path, series: Any, number: int) -> Level:
 
 
 def _colours(path: Path, page: Any) -> tuple[int, Callable[[np.ndarray], np.ndarray]]:
-    """The value of missing tiles, and the way from (h, w, S) stored values to (h, w, 3) uint8 RGB."""
+    """The value of missing tiles, and a function from (h, w, S) stored values to (h, w, 3) uint8 RGB."""
     kind, compression = page.photometric, int(page.compression)
     most = 1 if page.dtype == np.bool_ else 2 ** min(int(page.bitspersample), 8) - 1
-    jpeg = compression in (6, 7)  # their decoder converts to RGB itself
-    aperio_ycbcr = compression == 33003  # JPEG 2000 that stores YCbCr and says RGB
+    jpeg = compression in (6, 7)  # the JPEG decoder itself converts to RGB
+    aperio_ycbcr = compression == 33003  # JPEG 2000 that stores YCbCr but is marked as RGB
     if aperio_ycbcr or (kind == tifffile.PHOTOMETRIC.YCBCR and not jpeg):
         subsampling = page.tags.valueof("YCbCrSubSampling", (1, 1)) if kind == tifffile.PHOTOMETRIC.YCBCR else (1, 1)
         if tuple(subsampling) != (1, 1) and compression not in (33003, 34712, 33004):
-            raise InputError(f"The image '{path}' is YCbCr with fewer colours than px: convert it to RGB first.")
+            raise InputError(f"The image '{path}' is YCbCr with subsampled chroma: convert it to RGB first.")
         return 255, _ycbcr
     if kind in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR):
         return 255, partial(_with_alpha, page.extrasamples, most)
@@ -398,12 +408,12 @@ def _colours(path: Path, page: Any) -> tuple[int, Callable[[np.ndarray], np.ndar
     if kind == tifffile.PHOTOMETRIC.SEPARATED and page.samplesperpixel >= 4:
         return 0, cmyk_to_rgb
     name = getattr(kind, "name", str(kind))
-    raise InputError(f"The image '{path}' has colours of the kind {name}: convert it to 8 bit RGB first.")
+    raise InputError(f"The image '{path}' has the colour type {name}: convert it to 8 bit RGB first.")
 
 
 def _ycbcr(part: np.ndarray) -> np.ndarray:
     rgb = ycbcr_to_rgb(part[..., :3])
-    rgb[(part[..., :3] == 255).all(-1)] = 255  # a missing tile; no colour is stored like that
+    rgb[(part[..., :3] == 255).all(-1)] = 255  # a missing tile; no real colour is stored like this
     return rgb
 
 

@@ -1,15 +1,15 @@
-"""Where an image shows tissue: black padding is none, and neither is the empty glass of a slide."""
+"""Masks of the tissue in an image, without black padding and the empty glass of a slide."""
 
 import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-BLACK = 12  # 0-255: no channel above this is a missing tile or padding, with the noise that JPEG adds to it
-DARK = 40  # what JPEG smears over the rim of black areas
-LEAST = 8  # px: a black area holds a square of this side; single dark pixels of a nucleus do not
-REACH = 2 * LEAST  # px around a window that decide what is black in it
+BLACK = 12  # 0-255: pixels with no channel above this are padding or missing tiles, including JPEG noise
+DARK = 40  # 0-255: the same for the rim of black areas, which JPEG blurs
+LEAST = 8  # px: a black area contains a square of this side, unlike dark pixels in a nucleus
+REACH = 2 * LEAST  # px around a window that affect its black areas
 
-# Otsu's thresholds are kept within these, so that an image that is all tissue, or all glass, is not split in two
+# Limits of Otsu's thresholds, so that an image of only tissue, or only glass, is not split in two
 SATURATION = (0.04, 0.10)  # HSV, 0..1
 DENSITY = (0.06, 0.15)  # optical density of base 10, mean of the channels
 
@@ -17,7 +17,7 @@ DENSITY = (0.06, 0.15)  # optical density of base 10, mean of the channels
 def black(image: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 RGB -> (H, W) bool: areas of black at least 8 px wide, and their rim.
 
-    Black is counted as going on beyond the image's edge.
+    Black areas at the image's edge are taken to continue beyond it.
     """
     value = image.max(axis=-1)
     core = value <= BLACK
@@ -29,7 +29,7 @@ def black(image: np.ndarray) -> np.ndarray:
 
 
 def whitened(image: np.ndarray) -> np.ndarray:
-    """The image with its black areas (`black`) white; the same array where there are none."""
+    """Return the image with its black areas (`black`) made white; the same array if there are none."""
     void = black(image)
     if not void.any():
         return image
@@ -41,8 +41,8 @@ def whitened(image: np.ndarray) -> np.ndarray:
 def tissue_mask(image: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 RGB of a slide at low magnification -> (H, W) bool, True where there is tissue.
 
-    Tissue is what is more saturated, or optically denser, than Otsu's threshold (1979) says; black is not. Holes are
-    filled, so that vessels and fat stay in.
+    Tissue is more saturated, or optically denser, than Otsu's threshold (1979), and not black. Holes are filled, so
+    that vessels and fat are included.
     """
     pixels = image.astype(np.float32)
     brightest, void = pixels.max(-1), black(image)
