@@ -1,4 +1,4 @@
-"""Random, repeatable changes of a training image and its label map, drawn from one generator."""
+"""Augmentation: random, reproducible changes of a training image and its label map."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,12 +9,12 @@ from skimage.color import hed_from_rgb, rgb_from_hed
 
 from nucseg.data.datasets import Sample
 
-# Of `strong`; the ranges follow HoVer-NeXt's (Baumann et al. 2024), the stains' those of results/stain
-FLAT = 0.02  # share of training windows that are one colour: what a network never saw, it fills with nuclei
+# Settings of `strong`. Ranges follow HoVer-NeXt (Baumann et al. 2024); the range of stains follows results/stain.
+FLAT = 0.02  # share of plain training windows: a network that never saw one would fill it with nuclei
 ZOOM = (0.5, 1.5)
 SHEAR = 0.1  # tangent of the angle, either way
-ELASTIC_GRID, ELASTIC_PX = 6, 4.0  # points along a side that are moved at random, and by how much (sigma)
-BLUR = 0.1  # share of windows that are blurred a little
+ELASTIC_GRID, ELASTIC_PX = 6, 4.0  # randomly displaced points along a side, and the displacement's sigma
+BLUR = 0.1  # share of windows that are slightly blurred
 
 
 def resize(sample: Sample, size: int) -> Sample:
@@ -27,14 +27,14 @@ def resize(sample: Sample, size: int) -> Sample:
 
 
 def crop(sample: Sample, size: int, rng: np.random.Generator) -> Sample:
-    """Cut a random square of ``size`` px; a side that is not longer is kept whole."""
+    """Cut a random square of ``size`` px; sides that are not longer are kept whole."""
     top, left = (int(rng.integers(0, max(0, side - size) + 1)) for side in sample.labels.shape)
     window = np.s_[top : top + size, left : left + size]
     return Sample(sample.image[window], sample.labels[window], sample.tissue, sample.stem)
 
 
 def zoom(rng: np.random.Generator, most: float = 1.35) -> float:
-    """Draw a magnification between ``1 / most`` and ``most``, as likely to enlarge as to shrink."""
+    """Draw a magnification between ``1 / most`` and ``most``; enlarging and shrinking are equally likely."""
     return float(most ** rng.uniform(-1, 1))
 
 
@@ -59,7 +59,7 @@ def flip_and_rotate(sample: Sample, rng: np.random.Generator, degrees: float = 1
 
 
 def histology(sample: Sample, rng: np.random.Generator) -> Sample:
-    """Vary orientation, stain and focus, in which slides of the same tissue differ; the sample must be square.
+    """Vary orientation, stain and focus as they differ between slides of a tissue; the sample must be square.
 
     Flips and quarter turns (no orientation is special under a microscope), the amounts of haematoxylin and eosin
     (`stain`), and a slight blur of one image in five.
@@ -76,8 +76,8 @@ def histology(sample: Sample, rng: np.random.Generator) -> Sample:
 def stain(image: np.ndarray, rng: np.random.Generator, strength: float = 0.25, shift: float = 0.02) -> np.ndarray:
     """Change the amount of each stain of an (H, W, 3) uint8 image at random; returns the same shape and type.
 
-    In the optical densities of haematoxylin, eosin and DAB (Ruifrok & Johnston 2001), each is multiplied by
-    1 ± ``strength`` and shifted by ± ``shift`` (Tellez et al. 2018).
+    The optical densities of haematoxylin, eosin and DAB (Ruifrok & Johnston 2001) are multiplied by random factors in
+    1 ± ``strength`` and shifted by up to ± ``shift`` (Tellez et al. 2018).
     """
     return restain(image, rng.uniform(1 - strength, 1 + strength, 3), rng.uniform(-shift, shift, 3))
 
@@ -87,9 +87,9 @@ def restain(
 ) -> np.ndarray:
     """Change the amounts of haematoxylin, eosin and DAB of an (H, W, 3) uint8 image; returns the same shape and type.
 
-    ``factors`` multiply the three amounts (optical density of base 10), ``shifts`` are added to them after that.
+    ``factors`` multiply the three amounts (optical density of base 10); ``shifts`` are then added.
     """
-    # as skimage.color.rgb2hed and hed2rgb, in float32: optical density of base 10, clipped where there is no light
+    # as skimage.color.rgb2hed and hed2rgb, but in float32; the clipping avoids the logarithm of 0
     density = -np.log10(np.maximum(image.astype(np.float32) / 255, 1e-6))
     amounts = density @ hed_from_rgb.astype(np.float32)
     changed = amounts * np.asarray(factors, np.float32) + np.asarray(shifts, np.float32)
@@ -97,10 +97,10 @@ def restain(
 
 
 def strong(sample: Sample, side: int, scale: float, rng: np.random.Generator) -> Sample:
-    """Cut a random window and change its geometry and stain: `warp`, `stain_strongly`, and a slight blur for a few.
+    """Cut a random window and change its geometry and stain: `warp`, `stain_strongly`, and rarely a slight blur.
 
     ``side``: px of the square window. ``scale``: window px per sample px, before the random zoom. A few windows show a
-    plain colour and no nucleus (`flat`). Blur is never the only change, which would harm (in ablations of others).
+    plain colour and no nucleus (`flat`). Blur never occurs alone, because published ablations found that harmful.
     """
     if rng.random() < FLAT:
         return flat(sample, side, rng)
@@ -126,10 +126,10 @@ def flat(sample: Sample, side: int, rng: np.random.Generator) -> Sample:
 
 
 def warp(sample: Sample, side: int, scale: float, rng: np.random.Generator) -> Sample:
-    """Cut a random square window at any angle: mirrored, zoomed by `ZOOM`, sheared, and half of the time bent.
+    """Cut a random square window at any angle: mirrored, zoomed by `ZOOM`, sheared, and in half of the cases bent.
 
-    ``side``: px of the window. ``scale``: window px per sample px, before the zoom. The window lies inside the sample
-    as far as it fits; what lies beyond is the sample's reflection, in image and labels alike.
+    ``side``: px of the window. ``scale``: window px per sample px, before the zoom. Where the window extends beyond
+    the sample, image and labels are continued by reflection.
     """
     shape = np.array(sample.labels.shape)
     scale *= rng.uniform(*ZOOM)
@@ -143,11 +143,11 @@ def warp(sample: Sample, side: int, scale: float, rng: np.random.Generator) -> S
     if rng.random() < 0.5:
         shifts = rng.normal(0, ELASTIC_PX, (2, ELASTIC_GRID, ELASTIC_GRID)).astype(np.float32)
         grid += [np.asarray(Image.fromarray(s).resize((side, side), Image.Resampling.BICUBIC)) for s in shifts]
-    # where each pixel of the window lies in the sample, as an index: pixel centres are at whole numbers
+    # the position of each window pixel in the sample, as an index: pixel centres are at whole numbers
     at = np.tensordot(matrix.astype(np.float32), grid, 1) + np.array(centre, np.float32)[:, None, None] - 0.5
     labels = ndimage.map_coordinates(sample.labels, at, order=0, mode="reflect")
     image = sample.image
-    if scale < 1:  # first shrunk as in `resize`, which averages: sampling alone would alias
+    if scale < 1:  # shrink first, averaging as in `resize`, because sampling alone would alias
         height, width = np.maximum(1, np.rint(shape * scale).astype(int))
         image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
         at = (at + 0.5) * (image.shape[:2] / shape).astype(np.float32)[:, None, None] - 0.5
@@ -156,18 +156,18 @@ def warp(sample: Sample, side: int, scale: float, rng: np.random.Generator) -> S
 
 
 def stain_strongly(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Change an (H, W, 3) uint8 image as other laboratories and scanners would; returns the same shape and type.
+    """Vary an (H, W, 3) uint8 image like other laboratories and scanners; returns the same shape and type.
 
-    The amounts of haematoxylin and eosin are multiplied by 1/2 to 2, as likely less as more, and shifted a little
-    (`restain`). Then the optical density of each colour channel changes by up to 8%.
+    The amounts of haematoxylin and eosin are multiplied by log-uniform factors from 1/2 to 2 and slightly shifted
+    (`restain`). Then the optical density of each colour channel is changed by up to 8%.
     """
-    factors = 2 ** (rng.uniform(-1, 1, 3) * (1, 1, 0.4))  # the third, DAB, is only what the other two leave over
+    factors = 2 ** (rng.uniform(-1, 1, 3) * (1, 1, 0.4))  # the third, DAB, is only the remainder of the other two
     changed = restain(image, factors, rng.uniform(-0.03, 0.03, 3))
     light = 255 * (changed / 255.0) ** rng.uniform(0.92, 1.08, 3)
     return np.clip(np.rint(light), 0, 255).astype(np.uint8)
 
 
-# By the name of the option --augmentation. Those in WINDOWS cut the training window themselves, at any angle.
+# Augmentations by the value of --augmentation. Those in WINDOWS cut the training window themselves, at any angle.
 AUGMENTATIONS: dict[str, Callable[[Sample, np.random.Generator], Sample]] = {
     "flip_and_rotate": flip_and_rotate,
     "histology": histology,

@@ -1,8 +1,8 @@
-"""Synthetic H&E from broad ranges, to pretrain on: nothing in it was measured on NuInsSeg.
+"""Synthetic H&E images from broad ranges, for pretraining: nothing in them was measured on NuInsSeg.
 
-`generate_broad` draws tissue, nuclei, stains and camera anew for each image, from the ranges in this module. They are
-wider than the variation within any one laboratory. The drawing itself (`tissue`) is shared with `synth`, whose styles
-and statistics per tissue are not read here.
+For each image, `generate_broad` draws tissue, nuclei, stains and camera from the ranges in this module, which are wider
+than the variation within any one laboratory. The drawing functions (`tissue`) are shared with `synth`, but not its
+styles and statistics per tissue.
 """
 
 import io
@@ -32,13 +32,13 @@ from nucseg.data.tissue import (
 )
 from nucseg.errors import InputError
 
-# Published H&E vectors (optical density, RGB); those of an image are drawn between and around them:
+# Published H&E vectors (optical density, RGB); an image's vectors are drawn between and around them:
 # Ruifrok & Johnston 2001, Anal Quant Cytol Histol 23:291-299, and Macenko et al. 2009, ISBI 1107-1110.
 HAEMATOXYLIN = np.array([[0.650, 0.704, 0.286], [0.5626, 0.7201, 0.4062]])
 EOSIN = np.array([[0.072, 0.990, 0.105], [0.2159, 0.8012, 0.5581]])
 
 # Ranges to draw from. Lengths are in px at 0.25 µm/px, before magnification.
-DIAMETER = (16.0, 46.0)  # of the median nucleus: 4 to 11.5 µm, from lymphocytes to hepatocytes and tumour cells
+DIAMETER = (16.0, 46.0)  # px, of the median nucleus: 4 to 11.5 µm, from lymphocytes to hepatocytes and tumour cells
 COVERED = (0.04, 0.65)  # share of the tissue under nuclei
 ECCENTRICITY = (0.45, 0.93)
 SOLIDITY = (0.93, 0.975)
@@ -188,14 +188,14 @@ def random_camera(rng: Rng) -> Camera:
 
 
 def random_look(rng: Rng) -> Look:
-    """Draw the look of an image from the ranges of this module, its parts independently of each other."""
+    """Draw the look of an image from the ranges of this module, each part independently."""
     tissue, white = _random_tissue(rng)
     kinds = int(rng.choice([1, 2, 3], p=[0.45, 0.35, 0.2]))
     shares = rng.dirichlet(np.full(kinds, 2.0))
     thickness = between(rng, 0, 1)
     haematoxylin, eosin = random_stains(rng)
     h = log_between(rng, *CHROMATIN_OD) * (0.85 + 0.3 * thickness)
-    e = min(log_between(rng, *EOSIN_OD) * (0.85 + 0.3 * thickness), 0.75 * h)  # nuclei stand out, at least a little
+    e = min(log_between(rng, *EOSIN_OD) * (0.85 + 0.3 * thickness), 0.75 * h)  # keeps nuclei darker than the tissue
     return Look(
         tissue=tissue,
         white=white,
@@ -217,7 +217,7 @@ def _rgb(values: Array) -> tuple[float, float, float]:
 def _nuclei(rng: Rng, look: Look, layout: Layout, size: int) -> tuple[Array, Array]:
     """Draw all nuclei: (size, size) int32 labels 1..n, and which of them are out of focus, (n,) bool.
 
-    Those out of focus come last, and so lie behind the others.
+    Nuclei out of focus are added last, and so lie behind the others.
     """
     tissue = (1 - look.white) ** 0.7 * size**2
     area = sum(s * p.area_px_median for s, p in zip(look.shares, look.populations, strict=True))
@@ -235,7 +235,7 @@ def _nuclei(rng: Rng, look: Look, layout: Layout, size: int) -> tuple[Array, Arr
 
 
 def _add(rng: Rng, canvas: Canvas, population: Population, count: int) -> None:
-    """Add ``count`` nuclei of one kind, clustered in places of their own, or as many as the canvas has room for."""
+    """Add ``count`` nuclei of one kind in their own clusters, or as many as there is room for."""
     count = min(count, len(canvas.radii) - canvas.n)
     if not count:
         return
@@ -307,7 +307,7 @@ def generate_broad(seed: int | tuple[int, ...], size: int = 512, look: Look | No
     """
     seeds = seed if isinstance(seed, tuple) else (seed,)
     if not 64 <= size <= 1024:
-        raise InputError(f"Synthetic images are 64 to 1024 px wide, not {size}: choose a size between.")
+        raise InputError(f"Synthetic images are 64 to 1024 px wide, not {size}: choose a size in that range.")
     if min(seeds) < 0:
         raise InputError(f"A seed is 0 or more, not {min(seeds)}: choose another.")
     rng = np.random.default_rng(np.random.SeedSequence([_TAG, len(seeds), *seeds]))

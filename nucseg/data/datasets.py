@@ -31,8 +31,8 @@ class Sample:
     """One image with its label map.
 
     ``image``: (H, W, 3) uint8 RGB. ``labels``: (H, W) int32 label map, 0 = background, nuclei 1..n.
-    ``vague``: (H, W) bool, True where the annotators could not tell or did not annotate, so that these pixels count
-    neither for nor against; None where that is not known.
+    ``vague``: (H, W) bool, True where the annotators were unsure or did not annotate, so that pixels there are ignored;
+    None if that is unknown.
     """
 
     image: np.ndarray
@@ -43,7 +43,7 @@ class Sample:
 
 
 class Dataset(Protocol):
-    """What the rest of the package needs of a dataset: samples by position, and their names in a table."""
+    """The interface of a dataset: samples by position, and a table of their names."""
 
     @property
     def table(self) -> pd.DataFrame:
@@ -63,7 +63,7 @@ class Fresh(Protocol):
 
 
 def _read_vague(path: Path) -> np.ndarray:
-    """(H, W) bool: the authors paint vague areas in any value above 0."""
+    """Read a vague area as (H, W) bool; the authors paint it in any value above 0."""
     return read_image(path).max(axis=-1) > 0
 
 
@@ -77,7 +77,7 @@ class _Files:
 
 
 class _FileDataset:
-    """Samples read from files when they are asked for; nothing is kept in memory."""
+    """Samples that are read from files on each access; nothing is kept in memory."""
 
     name = "folder"
 
@@ -106,12 +106,12 @@ class _FileDataset:
         for path, array in ((row.labels, labels), (row.vague or row.labels, vague)):
             if array is not None and array.shape != image.shape[:2]:
                 size, right = f"{array.shape[1]} x {array.shape[0]}", f"{image.shape[1]} x {image.shape[0]}"
-                turned = "; its image has an orientation tag, which is not applied" if _turned(row.image) else ""
+                turned = "; the image's orientation tag is not applied" if _turned(row.image) else ""
                 raise InputError(f"'{path}' is {size} px, its image {right} px{turned}: export it again at that size.")
         return Sample(image, labels, row.tissue, row.stem, vague)
 
     def _read(self, row: _Files) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """The image, its label map, and the area that does not count."""
+        """Read the image, its label map, and the area to ignore."""
         # an image with one nucleus in two pieces is not a binary mask
         labels = read_labels(row.labels, trusted=True)
         return read_image(row.image), labels, None if row.vague is None else _read_vague(row.vague)
@@ -127,7 +127,7 @@ def _turned(path: Path) -> bool:
 
 
 def _by_stem(files: Iterable[Path], suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """The visible files of those types, by stem; others (Thumbs.db, .DS_Store, ._x.png) are passed over."""
+    """The visible files of these types by stem; others (Thumbs.db, .DS_Store, ._x.png) are skipped."""
     found: dict[str, Path] = {}
     for path in sorted(files):
         if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file():
@@ -154,8 +154,8 @@ def _pinned() -> dict[Name, int]:
 def nuinsseg_list() -> pd.DataFrame:
     """The 665 images of NuInsSeg in the benchmark's order: columns ``tissue``, ``stem``, ``nuclei``.
 
-    The order is that of the full paths ``<tissue>/tissue images/<stem>.png``. It ships with the package,
-    because the benchmark's folds depend on it as much as on the seed: sorted by stem, 155 images change fold.
+    The order is that of the full paths ``<tissue>/tissue images/<stem>.png``. The list ships with the package, because
+    the benchmark's folds depend on the order as well as the seed: sorted by stem, 155 images would change fold.
     """
     text = resources.files("nucseg") / "assets" / "nuinsseg.csv"
     with text.open(encoding="utf-8") as handle:
@@ -172,12 +172,12 @@ def _order(names: Sequence[Name]) -> list[int]:
 class NuInsSeg(_FileDataset):
     """The dataset NuInsSeg (Mahbod et al. 2024, doi 10.1038/s41597-024-03117-2) in its authors' layout.
 
-    ``root`` holds one folder per tissue (or one folder that holds them, as an unzip makes), each with
-    ``tissue images/<stem>.png``, ``label masks modify/<stem>.tif`` and, where the copy has them,
-    ``vague areas/mask binary/<stem>.png`` (or ``mask binary_vague``). Files are paired by stem. Samples come
-    in the benchmark's order (`nuinsseg_list`); a partial copy works, and images that are not on the list
-    follow it. Tissues keep the authors' spelling, also where a copy has corrected the folder's name.
-    ``vague`` is None where a copy has no vague mask for the image. Files are read when a sample is asked for.
+    ``root`` holds one folder per tissue (or a parent folder of them, as unzipping may create), each with
+    ``tissue images/<stem>.png``, ``label masks modify/<stem>.tif`` and optionally
+    ``vague areas/mask binary/<stem>.png`` (or ``mask binary_vague``). Files are paired by stem. Samples are in the
+    benchmark's order (`nuinsseg_list`), followed by images not on the list; partial copies work. Tissues keep the
+    authors' spelling, even if a copy has corrected a folder's name. ``vague`` is None for images without a vague mask.
+    Files are read on each access.
 
     Raises `InputError` for a missing folder, one without tissues, or an image without its label map.
     """
@@ -226,13 +226,13 @@ class ImageFolder(_FileDataset):
     (`data.pairing.find_pairs`); ``masks`` may also be one COCO file. ``tissue`` is the subfolder's name, "" without
     one. Samples are sorted by tissue and stem. Masks are label maps, ImageJ's ROIs, QuPath's GeoJSON, NumPy's .npy,
     HoVer-Net's .mat or COCO's .json (`images.masks.read_mask`); areas of the classes *ignore* and *region* become
-    ``vague``. Files are read when a sample is asked for.
+    ``vague``. Files are read on each access.
 
-    ``instances``: "components" where the masks are binary: their connected components become the nuclei.
+    ``instances``: "components" for binary masks, whose connected components become the nuclei.
     ``whiten``: make black padding white, as ``nucseg predict`` does.
 
-    Raises `InputError` for a missing folder, no images at all, an image without a mask or the reverse, and,
-    when a sample is read, for what `read_image` and `read_mask` refuse and for sizes that differ.
+    Raises `InputError` for a missing folder, no images, an image without a mask or the reverse, and, when a sample is
+    read, if `read_image` or `read_mask` does or the sizes differ.
     """
 
     def __init__(
@@ -249,10 +249,9 @@ class ImageFolder(_FileDataset):
 
 
 class InMemory:
-    """A dataset that keeps what it has read: 1.8 MB per image of 512 px, 1.2 GB for all of NuInsSeg.
+    """A dataset that caches its samples in memory: 1.8 MB per image of 512 px, 1.2 GB for all of NuInsSeg.
 
-    Reading takes longer than everything else that is done to an image on its way to the network. A process
-    that loads images beside the main one would keep a copy of its own.
+    Reading an image takes longer than all of its preprocessing. Each process that loads images has its own cache.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -272,7 +271,7 @@ class InMemory:
 
 
 def content_hash(dataset: Dataset) -> str:
-    """SHA-256 of your own images and masks (`ImageFolder`); "" for data that are pinned or made by code."""
+    """SHA-256 of your own images and masks (`ImageFolder`); "" for published or generated data."""
     source = getattr(dataset, "source", dataset)
     return source.content_hash() if isinstance(source, ImageFolder) else ""
 
@@ -294,7 +293,7 @@ def _names(dataset: Dataset) -> list[Name]:
 class Tiles:
     """The images of some tissues of a dataset; those larger than ``largest`` px are cut into squares of ``side`` px.
 
-    What is left over at the right and at the bottom is not used. ``table`` names a tile by its top left corner.
+    Incomplete tiles at the right and the bottom are dropped. ``table`` names a tile by its top left corner.
     """
 
     def __init__(self, dataset: Dataset, tissues: tuple[str, ...], largest: int = 320, side: int = 256):
@@ -327,7 +326,7 @@ class Tiles:
 
 
 class Joined:
-    """Several datasets one after the other."""
+    """Several datasets, concatenated."""
 
     def __init__(self, *datasets: Dataset):
         self.name = " and ".join(getattr(dataset, "name", "") for dataset in datasets)

@@ -1,4 +1,4 @@
-"""Download NuInsSeg (Zenodo) and BBBC038 (Broad Institute): checked, unpacked safely, and complete or absent."""
+"""Download NuInsSeg (Zenodo) and BBBC038 (Broad Institute): verified, safely unpacked, and complete or absent."""
 
 import io
 import re
@@ -83,8 +83,8 @@ def _check_space(folder: Path, needed: int) -> None:
 class _ResumingDownloader:
     """A downloader for pooch that resumes: it keeps what it received in ``part`` and requests the rest next time.
 
-    pooch's own starts again from zero after each interruption, which is costly at 1.6 GB. Pieces that do not fit
-    together are noticed by pooch, which checks the hash of the whole file and deletes it if it is wrong.
+    pooch's own downloader starts over after each interruption, which is costly at 1.6 GB. If the pieces do not fit
+    together, pooch notices, because it checks the hash of the whole file, and deletes the file.
     """
 
     def __init__(self, part: Path, progress: bool) -> None:
@@ -99,7 +99,7 @@ class _ResumingDownloader:
             content_range = response.headers.get("Content-Range", "")
             whole = response.status_code == 416 and content_range == f"bytes */{have}"
             if response.status_code == 416 and not whole:
-                self.part.unlink()  # longer than the file on the server: another file, so start again next time
+                self.part.unlink()  # longer than the server's file, and so of another file: start over next time
             if not whole:
                 response.raise_for_status()
                 if not (response.status_code == 206 and content_range.startswith(f"bytes {have}-")):
@@ -111,7 +111,7 @@ class _ResumingDownloader:
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
         if total:
-            _check_space(self.part.parent, 2 * total - have)  # for the archive, and as much again unpacked
+            _check_space(self.part.parent, 2 * total - have)  # the rest of the archive, and as much again to unpack it
             again = f", of which {_size(have)} are here already" if have else ""
             _say(f"Downloading {_size(total)}{again} from {response.url}")
         with (
@@ -172,7 +172,7 @@ def _check_member(source: _Source, archive: Path, info: zipfile.ZipInfo) -> None
 
 
 def _members(source: _Source, archive: Path, pack: zipfile.ZipFile, limit: int) -> tuple[list[zipfile.ZipInfo], int]:
-    """All members, with / as separator, and their unpacked size in bytes; refuse zip bombs and unsafe names."""
+    """Return all members, with / as separator, and their unpacked size in bytes; refuse zip bombs and unsafe names."""
     members = pack.infolist()
     total = sum(info.file_size for info in members)
     if total > limit or len(members) > MAX_MEMBERS:
@@ -199,7 +199,7 @@ def _unpack(source: _Source, archive: Path, folder: Path, progress: bool) -> Non
 
 
 def _unpack_and_move(source: _Source, archive: Path, dest: Path, work: Path, progress: bool) -> None:
-    """Lay the dataset out beside ``dest``, then rename it, so that ``dest`` is complete or absent."""
+    """Unpack the dataset beside ``dest``, then rename it, so that ``dest`` is complete or absent."""
     with tempfile.TemporaryDirectory(prefix="unpacked-", dir=work) as parent:
         unpacked = Path(parent) / source.name
         unpacked.mkdir()
@@ -245,7 +245,7 @@ def _count_bbbc038(folder: Path) -> int:
 
 
 def _check_crcs(pack: zipfile.ZipFile, members: list[zipfile.ZipInfo], total: int, progress: bool) -> None:
-    """Read all members to check their CRCs. `ZipFile.testzip` would look them up by their original names."""
+    """Read all members to check their CRCs. `ZipFile.testzip` would fail, as it uses their original names."""
     with tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
         for info in members:
             with pack.open(info) as handle:
@@ -320,13 +320,13 @@ def _lay_out_bbbc038(source: _Source, archive: Path, folder: Path, progress: boo
 
 
 def _already_there(source: _Source, dest: Path) -> bool:
-    """Whether ``dest`` holds the dataset: False if it is absent or empty, an error if it holds something else."""
+    """Whether ``dest`` holds the dataset; False if absent or empty. Raises ``InputError`` for any other content."""
     if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())):
         return False
     try:
         count = source.count(dest)
     except InputError as error:
-        raise InputError(f"'{dest}' is there and is not {source.name}: choose a new or empty folder.") from error
+        raise InputError(f"'{dest}' exists and is not {source.name}: choose a new or empty folder.") from error
     whole = source.whole()
     _say(f"{source.name} is already in '{dest}': {count} images")
     if count < whole:
@@ -464,7 +464,7 @@ def _check_archive(source: _Source, archive: Path, known_hash: str | None) -> No
         matches = hash_matches(str(archive), known_hash) if known_hash else True
     except ValueError as error:
         raise InputError(
-            f"The hash '{known_hash}' is of no known kind: give it as md5:<digits> or sha256:<digits>."
+            f"The hash '{known_hash}' has an unknown type: give it as md5:<digits> or sha256:<digits>."
         ) from error
     if not matches:
         raise InputError(f"The archive '{archive}' does not have the hash {known_hash}: {source.get_another}.")

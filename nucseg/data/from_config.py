@@ -1,4 +1,4 @@
-"""The dataset and the split that a run's configuration names."""
+"""Opening the dataset and selecting the split of a run's configuration."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def open_dataset(config: Config, root: str | Path | None = None) -> Dataset:
 def select_split(config: Config, dataset: Dataset) -> Split:
     """Select the split that ``config`` names, with its parts reduced to the configured numbers by a seeded draw.
 
-    With ``score_part`` val the whole validation part takes the place of the test part, and no test image is read.
+    If ``score_part`` is "val", the whole validation part replaces the test part, and no test image is read.
     """
     splits = PROTOCOLS[config.protocol](dataset)
     if not 1 <= config.fold <= len(splits):

@@ -1,4 +1,4 @@
-"""The images a base is pretrained on: four kinds, synthetic and real, drawn afresh in every epoch."""
+"""The images for pretraining a base: four kinds, synthetic and real, generated anew in every epoch."""
 
 import itertools
 import zlib
@@ -17,19 +17,19 @@ from nucseg.errors import InputError
 # Shares of the training windows. Synthetic tissue brings variety of stain and size, BBBC038 real nuclei.
 SHARES = {"synthetic": 0.5, "restained": 0.25, "histology": 0.2, "brightfield": 0.05}
 WINDOWS = 960  # training windows per epoch
-PER_IMAGE = 5  # windows cut from each image, since drawing an image takes up to 0.4 s
+PER_IMAGE = 5  # windows cut from each image, because generating an image takes up to 0.4 s
 SIZE = 512  # px, side of the images from which windows are cut
 # Factors that bring the nuclei of BBBC038 to about the size in 40x scans (0.25 µm/px)
 ENLARGE = {"histology": 1.6, "brightfield": 2.0}
 RECOLOURED = 0.7  # share of the histology and brightfield images with new colours
 VALIDATION = 16  # number of synthetic validation images, the same for every seed
-_VALIDATION_SEED = 2**32 - 1  # training images have three seeds, so they are different ones
+_VALIDATION_SEED = 2**32 - 1  # training images have three seeds, so none is repeated
 
 
 class PretrainingImages:
     """Training windows that differ in every epoch, with fixed validation and test images.
 
-    ``bbbc038``: a folder made by ``nucseg fetch bbbc038``. ``seed``: of the training images. ``windows``: number of
+    ``bbbc038``: a folder created by ``nucseg fetch bbbc038``. ``seed``: of the training images. ``windows``: number of
     training rows, divided by ``shares`` among synthetic, restained (fluorescence as H&E), histology and brightfield.
     ``validation``: number of synthetic validation images.
 
@@ -90,7 +90,7 @@ class PretrainingImages:
     def draw(self, epoch: int, index: int) -> Sample:
         """Return the image from which row ``index`` is cut in ``epoch`` (from 0); `PER_IMAGE` rows share it.
 
-        It depends on seed, epoch and row only, so that resuming reproduces the run.
+        It depends only on seed, epoch and row, so that resuming reproduces the run.
         """
         kind, _, part = self.table.iloc[index]
         if part != "train":

@@ -1,4 +1,4 @@
-"""Your own annotated images: opening a folder of them, and what its masks hold."""
+"""Your own annotated images: opening a folder of them, and summarising its masks."""
 
 import warnings
 from pathlib import Path
@@ -14,9 +14,10 @@ from nucseg.images.slides import open_slide
 
 
 def open_own(folder: str | Path, instances: Instances = "ids") -> InMemory:
-    """Open a folder with ``images`` and ``masks`` in it, as `ImageFolder` takes them; kept in memory once read.
+    """Open a folder with the subfolders ``images`` and ``masks`` (`ImageFolder`), cached in memory.
 
-    Black padding is made white, as when images are segmented. Raises ``InputError`` as `ImageFolder` does.
+    Black padding is made white, as in segmentation. Raises ``InputError`` for a missing subfolder, and as `ImageFolder`
+    does.
     """
     folder = Path(folder)
     for part in ("images", "masks"):
@@ -26,9 +27,9 @@ def open_own(folder: str | Path, instances: Instances = "ids") -> InMemory:
 
 
 def contents(dataset: Dataset) -> pd.DataFrame:
-    """What the masks hold, one row per image: tissue, stem, nuclei, their median diameter in px, and the share ignored.
+    """Summarise the masks, one row per image: tissue, stem, number of nuclei, median diameter in px, share ignored.
 
-    The diameter is that of the disc of a nucleus's area; NaN where there is no nucleus.
+    A nucleus's diameter is that of a disc of its area; NaN for images without nuclei.
     """
     rows = []
     for index in range(len(dataset)):
@@ -45,13 +46,13 @@ def contents(dataset: Dataset) -> pd.DataFrame:
 
 
 def median_diameter(dataset: Dataset) -> float:
-    """The median diameter in px of the nuclei of a dataset, each taken for a disc of its area.
+    """The median diameter of a dataset's nuclei in px, taken as discs of their areas.
 
-    Raises ``InputError`` where there is no nucleus at all.
+    Raises ``InputError`` if there is no nucleus.
     """
     areas = np.concatenate([_areas(dataset[index].labels) for index in range(len(dataset))])
     if not len(areas):
-        raise InputError("The masks hold no nucleus: there is nothing to learn from.")
+        raise InputError("The masks hold no nucleus: annotate some nuclei first.")
     return float(diameters(np.median(areas)))
 
 
@@ -61,9 +62,9 @@ def _areas(labels: np.ndarray) -> np.ndarray:
 
 
 def warn_of_unknown_sizes(dataset: ImageFolder, um_per_px: float) -> None:
-    """Warn where files do not say their pixel size, with what their annotated nuclei suggest.
+    """Warn if files do not state their pixel size, with an estimate from their annotated nuclei.
 
-    ``um_per_px``: of the images that the adapter was trained on, which is assumed then.
+    ``um_per_px``: pixel size of the adapter's training images, which is then assumed.
     """
     unknown = []
     for index in range(len(dataset)):
@@ -76,7 +77,7 @@ def warn_of_unknown_sizes(dataset: ImageFolder, um_per_px: float) -> None:
 
 
 def warn_unknown(um_per_px: float, found: np.ndarray) -> None:
-    """Warn that the pixel size of some images is not known; ``found``: the diameters of their nuclei, px."""
+    """Warn that the pixel size of some images is unknown; ``found``: (n,) diameters of their nuclei, px."""
     hint = "pass --um-per-px if you know it."
     if len(found) >= 20:
         middle = float(np.median(found))
@@ -85,7 +86,7 @@ def warn_unknown(um_per_px: float, found: np.ndarray) -> None:
             "measure 8 µm, 5 to 10 by tissue); pass --um-per-px if you know it."
         )
     warnings.warn(
-        f"Of some images the µm per px are not known: the training images' {um_per_px:g} is assumed; {hint}",
+        f"The pixel size of some images is not known: the training images' {um_per_px:g} µm/px is assumed; {hint}",
         Notice,
         stacklevel=3,
     )

@@ -1,4 +1,4 @@
-"""Which mask belongs to which image: by name, whatever the programs that wrote them add to it."""
+"""Pairing of images and masks by name, ignoring what programs add to the names."""
 
 import os
 import warnings
@@ -14,12 +14,12 @@ from nucseg.images.raster import SUFFIXES
 MASK_MARKS = (".ome", ".labels", ".label", ".rois", "_cp_masks", "_masks", "_mask", "_labels", "_seg")
 IMAGE_MARKS = (".ome",)
 JUNK = ("thumbs.db", "desktop.ini")
-OWN = (".overlay.png", ".nuclei.csv", "summary.csv")  # what nucseg predict writes beside its masks
+OWN = (".overlay.png", ".nuclei.csv", "summary.csv")  # other files that nucseg predict writes
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its mask. ``tissue``: the subfolder they lie in, "" without one. ``stem``: their name."""
+    """An image and its mask. ``tissue``: their subfolder, "" without one. ``stem``: their common name."""
 
     tissue: str
     stem: str
@@ -30,18 +30,18 @@ class Pair:
 def find_pairs(images: str | Path, masks: str | Path) -> list[Pair]:
     """Pair the images of a folder with the masks of another (or of one COCO file), sorted by tissue and stem.
 
-    ``images/x.png`` belongs to ``masks/x.tif``, ``images/liver/y.ome.tif`` to ``masks/liver/y_cp_masks.png``: endings
-    and what is in `MASK_MARKS` may differ, names and subfolders may not. Files that are neither are named in a warning.
+    ``images/x.png`` belongs to ``masks/x.tif``, ``images/liver/y.ome.tif`` to ``masks/liver/y_cp_masks.png``: names and
+    subfolders must agree, except for endings and the marks in `MASK_MARKS`. Other files are named in a warning.
 
-    Raises ``InputError`` for a missing folder, no images at all, an image without a mask or the reverse, one with two,
-    and a mask in a form that is not read.
+    Raises ``InputError`` for a missing folder, no images, an image without a mask or the reverse, an image with two
+    masks, and a mask in an unsupported format.
     """
     images, masks = _folder(images, "image"), Path(masks)
     if not masks.is_file():
         masks = _folder(masks, "mask")
     a, b = images.resolve(), masks.resolve()
-    if a.is_relative_to(b) or b.is_relative_to(a):  # masks would be taken for images
-        raise InputError(f"'{images}' and '{masks}' lie in each other: give images and masks a folder each.")
+    if a.is_relative_to(b) or b.is_relative_to(a):  # otherwise masks would be read as images
+        raise InputError(f"'{images}' and '{masks}' overlap: put images and masks into separate folders.")
     image_files, others = _images(images)
     if not image_files:
         raise InputError(f"'{images}' holds no images: it needs files that end in {', '.join(SUFFIXES)}.")
@@ -52,7 +52,7 @@ def find_pairs(images: str | Path, masks: str | Path) -> list[Pair]:
     if others:
         names = ", ".join(path.name for path in others[:8]) + (" ..." if len(others) > 8 else "")
         count = "1 file is" if len(others) == 1 else f"{len(others)} files are"
-        warnings.warn(f"{count} neither an image nor a mask that is read: {names}.", Notice, stacklevel=2)
+        warnings.warn(f"{count} neither a readable image nor a readable mask: {names}.", Notice, stacklevel=2)
     return [Pair(*name, image_files[name], mask_files[name]) for name in sorted(image_files)]
 
 
@@ -74,7 +74,7 @@ def _walk(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _without(stem: str, marks: Iterable[str]) -> Iterator[str]:
-    """The stem, and what is left of it as marks are taken off its end, one after the other."""
+    """Yield the stem, and then the stem with one more mark removed from its end each time."""
     yield stem
     found = True
     while found:
@@ -112,9 +112,7 @@ def _masks(root: Path, images: dict[tuple[str, str], Path]) -> tuple[dict[tuple[
         else:
             names = [(tissue, key) for key in _without(path.stem, MASK_MARKS) if (tissue, key) in images][:1]
             if not names:
-                raise InputError(
-                    f"The mask '{path}' has no image of the same name in its folder of images: add or remove."
-                )
+                raise InputError(f"The mask '{path}' has no image of the same name: add the image, or remove the mask.")
         for name in names:
             if name in files and files[name] != path:
                 raise InputError(
@@ -125,7 +123,7 @@ def _masks(root: Path, images: dict[tuple[str, str], Path]) -> tuple[dict[tuple[
 
 
 def _is_record(path: Path) -> bool:
-    """Whether a .json file is what nucseg predict writes of an image."""
+    """Whether a .json file is an image's record, written by nucseg predict."""
     return path.suffix.lower() == ".json" and b'"image_sha256"' in path.read_bytes()[:4096]
 
 
@@ -138,7 +136,7 @@ def _refuse_unmasked(
 ) -> None:
     near = [path for path in unread if name[1] in _without(path.stem, MASK_MARKS) and not path.name.endswith(OWN)]
     if near and not _is_record(near[0]):
-        raise InputError(f"The mask '{near[0]}' is in no form that is read: save it as one of {MASK_FORMS}.")
+        raise InputError(f"The mask '{near[0]}' has an unsupported format: save it as one of {MASK_FORMS}.")
     more = len(images.keys() - masks.keys()) - 1
     raise InputError(
         f"The image '{images[name]}' has no mask of the same name in '{where}'"

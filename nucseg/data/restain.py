@@ -1,6 +1,6 @@
-"""Real images with new colours: histology recoloured, and fluorescence restained as H&E.
+"""Real images with new colours: recoloured histology, and fluorescence restained as H&E.
 
-The outlines are those of the annotators. Stains, camera and the tissue around nuclei are drawn as in `broad`.
+The annotators' outlines are kept. Stains, camera and the tissue around nuclei are drawn as in `broad`.
 """
 
 from dataclasses import replace
@@ -49,10 +49,10 @@ def recolour(sample: Sample, rng: Rng) -> Sample:
 
 
 def restain(sample: Sample, rng: Rng, size: int = 512, look: Look | None = None) -> Sample:
-    """Turn a fluorescence image into H&E: its intensity becomes haematoxylin, synthetic tissue the eosin around it.
+    """Turn a fluorescence image into H&E: its intensity becomes haematoxylin, and synthetic tissue adds the eosin.
 
-    A window of ``size`` px is taken, enlarged so that the median diameter of the nuclei is drawn from `DIAMETER`;
-    smaller images are continued by reflection. Dim nuclei are brightened towards the others. Labels are those of
+    The image is enlarged so that the nuclei's median diameter is a draw from `DIAMETER`, and a window of ``size`` px is
+    cut; smaller images are continued by reflection. Dim nuclei are brightened towards the others. Labels are those of
     ``sample``, resized and renumbered. ``look``: instead of a `random_look`.
     """
     look = look or random_look(rng)
@@ -75,7 +75,7 @@ def restain(sample: Sample, rng: Rng, size: int = 512, look: Look | None = None)
 
 
 def _enlargement(labels: Array, diameter: float) -> float:
-    """The factor, 0.5 to 3.2, that gives the median nucleus of a label map that ``diameter`` (px)."""
+    """The enlargement, 0.5 to 3.2, that gives a label map's median nucleus the given ``diameter`` (px)."""
     area = np.bincount(labels.ravel())[1:]
     if not area.any():
         return 2.0
@@ -88,7 +88,9 @@ def _mirrored(bright: Array, labels: Array, side: int) -> tuple[Array, Array]:
     if not rows and not columns:
         return bright, labels
     edges = ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2))
-    copies = label(np.pad(labels, edges, mode="symmetric"), connectivity=1)  # by equal label: neighbours stay apart
+    copies = label(
+        np.pad(labels, edges, mode="symmetric"), connectivity=1
+    )  # components of equal label, so that neighbours stay separate
     return np.pad(bright, edges, mode="symmetric"), copies.astype(np.int32)
 
 
@@ -100,7 +102,7 @@ def _stained(sample: Sample, rng: Rng) -> Array:
         return np.zeros_like(shine)
     shine = (shine - (0 if inside.all() else np.median(shine[~inside]))).clip(0)
     own = np.nan_to_num(ndimage.mean(shine, sample.labels, np.arange(1, sample.labels.max() + 1)))
-    own = own.clip(max(2.0, 0.1 * own.max()))  # at least that, for labels without a pixel too
+    own = own.clip(max(2.0, 0.1 * own.max()))  # a lower limit, which also serves labels without a pixel
     usual, made_up = float(np.median(own)), between(rng, 0.5, 1)
     scale = np.concatenate([[usual], usual ** (1 - made_up) * own**made_up]).astype(np.float32)
     stained = shine / scale[sample.labels]

@@ -16,7 +16,7 @@ from nucseg.errors import InputError
 class Split:
     """The parts of a dataset: training, validation (which selects the checkpoint) and test.
 
-    ``train``, ``val``, ``test``: ascending positions in the dataset that the split was made for.
+    ``train``, ``val``, ``test``: ascending positions in the split's dataset.
     """
 
     name: str
@@ -56,10 +56,11 @@ def _fold_of(names: Sequence[Name], n: int, seed: int) -> np.ndarray:
 
 
 def _hold_out(tissues: Sequence[str], fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Choose at random about ``fraction`` of each tissue (at least one image, never all): a bool mask over ``tissues``.
+    """Choose about ``fraction`` of each tissue at random (in all at least one image, never all); returns a bool mask.
 
-    Images are taken in the order of (rank within their tissue + 1/2) / images of that tissue, the Sainte-Laguë method
-    of allocating seats: each tissue's share is within about one image of proportional, and the total is exact.
+    Images are ranked at random within their tissue and chosen in the order of (rank + 1/2) / images of that tissue, the
+    Sainte-Laguë method of allocating seats. So the total is exact, and each tissue's share is within about one image of
+    proportional.
     """
     count = len(tissues)
     total = min(max(round(fraction * count), int(fraction > 0)), max(count - 1, 0))
@@ -96,13 +97,13 @@ def _check_options(val_fraction: float, seed: int) -> None:
 def folds(dataset: Dataset, n: int = 5, seed: int = 19, val_fraction: float = 0.15) -> list[Split]:
     """Cross-validation as in the NuInsSeg benchmark: ``KFold(5, shuffle=True, random_state=19)`` over its file list.
 
-    An image on NuInsSeg's list (`nuinsseg_list`, by tissue and stem) is tested in the fold that the complete list
-    assigns it to, so a partial copy keeps its folds; all other images are divided separately, in the order of their
-    names. Each image is tested exactly once. The benchmark's public code selects its checkpoint on the test fold; here
-    ``val_fraction`` of each training part is held out for that, stratified by tissue as far as the counts allow (0: no
-    val part). Names: "fold 1" to "fold n".
+    An image on NuInsSeg's list (`nuinsseg_list`, by tissue and stem) keeps the test fold that it has in the complete
+    list, even in a partial copy. All other images are divided separately, in the order of their names. Each image is
+    tested exactly once. The benchmark's public code selects its checkpoint on the test fold; here, ``val_fraction`` of
+    each training part is held out for that, stratified by tissue as far as the counts allow (0: no val part). Names:
+    "fold 1" to "fold n".
 
-    The folds are not stratified by tissue, and patches of one slide are very probably in training and test parts.
+    The folds are not stratified by tissue, and patches of one slide very probably occur in both training and test.
 
     Raises `InputError` for n below 2, too few images, or a partial copy with an empty fold.
     """
@@ -141,8 +142,8 @@ def leave_one_tissue_out(dataset: Dataset, val_fraction: float = 0.15, seed: int
 def own_images(dataset: Dataset, val_fraction: float = 0.2, seed: int = 19) -> list[Split]:
     """One split of your own images: ``val_fraction`` of them, at least two, select the checkpoint; the rest train.
 
-    Of three images, one selects it. There is no separate test part: ``test`` is ``val``, so its scores are optimistic.
-    Keep images back and score them with ``nucseg evaluate`` to measure the adapter.
+    With three images, only one selects it. There is no separate test part: ``test`` equals ``val``, so its scores are
+    optimistic. To measure the adapter, keep images back and score them with ``nucseg evaluate``.
     Raises `InputError` for fewer than 3 images.
     """
     _check_options(val_fraction, seed)
@@ -157,12 +158,12 @@ def own_images(dataset: Dataset, val_fraction: float = 0.2, seed: int = 19) -> l
 
 
 def report_folds(dataset: Dataset, n: int = 5) -> list[Split]:
-    """The report's own protocol, kept to measure the effect of its overlap; not for results.
+    """The report's own protocol, to measure the effect of its overlap; not for results.
 
     Train and val are the two sides of ``KFold(n, shuffle=True, random_state=42)`` over the first 70% of the
-    sorted list; the test part is the last 20% of a separate shuffle of the whole list, the same for all
-    folds. Most of its test images were therefore seen in training: of NuInsSeg's 133, 68 to 75 are in train and more
-    in val. Only here do the parts of a `Split` overlap. Names: "report fold 1" to "report fold n".
+    sorted list; the test part is the last 20% of a separate shuffle of the whole list, the same for all folds. Most
+    test images are therefore also training images: of NuInsSeg's 133, 68 to 75 are in train and more in val. Only in
+    this protocol do the parts of a `Split` overlap. Names: "report fold 1" to "report fold n".
 
     Raises `InputError` if n is below 2 or above 70% of the images, or there are fewer than 5 images.
     """

@@ -1,7 +1,7 @@
-"""Synthetic H&E images of NuInsSeg's 31 tissues: seeded, matched to measurements of the real ones, with no download.
+"""Synthetic H&E images of NuInsSeg's 31 tissues: seeded, matched to measurements, and without a download.
 
-A layout (white spaces, walls, fibres) and nuclei give density maps (`tissue`), and Beer-Lambert's law turns these into
-light. What can be measured of a tissue comes from ``assets/nuinsseg_tissue_stats.csv``: the number of nuclei, their
+A layout (white spaces, walls, fibres) and nuclei give density maps (`tissue`), which Beer-Lambert's law turns into
+light. The measurable properties of a tissue come from ``assets/nuinsseg_tissue_stats.csv``: the number of nuclei, their
 areas, how many touch, and the colours inside and outside them. The rest of its look comes from ``STYLES``.
 """
 
@@ -102,22 +102,24 @@ def _measured(tissue: str) -> Any:
 def _even(tissue: str, seed: int) -> Array:
     """Two quantiles in (0, 1) for an image; ten seeds, starting at a multiple of ten, fall into each tenth once.
 
-    So ten images already have about the mean of their tissue. The order of the tenths differs between tissues.
+    This brings the mean of ten images close to that of their tissue. The order of the tenths differs between tissues.
     """
     block, k = divmod(seed, 10)
     order = np.random.default_rng(zlib.crc32(tissue.encode())).permuted(np.tile(np.arange(10), (2, 1)), axis=1)
-    inside = ((block * 2654435769 + 2**31) % 2**32) / 2**32  # multiples of the golden ratio, evenly spread too
+    inside = (
+        (block * 2654435769 + 2**31) % 2**32
+    ) / 2**32  # multiples of the golden ratio, which are evenly spread too
     return (order[:, k] + inside) / 10
 
 
 def _count(row: Any, even: float, size: int, share: float) -> int:
     """Number of nuclei: the quantile ``even`` in (0, 1) of a gamma distribution with the tissue's mean and sd.
 
-    It grows with ``share``: how much of the image is tissue, relative to what is usual.
+    It grows with ``share``: the image's share of tissue relative to the usual share.
     """
     mean, sd = row.nuclei_per_image_mean, row.nuclei_per_image_sd
     drawn = gamma.ppf(np.clip(even, 0.02, 0.98), (mean / sd) ** 2, scale=sd**2 / mean)
-    fits = 0.62 * 512**2 / row.area_px_median  # more cannot lie side by side
+    fits = 0.62 * 512**2 / row.area_px_median  # the largest number that fits side by side
     return max(1, round(min(drawn * share**0.7, fits) * (size / 512) ** 2))
 
 
@@ -203,7 +205,7 @@ def _check(tissue: str, seed: int, size: int) -> None:
         hint = f"did you mean {close[0]!r}?" if close else f"the known ones are {', '.join(TISSUES)}."
         raise InputError(f"There is no tissue {tissue!r}: {hint}")
     if not 64 <= size <= 2048:
-        raise InputError(f"Synthetic images are 64 to 2048 px wide, not {size}: choose a size between.")
+        raise InputError(f"Synthetic images are 64 to 2048 px wide, not {size}: choose a size in that range.")
     if seed < 0:
         raise InputError(f"A seed is 0 or more, not {seed}: choose another.")
 
@@ -273,7 +275,7 @@ class Synthetic(Sequence[Sample]):
 
 
 def touching(labels: Array) -> Array:
-    """Labels of the nuclei in a label map (H, W) that touch another, diagonally or not: (k,), sorted."""
+    """Labels of the nuclei in an (H, W) label map that touch another by a side or corner: (k,), sorted."""
     h, w = labels.shape
     met = []
     for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
@@ -285,7 +287,7 @@ def touching(labels: Array) -> Array:
 
 
 def _measure(sample: Sample) -> dict[str, float]:
-    """Measure one image as in the CSV; nan where it has no nuclei, or nothing but nuclei."""
+    """Measure one image as in the CSV; NaN for values undefined without nuclei or without background."""
     inside, n = sample.labels > 0, int(np.count_nonzero(np.unique(sample.labels)))
     out: dict[str, float] = {
         "nuclei": n,

@@ -1,7 +1,7 @@
-"""Drawing H&E tissue: noise, layouts, nuclei and the densities of what takes up light.
+"""Drawing H&E tissue: noise, layouts, nuclei and the densities of light-absorbing structures.
 
-`synth` draws the tissues of NuInsSeg with it, `broad` tissue from broad ranges. Every function takes its generator, so
-that the same seed gives the same image.
+`synth` uses it for NuInsSeg's tissues, `broad` for tissue from broad ranges. Every function takes a random generator,
+so that the same seed gives the same image.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class TissueStyle:
     ``spaces``: shape of the white areas: cleft (along the fibres), lumen (smooth and large), gland (round, in
     rows), fat (cells, white inside) or septa (white between bundles). ``scale``: their size. ``soft``: width of
     their edges. ``space``: their share, as a multiple of the share of purely white pixels in the tissue's images.
-    ``wall``: thickness of the epithelium around them. ``columnar``: its nuclei stand upright; else they lie flat.
+    ``wall``: thickness of the epithelium around them. ``columnar``: its nuclei stand upright, otherwise they lie flat.
     ``fibre``, ``width``: contrast and width of fibres. ``grain``, ``cell``: contrast and coarsest size of the
     cytoplasm's texture. ``patch``: how strongly nuclei cluster. ``aligned``: share of nuclei along the fibres.
     ``vesicular``: share of pale nuclei with a membrane and nucleoli. ``halo``: purple (> 0) or clear (< 0)
@@ -105,7 +105,7 @@ def _streaks(rng: Rng, u: Array, v: Array, length: float, width: float) -> Array
 
 
 class Layout(NamedTuple):
-    """Where things lie, each (k, k) on the layout's knots."""
+    """The arrangement of a tissue; each array is (k, k), on the layout's knots."""
 
     depth: Array  # px to the nearest white space, < 0 within it
     seam: Array  # 1 on the borders between glands, 0 far from them
@@ -117,7 +117,7 @@ class Layout(NamedTuple):
 
 
 def _spaces(rng: Rng, style: TissueStyle, at: Array, u: Array, v: Array, white: float) -> tuple[Array, Array]:
-    """``depth`` and ``seam`` of a layout, of which the share ``white`` is white space of the style's kind."""
+    """``depth`` and ``seam`` of a layout with the share ``white`` of white space in the style's shape."""
     k, scale = len(at), style.scale
     blobs = smooth_noise(rng, k, scale / STEP)
     if style.spaces in ("cleft", "lumen"):
@@ -142,7 +142,7 @@ def _spaces(rng: Rng, style: TissueStyle, at: Array, u: Array, v: Array, white: 
 
 
 def lay_out(rng: Rng, style: TissueStyle, size: int, white: float) -> Layout:
-    """Lay out one image whose share of white is ``white`` (0..1)."""
+    """Lay out one image with the share ``white`` (0..1) of white space."""
     at = _grid(size)
     k, turn = len(at), rng.uniform(0, np.pi)
     waves = [amplitude * smooth_noise(rng, k, length / STEP) for amplitude, length in ((40, 200), (10, 70), (4, 24))]
@@ -214,7 +214,7 @@ class Canvas:
         self.centres, self.radii, self.touching = np.zeros((room, 2)), np.zeros(room), np.zeros(room, bool)
 
     def turned(self, outline: Array, places: Array) -> Array:
-        """The outline at c places (c, 2), rotated at each as the layout says, or at random: (c, POINTS, 2)."""
+        """The outline at c places (c, 2), rotated along the layout or at random: (c, POINTS, 2)."""
         i, j = (places / STEP + 1).astype(np.intp).T
         angle = self.layout.angle[i, j] + self.rng.normal(0, 0.18, len(places))
         free = self.rng.random(len(places)) > self.layout.oriented[i, j]
@@ -277,7 +277,7 @@ class Canvas:
 
 
 def scatter(rng: Rng, layout: Layout, row: Any, n: int, size: int, even: float) -> Array:
-    """Place n nuclei, of which ``row.touching_fraction`` touch another: (size, size) int32, labels 1..m, m <= n."""
+    """Place n nuclei, a fraction ``row.touching_fraction`` touching others: (size, size) int32, labels 1..m, m <= n."""
     canvas = Canvas(rng, layout, size, n)
     for outline in outlines(rng, n, row, even):
         for _ in range(4):
@@ -290,7 +290,7 @@ def scatter(rng: Rng, layout: Layout, row: Any, n: int, size: int, even: float) 
 
 
 class Densities(NamedTuple):
-    """Maps of what absorbs light, each (size, size): about 1 where dense, 0 where absent."""
+    """Density maps of the light-absorbing structures, each (size, size): about 1 where dense, 0 where absent."""
 
     eosin: Array
     chromatin: Array  # in nuclei, and as haze between them

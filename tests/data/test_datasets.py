@@ -323,11 +323,11 @@ def test_missing_empty_and_nested_folders_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with refused("empty", "no images", ".png"):
         ImageFolder(tmp_path / "empty", masks)
-    with refused("a folder each"):
+    with refused("separate folders"):
         ImageFolder(tmp_path, masks)
     save(masks / "images" / "x.png", rgb())
     for nested in ((images, tmp_path), (masks / "images", masks), (images, images)):
-        with refused("a folder each"):
+        with refused("separate folders"):
             ImageFolder(*nested)
 
 
@@ -482,7 +482,7 @@ def test_folds_are_the_benchmarks():
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_a_partial_copy_keeps_its_folds(data):
-    """Whatever is missing, shuffled or added, a known image stays in the test part of its fold."""
+    """Known images keep their test fold if others are missing, shuffled or added."""
     whole = {name: k for k, s in enumerate(folds(Names(pinned()))) for name in s.names(Names(pinned()))["test"]}
     keep = data.draw(st.integers(120, 665))
     shuffler = random.Random(data.draw(st.integers(0, 1000)))

@@ -381,7 +381,7 @@ def test_damaged_archives_are_refused(tmp_path):
         local(tmp_path, squeezed.getvalue()[:31] + b"\xff" * 20 + squeezed.getvalue()[51:])
     with refused("does not have the hash"):
         local(tmp_path, body, known_hash=md5(b""))
-    with refused("known kind"):
+    with refused("unknown type"):
         local(tmp_path, body, known_hash="rot13:abc")
     with refused("does not exist"):
         fetch_nuinsseg(tmp_path / "data", archive=tmp_path / "nowhere.zip")

@@ -95,7 +95,7 @@ def test_windows_of_one_image_share_it_and_epochs_do_not(images):
 
 
 def test_images_depend_on_seed_epoch_and_row_alone(images, folder):
-    """What a run that is resumed in epoch 3, in another process, meets: no image drawn before matters."""
+    """A run resumed in epoch 3 in another process gets the same images: earlier draws have no influence."""
     again = PretrainingImages(folder, seed=4, windows=40, validation=2)
     other = PretrainingImages(folder, seed=5, windows=40, validation=2)
     for row in (0, 19, 25, 35, 39):
@@ -115,7 +115,7 @@ def test_validation_and_test_images_never_change(images, folder):
 
 
 def test_real_images_come_in_turn(images):
-    """Each source once before any comes again, over the ends of epochs too."""
+    """Each source is used once before any is used again, across epochs too."""
     sources = images._sources["histology"]
     turns = [images._in_turn("histology", epoch, slot) for epoch in range(3) for slot in range(2)]
     pairs = [set(turns[i : i + 2]) for i in range(0, 6, 2)]

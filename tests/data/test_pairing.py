@@ -1,4 +1,4 @@
-"""Images and masks by name, as the programs that write them name them."""
+"""Pairing of images and masks under the names that other programs give them."""
 
 import json
 

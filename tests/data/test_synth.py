@@ -150,7 +150,7 @@ def test_every_tissue_measures_like_the_real_one(few):
 
 
 def test_tissues_differ_as_the_real_ones_do(few):
-    """The ranking of tissues survives: what a model can learn from tissue to tissue is there."""
+    """The ranking of tissues is preserved, so that a model can learn the differences between them."""
     for name in (
         "nuclei_per_image_mean",
         "area_px_median",

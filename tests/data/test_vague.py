@@ -11,7 +11,7 @@ from nucseg.data.vague import fold_in, take_out
 
 
 def sample(seed=0, side=64):
-    """The image itself says where it is vague: red there, green elsewhere, blue in nuclei."""
+    """An image that encodes its vague area: red there, green elsewhere, blue in nuclei."""
     rng = np.random.default_rng(seed)
     labels = np.zeros((side, side), np.int32)
     for number in range(1, 9):
