@@ -1,4 +1,4 @@
-"""Files in, files out: many images of any size, one after the other, resumed where it was stopped."""
+"""Segmentation of image files of any size into result files; an interrupted call resumes."""
 
 import json
 import math
@@ -45,10 +45,9 @@ from nucseg.inference.segmenter import Segmenter, free_memory, known_blocks
 
 
 class Scratch:
-    """An array in a file, read and written window by window, so that it takes disk and not memory.
+    """An array in a file, read and written window by window, so that it uses disk space instead of memory.
 
-    The file's whole size is taken at once: a disk that is too small is found out before the work, in a clear error,
-    and not in the middle of it.
+    The whole file is allocated at once, so that a full disk raises ``InputError`` before the work starts.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: type):
@@ -60,7 +59,7 @@ class Scratch:
             free = shutil.disk_usage(path.parent).free
             if free < size:
                 raise InputError(
-                    f"'{path.parent}' has {free / 2**30:.1f} GiB free and {size / 2**30:.1f} are needed while the "
+                    f"'{path.parent}' has {free / 2**30:.1f} GiB free, but {size / 2**30:.1f} GiB are needed while the "
                     "image is segmented: choose another --out."
                 )
             with open(path, "wb") as handle:
@@ -71,7 +70,7 @@ class Scratch:
             self.fresh = False
 
     def _view(self) -> np.ndarray:
-        # opened anew each time: pages that stay mapped would count as this process's memory
+        # reopened for each access, because pages that stay mapped count as this process's memory
         return np.memmap(self.path, self.dtype, "r+", shape=self.shape)
 
     def __getitem__(self, window: Any) -> np.ndarray:
@@ -93,19 +92,19 @@ def predict_files(
     recursive: bool = False,
     progress: bool = True,
 ) -> tuple[pd.DataFrame, dict[Path, str]]:
-    """Segment image files into ``out``; returns one row per image, and the failures with their reasons.
+    """Segment image files into ``out``; return one row per image, and the failures with their reasons.
 
-    For an image ``a.png`` it holds ``a.labels.tif``, ``a.nuclei.csv``, ``a.geojson``, ``a.overlay.png``,
-    ``a.rois.zip`` (those of ``outputs``) and ``a.json``, which says how they were made, with their hashes, and is
-    written last. ``summary.csv`` has a row for each image whose results are in ``out``. With ``recursive``, the images
-    of a folder's subfolders are segmented into subfolders of the same names.
+    For an image ``a.png``, the files written are ``a.labels.tif``, ``a.nuclei.csv``, ``a.geojson``, ``a.overlay.png``
+    and ``a.rois.zip`` (those chosen in ``outputs``), and last ``a.json``, a record of the settings and of the files'
+    hashes. ``summary.csv`` has one row for each image with results in ``out``. With ``recursive``, images in
+    subfolders are segmented into subfolders of the same names.
 
-    Nothing that nucseg did not write is replaced. An image that is finished is not segmented again: outputs that are
-    missing are made from its label map, as it is now. One that was stopped goes on after its last whole row of fields.
-    Several processes may share ``out``. One image that fails, or does not fit into memory, does not stop the others.
+    Only files that nucseg wrote are replaced. A finished image is not segmented again: missing outputs are made from
+    its current label map. An interrupted image resumes after its last complete row of fields. Several processes may
+    share ``out``. If one image fails, or does not fit into memory, the others are still segmented.
 
-    Raises ``InputError``, before any work, for what is wrong with all of the images (`find_images`,
-    ``Segmenter.check``) or where a file of the user's is in the way (`check_folder`).
+    Raises ``InputError``, before any work, for problems with the images or options (`find_images`,
+    ``Segmenter.check``) and for files of the user's in place of results (`check_folder`).
     """
     segmenter.check()
     out, failures = Path(out), {}
@@ -115,7 +114,7 @@ def predict_files(
     for job in jobs:
         try:
             predict_file(job, out, segmenter, outputs, progress=progress, unknown=unknown)
-        except Busy:  # it is another process's
+        except Busy:  # another process is segmenting it
             continue
         except (InputError, OSError) as error:
             failures[job.path] = str(error)
@@ -126,25 +125,27 @@ def predict_files(
             free_memory()
     unknown.warn(segmenter)
     rows = write_summary(out)
-    mine = {job.name for job in jobs if job.path not in failures}  # or not finished, where Busy
+    mine = {
+        job.name for job in jobs if job.path not in failures
+    }  # without images that another process has not finished
     summary = pd.DataFrame(rows, columns=list(SUMMARY))
     return summary[summary["image"].isin(mine)].reset_index(drop=True), failures
 
 
 OUT_OF_MEMORY = (
-    "it does not fit into memory: close other programs, choose --device cpu where it was a GPU, or cut it into tiles"
+    "it does not fit into memory: close other programs, pass --device cpu if it was GPU memory, or cut it into tiles"
 )
 
 
 class _Unknown:
-    """Images whose pixel size is not known: what their nuclei suggest, said once for all of them."""
+    """The diameters of nuclei in images of unknown pixel size, collected for a single warning."""
 
     def __init__(self) -> None:
         self.images = 0
         self.diameters: list[np.ndarray] = []
 
     def warn(self, segmenter: Segmenter) -> None:
-        """Say it, if there are any and an adapter would make use of the size."""
+        """Warn if there are such images and an adapter would use their pixel size."""
         own = next((m.config.um_per_px for m in segmenter.models if m.config.um_per_px), 0)
         if self.images and own:
             warn_unknown(own, np.concatenate([np.zeros(0), *self.diameters]))
@@ -162,10 +163,10 @@ def predict_file(
     progress: bool = True,
     unknown: _Unknown | None = None,
 ) -> dict[str, Any]:
-    """Segment one image file into ``out``, as `predict_files` says; returns its record.
+    """Segment one image file into ``out`` as in `predict_files`; return its record.
 
-    Raises ``InputError`` for an image that cannot be read, results that were made in another way, or a file in the
-    way; ``Busy`` where another process works on this image; ``OSError`` for a disk that cannot be written.
+    Raises ``InputError`` for an image that cannot be read, for results made with other settings, and for files of the
+    user's in place of results; ``Busy`` if another process works on this image; ``OSError`` if writing fails.
     """
     record, work, options = job.record(out), job.work(out), segmenter.options()
     with open_slide(job.path, segmenter.series) as slide:
@@ -183,14 +184,16 @@ def predict_file(
         if _whole(todo := plan(job, out, outputs), settings, record):
             return todo.about or {}
         with only_one(work):
-            if not _whole(todo := plan(job, out, outputs), settings, record):  # by another process, since
+            if not _whole(
+                todo := plan(job, out, outputs), settings, record
+            ):  # another process may have finished it since
                 todo = replace(todo, about=_complete(slide, todo, out, segmenter, settings, progress, unknown))
     remove_work(work)
     return todo.about or {}
 
 
 def _settings(job: Job, segmenter: Segmenter) -> dict[str, Any]:
-    """All that the results depend on."""
+    """Everything that the results depend on."""
     return {
         "image": job.name,
         "image_sha256": sha256(job.path),
@@ -204,7 +207,7 @@ def _settings(job: Job, segmenter: Segmenter) -> dict[str, Any]:
 
 
 def _whole(todo: Plan, settings: dict[str, Any], record: Path) -> bool:
-    """Whether nothing is to be done; ``InputError`` where the record's settings are others."""
+    """Whether nothing is left to do. Raises ``InputError`` if the recorded settings differ."""
     for name, value in settings.items():
         if todo.about is not None and name != "options" and todo.about.get(name) != value:
             then = todo.about.get(name)
@@ -221,7 +224,7 @@ def _complete(
     progress: bool,
     unknown: _Unknown | None,
 ) -> dict[str, Any]:
-    """Write the outputs that are missing, then the record; returns that."""
+    """Write the missing outputs, then the record; return the record."""
     job, about = todo.job, todo.about
     began, work = time.monotonic(), job.work(out)
     before = _state(work, settings)
@@ -259,7 +262,7 @@ def _complete(
 
 
 def _state(work: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a run that was stopped had done, if it was of these settings."""
+    """The progress of an interrupted run with the same settings, or that of a new run."""
     nothing = {"settings": settings, "rows": 0, "seconds": 0.0, "written": written_so_far(work)}
     try:
         state = json.loads((work / "state.json").read_text(encoding="utf-8"))
@@ -297,7 +300,7 @@ def _predict(
 
 
 def _known_labels(job: Job, out: Path, slide: Slide, about: dict[str, Any]) -> Any:
-    """The label map of a finished image, as it is now: (H, W) integers, read by windows; None where there is none."""
+    """The current label map of a finished image, (H, W) integers read by windows; None if there is none."""
     path, hashes = job.target(out, ENDINGS["labels"]), recorded(about)
     if "labels" in hashes and path.is_file():
         if hashes["labels"] and sha256(path) != hashes["labels"]:
@@ -313,7 +316,7 @@ def _known_labels(job: Job, out: Path, slide: Slide, about: dict[str, Any]) -> A
         except Exception as error:  # tifffile raises nearly anything on damaged bytes
             raise InputError(f"'{path}' cannot be read as a label map: remove it to have it made again.") from error
         if shape != slide.shape or kind not in "iu":
-            raise InputError(f"'{path}' is no label map of its image's size any more: move it, or export it again.")
+            raise InputError(f"'{path}' is not a label map of its image's size any more: move it, or export it again.")
         return labels
     path = job.target(out, ENDINGS["geojson"])
     if "geojson" in hashes and path.is_file() and math.prod(slide.shape) < 2**28:
@@ -332,7 +335,7 @@ def _write(
     state: dict[str, Any],
     written: dict[str, str],
 ) -> tuple[dict[str, str], np.ndarray]:
-    """Write the missing outputs, all or none; returns the hashes of all that are there, and the areas of nuclei, px."""
+    """Write the missing outputs, all or none; return the hashes of all outputs, and the areas of the nuclei in px."""
     job = todo.job
     areas = [np.zeros(0)]
     with ExitStack() as stack:
@@ -351,7 +354,7 @@ def _write(
             export.write_overlay(parts["overlay"], slide, labels, tissue=tissue)
         hashes = {name: written[name] for name in todo.kept if name in written}
         hashes |= {name: sha256(part) for name, part in parts.items()}
-        # before they get their names: if this process is stopped now, they are known as its own
+        # recorded before they get their names: if this process is killed now, they are still recognised as nucseg's
         write_json(job.work(out) / "state.json", state | {"written": written | hashes})
         for name, part in parts.items():
             move_new(part, job.target(out, ENDINGS[name]))
@@ -359,12 +362,12 @@ def _write(
 
 
 def _key(settings: dict[str, Any]) -> str:
-    """What the nuclei are of: the same for the same image, adapters and settings."""
+    """A key of the image, adapters and settings: equal if all of them are equal."""
     return json.dumps({name: value for name, value in settings.items() if name != "options"}, sort_keys=True)
 
 
 class _Tables:
-    """The table, the GeoJSON file and the ROI zip, each written as the blocks come."""
+    """The table, the GeoJSON file and the ROI zip, each written block by block."""
 
     def __init__(self, parts: dict[str, Path], slide: Slide, key: str, stack: ExitStack):
         self.parts, self.slide, self.key, self.empty = parts, slide, key, True
@@ -380,7 +383,7 @@ class _Tables:
             self.geojson.write(polygons.GEOJSON_HEAD)
 
     def add(self, block: export.Block) -> np.ndarray:
-        """Write a block's nuclei; returns their areas in px."""
+        """Write a block's nuclei; return their areas in px."""
         if not self.parts.keys() & {"csv", "geojson", "rois"}:
             areas = np.bincount(block.labels.ravel())[1:]
             return areas[areas > 0].astype(float)
@@ -389,7 +392,7 @@ class _Tables:
         if "csv" in self.parts:
             table = measure.in_um(table, self.slide.um_per_px)
             places = [str(name) for name in table if str(name).startswith("centroid")]
-            table[places] = table[places].map("{:.2f}".format)  # six digits would not do on a large slide
+            table[places] = table[places].map("{:.2f}".format)  # six significant digits are too few on a large slide
             table.to_csv(self.parts["csv"], mode="a", header=False, index=False, float_format="%.6g")
         if self.geojson:
             for one in features:
@@ -397,7 +400,9 @@ class _Tables:
                 self.empty = False
         if self.zip:
             for number, data in zip(table["id"], rois, strict=True):
-                self.zip.writestr(zipfile.ZipInfo(f"{number:06d}.roi"), data, zipfile.ZIP_DEFLATED)  # no time of day
+                self.zip.writestr(
+                    zipfile.ZipInfo(f"{number:06d}.roi"), data, zipfile.ZIP_DEFLATED
+                )  # without a time, so that equal results give equal bytes
         return areas
 
     def finish(self) -> None:

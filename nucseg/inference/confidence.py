@@ -1,10 +1,10 @@
-"""Each nucleus's probability of being a true one, from its shape and from what the maps say inside it.
+"""Object confidence: the probability that a predicted nucleus is real, from its shape and the maps inside it.
 
-A detector reports a score for each object; a decoder of dense maps cuts whatever exceeds its threshold. The features
-here are cheap (sums over the pixels of each label), depend on the object and its close surroundings alone, and lengths
-are relative to the size of nuclei, so the same classifier serves images at any magnification. The classifier is a
-perceptron with one hidden layer, small enough to be kept as text in an adapter's header. It is fitted on images that
-the network was not trained on, with "matches a true nucleus at IoU above 0.5" as the target.
+Detectors score each object, but decoding dense maps gives no such score. The features here are cheap (sums over the
+pixels of each label) and depend only on the object and its immediate surroundings. Lengths are relative to the size of
+nuclei, so that one classifier serves every magnification. The classifier is a perceptron with one hidden layer, small
+enough to be stored as text in an adapter's header. It is fitted on images that the network was not trained on; the
+target is whether the object matches a true nucleus at an IoU above 0.5.
 """
 
 import math
@@ -17,7 +17,7 @@ import torch
 from nucseg.errors import InputError
 
 FEATURES = (
-    "log_area",  # of the area as a share of TYPICAL_AREA
+    "log_area",  # log of the area over TYPICAL_AREA
     "foreground_mean",
     "foreground_min",
     "foreground_max",
@@ -25,13 +25,13 @@ FEATURES = (
     "distance_mean",
     "distance_max",
     "rim_foreground",  # mean over the outermost pixels
-    "outside_foreground",  # mean over the background pixels beside it; 0 where there are none
-    "contrast",  # the step across the outline: rim minus outside
+    "outside_foreground",  # mean over the adjacent background pixels; 0 if there are none
+    "contrast",  # step across the outline: rim minus outside
     "elongation",  # log of the ratio of the axes of the ellipse with the same second moments
-    "ellipse_fill",  # area over that ellipse's: 1 for an ellipse, less for concave or ragged shapes
-    "roundness",  # 4 pi area over the squared outline length
+    "ellipse_fill",  # area over the area of that ellipse: 1 for an ellipse, less for concave or ragged shapes
+    "roundness",  # 4 pi area over the squared length of the outline
     "touching",  # share of the outline that is shared with another nucleus
-    "cut_off",  # share of the outline that is the image's edge
+    "cut_off",  # share of the outline on the image's edge
 )
 TYPICAL_AREA = 800.0  # px; NuInsSeg's median nucleus has a diameter of 32 px
 HIDDEN = 12  # units of the hidden layer
@@ -41,8 +41,8 @@ DECAY = 0.02
 def features(labels: np.ndarray, maps: np.ndarray, scale: float = 1.0) -> np.ndarray:
     """(H, W) label map and its (2, H, W) maps, 0..1 -> (n, k) float64, one row per label 1..n; see `FEATURES`.
 
-    ``scale``: how large nuclei are in these images, in px, relative to NuInsSeg's at 512 px.
-    A label without pixels gets a row of zeros.
+    ``scale``: size of the nuclei in these images relative to their size in NuInsSeg's images of 512 px, both in px.
+    A label without pixels gets a row of zeros. Raises ``InputError`` if the shapes differ.
     """
     count = int(labels.max(initial=0))
     if maps.ndim != 3 or maps.shape[1:] != labels.shape:
@@ -65,7 +65,7 @@ def features(labels: np.ndarray, maps: np.ndarray, scale: float = 1.0) -> np.nda
     np.maximum.at(deepest, ids, distance)
     y, x = total(rows) / safe, total(columns) / safe
     dy, dx = rows - y[ids - 1], columns - x[ids - 1]
-    # second moments of pixels as unit squares, so that one pixel has an extent
+    # pixels count as unit squares in the second moments, so that an object of one pixel has an extent
     yy, xx, xy = total(dy * dy) / safe + 1 / 12, total(dx * dx) / safe + 1 / 12, total(dy * dx) / safe
     half, root = (yy + xx) / 2, np.sqrt(((yy - xx) / 2) ** 2 + xy**2)
     major, minor = half + root, np.maximum(half - root, 1 / 12)
@@ -92,7 +92,7 @@ def features(labels: np.ndarray, maps: np.ndarray, scale: float = 1.0) -> np.nda
 
 
 def _outline(labels: np.ndarray, foreground: np.ndarray, count: int) -> tuple[np.ndarray, ...]:
-    """(n,) each: pixel edges of the outline, those shared with another nucleus, those at the image's edge,
+    """Five (n,) arrays: the outline's pixel edges, those shared with another nucleus, those on the image's edge,
     and the mean foreground on the inner and on the outer (background) side of the outline."""
     padded = np.pad(labels, 1, constant_values=-1)  # -1: beyond the image
     values = np.pad(foreground.astype(np.float64), 1)
@@ -122,7 +122,7 @@ def _outline(labels: np.ndarray, foreground: np.ndarray, count: int) -> tuple[np
 
 @dataclass(frozen=True)
 class Confidence:
-    """A fitted classifier: standardised features, one hidden layer of tanh, a logit."""
+    """A fitted classifier: standardised features, one hidden layer with tanh, and a logit."""
 
     mean: np.ndarray  # (k,)
     std: np.ndarray  # (k,)
@@ -130,7 +130,7 @@ class Confidence:
     out: np.ndarray  # (h + 1,), the last entry is the bias
 
     def predict(self, table: np.ndarray) -> np.ndarray:
-        """(n, k) features -> (n,) probabilities."""
+        """(n, k) features -> (n,) float64 probabilities."""
         if not len(table):
             return np.zeros(0)
         x = np.clip((table - self.mean) / self.std, -5, 5)
@@ -138,7 +138,7 @@ class Confidence:
         return 1 / (1 + np.exp(-(h @ self.out[:-1] + self.out[-1])))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, for JSON; six significant digits."""
+        """Return the classifier as plain lists for JSON, with six significant digits."""
         numbers = {n: getattr(self, n) for n in ("mean", "std", "hidden", "out")}
         return {"features": list(FEATURES)} | {
             n: np.vectorize(lambda v: float(f"{v:.6g}"), otypes=[float])(a).tolist() for n, a in numbers.items()
@@ -146,17 +146,17 @@ class Confidence:
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "Confidence":
-        """The inverse of `to_dict`. ``InputError`` for other features than this version computes."""
+        """Restore a classifier from `to_dict`. Raises ``InputError`` if this version computes other features."""
         if stored.get("features") != list(FEATURES):
             raise InputError("The adapter's object confidence uses other features: use the version that wrote it.")
         return cls(*(np.array(stored[n], float) for n in ("mean", "std", "hidden", "out")))
 
 
 def fit(table: np.ndarray, true: np.ndarray, decay: float = DECAY, seed: int = 0) -> Confidence:
-    """Fit a classifier to (n, k) features and (n,) bool, whether each object is a true nucleus.
+    """Fit a classifier to (n, k) features and to (n,) bool: whether each object is a true nucleus.
 
-    ``decay``: strength of the squared penalty on all weights but the biases. The same seed gives the same classifier.
-    Raises ``InputError`` unless there are true and false objects.
+    ``decay``: strength of the L2 penalty on the weights (not the biases). The same seed gives the same classifier.
+    Raises ``InputError`` unless there are both true and false objects.
     """
     true = np.asarray(true, bool)
     if true.all() or not true.any():
@@ -183,10 +183,10 @@ def fit(table: np.ndarray, true: np.ndarray, decay: float = DECAY, seed: int = 0
 
 
 def out_of_image(table: np.ndarray, true: np.ndarray, images: np.ndarray, parts: int = 5) -> np.ndarray:
-    """(n,) probabilities of objects, each from a classifier that saw no object of the same image (cross-fitting).
+    """Cross-fitted probabilities, (n,): each from a classifier that was fitted without the object's image.
 
-    ``table``: (n, k) features. ``true``: (n,) bool. ``images``: (n,) int, the image of each object. Where the other
-    images give nothing to learn from, the share of true objects stands in.
+    ``table``: (n, k) features. ``true``: (n,) bool. ``images``: (n,) int, the image of each object. If the other
+    images do not hold both true and false objects, the probability is the overall share of true objects.
     """
     true, part = np.asarray(true, bool), np.asarray(images) % parts
     result = np.full(len(true), true.mean() if len(true) else 0.0)

@@ -1,4 +1,4 @@
-"""How a model's maps become nuclei: the decoding parameters, chosen on validation images and kept in the adapter."""
+"""The decoding parameters that turn a model's maps into nuclei, tuned on validation images, stored in the adapter."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -11,8 +11,8 @@ from nucseg.inference.confidence import Confidence, features, fit, out_of_image,
 from nucseg.instances import MIN_AREA, RIDGE, SMOOTH_PX, labels_from
 from nucseg.metrics import contingency, pq
 
-# What `tune` tries, one parameter after the other. The least area stays as it is: the confidence drops fragments too,
-# and does not take small nuclei for them.
+# The values that `tune` tries, one parameter after the other. The smallest area is not tuned: the confidence drops
+# fragments as well, and keeps small nuclei.
 GRID: dict[str, tuple[float, ...]] = {
     "threshold": (0.4, 0.45, 0.5, 0.55, 0.6),
     "ridge": (0.8, 0.85, 0.9, 0.95),
@@ -23,12 +23,12 @@ CONFIDENCES = tuple(k / 50 for k in range(36))  # 0 to 0.7
 
 @dataclass(frozen=True)
 class Decoding:
-    """How maps become nuclei. Lengths and areas are in px of images whose nuclei are as large as NuInsSeg's.
+    """The parameters of decoding. Lengths and areas are in px of images whose nuclei are as large as NuInsSeg's.
 
-    - ``threshold``: foreground probability, 0..1, above which a pixel is nucleus.
+    - ``threshold``: foreground probability, 0..1, above which a pixel belongs to a nucleus.
     - ``ridge``, ``smooth_px``: as in `instances.decode`.
     - ``min_area``: smaller objects are dropped.
-    - ``min_confidence``: objects that are less probably true nuclei are dropped, 0..1; needs ``classifier``.
+    - ``min_confidence``: objects of lower confidence are dropped, 0..1; needs ``classifier``.
     """
 
     threshold: float = 0.5
@@ -39,7 +39,7 @@ class Decoding:
     classifier: Confidence | None = field(default=None, compare=False)
 
     def check(self) -> None:
-        """Raise ``InputError`` for a value out of range, or a least confidence without a classifier."""
+        """Raise ``InputError`` for a value out of range, or ``min_confidence`` above 0 without a classifier."""
         if not 0 <= self.min_confidence <= 1:
             raise InputError(f"min_confidence is {self.min_confidence!r}: it must lie between 0 and 1.")
         if self.min_confidence and self.classifier is None:
@@ -48,7 +48,7 @@ class Decoding:
     def cut(self, maps: np.ndarray, scale: float = 1.0) -> np.ndarray:
         """(C, H, W) maps, 0..1 -> (H, W) int32 label map of all objects, whatever their confidence.
 
-        ``scale``: size of the nuclei in these images relative to NuInsSeg's, in px.
+        ``scale``: size of the nuclei in these images relative to their size in NuInsSeg, both in px.
         """
         smallest, smooth = round(self.min_area * scale**2), min(self.smooth_px * scale, 100)
         return labels_from(maps, self.threshold, smallest, self.ridge, smooth)
@@ -56,7 +56,7 @@ class Decoding:
     def decode(self, maps: np.ndarray, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """(C, H, W) maps, 0..1 -> (H, W) int32 label map 1..n, and the (n,) confidence of each nucleus.
 
-        The confidence is 1 where there is no classifier. ``scale`` as in `cut`.
+        The confidence is 1 if there is no classifier. ``scale`` as in `cut`.
         """
         return self.select(self.cut(maps, scale), maps, scale)
 
@@ -69,13 +69,13 @@ class Decoding:
         return keep(labels, wanted), confidence[wanted]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists, for an adapter's header."""
+        """Return plain numbers and lists for an adapter's header."""
         classifier = self.classifier.to_dict() if self.classifier else None
         return {f.name: getattr(self, f.name) for f in fields(self)} | {"classifier": classifier}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "Decoding":
-        """The inverse of `to_dict`; an empty dictionary gives the defaults.
+        """Restore a decoding from `to_dict`; an empty dictionary gives the defaults.
 
         Raises ``InputError`` for entries that this version does not know.
         """
@@ -92,12 +92,12 @@ def decoding_of(model: Any) -> Decoding:
 
 
 def keep(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """(H, W) label map 1..n and (n,) bool -> the label map of the wanted ones, numbered 1..m in their order."""
+    """(H, W) label map 1..n and (n,) bool -> label map of the wanted nuclei, renumbered 1..m in the same order."""
     return np.concatenate([[0], np.where(wanted, np.cumsum(wanted), 0)]).astype(np.int32)[labels]
 
 
 def mean_pq(truths: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> float:
-    """Mean PQ over images of (H, W) label maps."""
+    """Mean of the images' PQ; ``truths`` and ``results`` hold one (H, W) label map per image."""
     return float(np.mean([pq(contingency(t, r)) for t, r in zip(truths, results, strict=True)]))
 
 
@@ -106,13 +106,14 @@ def tune(
 ) -> tuple[Decoding, dict[str, float]]:
     """Choose the decoding with the best mean PQ on validation images, and fit the object confidence there.
 
-    ``maps``: (2, H, W) each, of images that the model was not trained on. ``truths``: (H, W) label maps. One parameter
-    after the other goes through its values in `GRID`. The least confidence is chosen on probabilities of classifiers
-    that did not see the image (`out_of_image`); the classifier that is kept sees all images.
+    ``maps``: one (2, H, W) array per image, of images that the model was not trained on. ``truths``: (H, W) label
+    maps. The values in `GRID` are tried for one parameter after the other. ``min_confidence`` is chosen on
+    cross-fitted probabilities (`out_of_image`); the stored classifier is fitted on all images.
 
-    Returns the decoding, and what it brought: ``pq_start``, ``pq_decoding`` and ``pq_confidence`` (means over these
-    images; the last is cross-fitted in the classifier, not in the other parameters), ``log_loss`` and ``brier`` of the
-    cross-fitted probabilities, ``objects`` and the share of ``true`` ones.
+    Returns the decoding and its scores: the mean PQ on these images before tuning (``pq_start``), with the tuned
+    parameters (``pq_decoding``) and with the confidence too (``pq_confidence``; only its classifier is cross-fitted),
+    ``log_loss`` and ``brier`` of the cross-fitted probabilities, the number of ``objects`` and the share of ``true``
+    ones.
     """
     chosen = start
     best = first = mean_pq(truths, [start.cut(m, scale) for m in maps])
@@ -129,7 +130,7 @@ def tune(
     true = np.concatenate(per_image)
     image = np.repeat(np.arange(len(maps)), [len(t) for t in per_image])
     about = {"pq_start": first, "pq_decoding": best, "objects": len(true), "true": float(true.mean())}
-    if true.all() or not true.any():  # nothing to tell apart
+    if true.all() or not true.any():  # one class only: no classifier can be fitted
         return chosen, about | {"pq_confidence": best}
     probability = out_of_image(table, true, image)
     scores = [

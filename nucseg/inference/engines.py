@@ -1,4 +1,4 @@
-"""What runs the network for inference: torch on any device, or OpenVINO on CPUs, behind one small interface."""
+"""Inference engines behind one interface: PyTorch on any device, or OpenVINO on CPUs."""
 
 import weakref
 from collections.abc import Sequence
@@ -45,9 +45,9 @@ class TorchEngine:
 
 
 class OpenVINOEngine:
-    """The merged network compiled by OpenVINO for this CPU, once for each size of image.
+    """The merged network, compiled by OpenVINO for this CPU once per image size.
 
-    The number of threads is torch's. Compiling takes some seconds, so this engine pays for large or many images.
+    It uses torch's number of threads. Compiling takes a few seconds, so this engine pays off for large or many images.
     """
 
     name = "openvino"
@@ -85,10 +85,10 @@ _ready: "weakref.WeakKeyDictionary[NucleiModel, tuple[Any, Engine]]" = weakref.W
 
 
 def engine_for(model: NucleiModel, name: str = "auto") -> Engine:
-    """The engine of a model, kept until the model changes.
+    """Return the engine of a model; it is cached until the model changes.
 
     ``name``: torch; openvino (extra ``openvino``); or auto: openvino if the model is on the CPU and OpenVINO is
-    installed, else torch. Raises ``InputError`` for an unknown engine, or one that cannot run here.
+    installed, else torch. Raises ``InputError`` for an unknown engine, or one that cannot run on this machine.
     """
     name = resolve(name, model)
     state = (name, model.precision, model.mean.device, tuple(p._version for p in model.parameters()))
@@ -99,7 +99,10 @@ def engine_for(model: NucleiModel, name: str = "auto") -> Engine:
 
 
 def resolve(name: str, model: NucleiModel) -> str:
-    """The name of the engine that ``auto`` stands for with this model; other names are checked."""
+    """Return the engine's name, with ``auto`` replaced by the choice for this model.
+
+    Raises ``InputError`` for an unknown name.
+    """
     if name not in ENGINES:
         raise InputError(f"Engine {name!r} is not known: choose one of {', '.join(ENGINES)}.")
     if name != "auto":

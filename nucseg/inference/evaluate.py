@@ -1,4 +1,4 @@
-"""Score a model over a dataset, one row per image, and record the scores as a run."""
+"""Scoring a model on a dataset, one row per image, and recording the scores as a run."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -23,8 +23,8 @@ from nucseg.metrics import score
 from nucseg.model.network import NucleiModel, predict
 from nucseg.records.provenance import describe
 
-# Smallest predicted object that is kept, px. benchmark: at the image's own size. report: at the size that the
-# encoder sees, every component kept; its AJI is the column aji_matched_only.
+# Area of the smallest predicted object kept, px. benchmark: at the image's own size. report: at the encoder's input
+# size, every component kept; the report's AJI is the column aji_matched_only.
 SCORINGS = {"benchmark": MIN_AREA, "report": 0}
 
 
@@ -35,11 +35,11 @@ def segment_whole(
     min_area: float | None = None,
     decoding: Decoding | None = None,
 ) -> np.ndarray:
-    """(H, W, 3) uint8 RGB -> (H, W) int32 label map, nuclei 1..n; the network sees the image in one piece.
+    """(H, W, 3) uint8 RGB -> (H, W) int32 label map, nuclei 1..n; the network sees the whole image at once.
 
-    ``threshold``: foreground probability, 0..1. ``min_area``: smaller objects are dropped, px of images whose nuclei
-    are as large as NuInsSeg's (scaled by ``ModelConfig.nucleus_scale``). None: those of ``decoding``, which is by
-    default what the adapter was tuned with.
+    ``threshold``: foreground probability, 0..1. ``min_area``: smaller objects are dropped; px in images whose nuclei
+    are as large as NuInsSeg's (scaled by ``ModelConfig.nucleus_scale``). If None, both come from ``decoding``, by
+    default the decoding stored in the adapter.
     """
     how = decoding or decoding_of(model)
     how = replace(how, threshold=how.threshold if threshold is None else threshold)
@@ -56,8 +56,9 @@ def score_sample(
 ) -> dict[str, Any]:
     """Segment one sample and score it as one of ``SCORINGS``; return the scores by name.
 
-    ``threshold`` None: the adapter's decoding as it was tuned, or the default one. ``leave_out_vague``: pixels and
-    nuclei in the sample's vague area count neither for nor against (`metrics.score`).
+    ``threshold``: foreground probability; None: the adapter's tuned decoding, or the default one.
+    ``leave_out_vague``: ignore pixels and nuclei in the sample's vague area (`metrics.score`).
+    Raises ``InputError`` for an unknown scoring.
     """
     if scoring not in SCORINGS:
         raise InputError(f"Scoring {scoring!r} is not known: choose one of {', '.join(SCORINGS)}.")
@@ -84,11 +85,11 @@ def evaluate(
 ) -> pd.DataFrame:
     """Score the model on the dataset's images ``indices``: columns fold, tissue, stem and the fields of `Scores`.
 
-    Means over the rows are the benchmark's scores (mean of per-image values); mean PQ is not mean SQ x mean RQ.
-    ``threshold``: foreground probability; None: all decoding parameters as the adapter was tuned, or the defaults.
-    ``segment``: returns the label map of the image at an index; by default the network sees each image in one piece.
-    ``leave_out_vague``: as for `score_sample`; for your own images, whose vague areas are what was not annotated.
-    The model is in eval mode meanwhile.
+    The benchmark's scores are means over the rows, so mean PQ is not mean SQ x mean RQ.
+    ``threshold``: foreground probability; None: the adapter's tuned decoding, or the default one.
+    ``segment``: returns the label map of the image at an index; by default the network sees each whole image at once.
+    ``leave_out_vague``: as for `score_sample`; for your own images, whose vague areas are those not annotated.
+    The model is in eval mode during scoring.
 
     >>> import nucseg
     >>> data = nucseg.Synthetic(1, size=128, tissues=["human liver"])
@@ -126,13 +127,13 @@ def evaluate_and_record(
     more: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Score the split's test part as ``config`` says, and write ``scores.csv`` and ``run.json`` into ``folder``.
+    """Score the split's test part as set in ``config``, and write ``scores.csv`` and ``run.json`` into ``folder``.
 
-    - ``adapter``: the model's file, whose SHA-256 is recorded. ``command``: what repeats the run.
-    - ``started``: reading of ``time.monotonic`` from which the run's seconds count.
-    - ``commit``: that of the code that trained the model; empty: the code that runs now.
-    - ``seen_as``: by image, the part that the model itself had it in (a column ``part``); others are ``none``.
-    - ``more``: further entries of ``run.json``.
+    - ``adapter``: the model's file, whose SHA-256 is recorded. ``command``: the command that repeats the run.
+    - ``started``: ``time.monotonic()`` at the start of the run, to record its duration.
+    - ``commit``: commit of the code that trained the model; empty: that of the running code.
+    - ``seen_as``: for each image, the split part in which the model was given it (column ``part``); others: ``none``.
+    - ``more``: further entries for ``run.json``.
 
     Returns the scores, one row per test image.
     """

@@ -1,8 +1,7 @@
-"""The folder that ``nucseg predict`` writes to: which images it is given, and whose each file in the folder is.
+"""The output folder of ``nucseg predict``: the images to segment, and which files in the folder are nucseg's.
 
-Nothing that nucseg did not write is ever replaced. What it wrote is recorded with hashes in an image's ``.json``; a
-file that is not recorded, or not what was recorded, is the user's. All of this is found out before any work, and
-without loading PyTorch.
+Only files that nucseg wrote are replaced. They are recorded, with their hashes, in the image's ``.json``; a file that
+is not recorded, or has changed, belongs to the user. All of this is checked before any work, without loading PyTorch.
 """
 
 import csv
@@ -32,7 +31,7 @@ ENDINGS = {
     "rois": ".rois.zip",
 }
 SUMMARY = ("image", "height_px", "width_px", "um_per_px", "nuclei", "area_px_mean", "nuclei_per_mm2", "seconds")
-LONGEST_NAME = 255  # bytes of a file's name, on nearly every system
+LONGEST_NAME = 255  # bytes in a file name, the limit of nearly every file system
 JUNK = ("thumbs.db", "desktop.ini")
 # all that nucseg puts into an image's work folder
 WORK_FILES = ("state.json", "maps", "labels", ".lock", *(f"new{ending}" for ending in ENDINGS.values()))
@@ -43,35 +42,35 @@ WORK_FILES = ("state.json", "maps", "labels", ".lock", *(f"new{ending}" for endi
 
 @dataclass(frozen=True)
 class Job:
-    """One image and where its results go: ``out/folder``, ``folder`` being the image's place in the folder given."""
+    """An image and the ``folder`` of its results, relative to ``out``: the image's place within the folder given."""
 
     path: Path
     folder: Path = Path()
 
     def target(self, out: Path, ending: str) -> Path:
-        """The file of a result, given its ending."""
+        """The path of the result with this ending."""
         return out / self.folder / f"{self.path.stem}{ending}"
 
     def record(self, out: Path) -> Path:
-        """The .json that says how the results were made, and what was written."""
+        """The path of the .json that records the settings and the files written."""
         return self.target(out, ".json")
 
     def work(self, out: Path) -> Path:
-        """The folder of what is needed while the image is segmented."""
+        """The path of the folder for intermediate files, needed while the image is segmented."""
         return out / self.folder / f".{self.path.stem}.part"
 
     @property
     def name(self) -> str:
-        """The image in the summary."""
+        """The image's name in the summary."""
         return (self.folder / self.path.name).as_posix()
 
 
 def find_images(paths: Sequence[str | Path], recursive: bool = False) -> list[Job]:
-    """The image files among ``paths``; of a folder, those in it, and in its subfolders if ``recursive``.
+    """Find the image files among ``paths`` and in folders among them, with their subfolders if ``recursive``.
 
-    In order, each once. What in a folder is not read is named in a warning. Names with * or ? are expanded where the
-    shell did not (Windows). Raises ``InputError`` for a path that does not exist, a folder without images, a name too
-    long for its results, or two images whose results would have the same names.
+    Each image is listed once, in the order given. Other files in a folder are named in a warning. Names with * or ?
+    are expanded if the shell did not do so (Windows). Raises ``InputError`` for a path that does not exist, a folder
+    without images, a name too long for its results, or two images whose results would have the same names.
     """
     jobs: dict[Path, Job] = {}
     for path in _expanded(paths):
@@ -124,9 +123,9 @@ def _in_folder(folder: Path, recursive: bool) -> list[Job]:
     jobs = _one_per_slide(jobs)
     if not jobs:
         deeper = " (--recursive looks into its subfolders)" if unentered else ""
-        raise InputError(f"The folder '{folder}' has no images{deeper}; those that are read: {', '.join(SUFFIXES)}.")
+        raise InputError(f"The folder '{folder}' has no images{deeper}; readable formats: {', '.join(SUFFIXES)}.")
     if skipped:
-        warnings.warn(f"'{folder}': {_some(skipped)} not read, as no image: {_names(skipped)}.", Notice, stacklevel=3)
+        warnings.warn(f"'{folder}': {_some(skipped)} not images and skipped: {_names(skipped)}.", Notice, stacklevel=3)
     if unentered:
         warnings.warn(
             f"'{folder}': {len(unentered)} subfolder{'s' * (len(unentered) > 1)} not entered "
@@ -150,7 +149,7 @@ def _one_per_slide(jobs: list[Job]) -> list[Job]:
 
 
 def _some(paths: Sequence[Path]) -> str:
-    return "1 file was" if len(paths) == 1 else f"{len(paths)} files were"
+    return "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
 
 
 def _names(paths: Iterable[Path], most: int = 8) -> str:
@@ -159,8 +158,8 @@ def _names(paths: Iterable[Path], most: int = 8) -> str:
 
 
 def _check_name(path: Path) -> None:
-    """Raise ``InputError`` where the names of the results would be longer than a disk takes."""
-    longest = max(len(os.fsencode(f".{path.stem}{ending}")) for ending in ENDINGS.values()) + 9  # while it is written
+    """Raise ``InputError`` if the results' names would be longer than a file system allows."""
+    longest = max(len(os.fsencode(f".{path.stem}{ending}")) for ending in ENDINGS.values()) + 9  # the temporary name
     if longest > LONGEST_NAME:
         raise InputError(
             f"The name '{path.name}' is too long by {longest - LONGEST_NAME} bytes for its results: rename the image."
@@ -171,7 +170,7 @@ def _check_name(path: Path) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What an image's .json says; ``InputError`` for one that nucseg predict did not write, or that is damaged."""
+    """Read an image's .json. Raises ``InputError`` if nucseg predict did not write it, or it is damaged."""
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(about, dict) and {"image", "image_sha256", "adapters", "nuclei"} <= about.keys():
@@ -184,13 +183,13 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def sealed(about: dict[str, Any]) -> dict[str, Any]:
-    """A record with the hash of its own content, by which a change is seen."""
+    """Return the record with a hash of its own content, which reveals later changes."""
     about = {name: value for name, value in about.items() if name != "record_sha256"}
     return about | {"record_sha256": _digest(about)}
 
 
 def unchanged(about: dict[str, Any]) -> bool:
-    """Whether a record is as it was sealed; one of an older version, which has no seal, counts as unchanged."""
+    """Whether a record still matches its seal; older versions wrote none, so their records count as unchanged."""
     content = {name: value for name, value in about.items() if name != "record_sha256"}
     return about.get("record_sha256", _digest(content)) == _digest(content)
 
@@ -200,7 +199,7 @@ def _digest(about: dict[str, Any]) -> str:
 
 
 def recorded(about: dict[str, Any]) -> dict[str, str]:
-    """The outputs that a record lists, with their SHA-256 ("" where an older version did not keep it)."""
+    """The outputs that a record lists, with their SHA-256 ("" if an older version did not record it)."""
     files = about.get("files")
     if isinstance(files, dict):
         return {name: str(value) for name, value in files.items() if name in OUTPUTS}
@@ -208,7 +207,7 @@ def recorded(about: dict[str, Any]) -> dict[str, str]:
 
 
 def is_result(path: Path) -> bool:
-    """Whether a file is a result of `nucseg predict`, or the record or summary of one: not an image to segment."""
+    """Whether a file is a result, record or summary of `nucseg predict`, and so not an image to segment."""
     if path.name == "summary.csv":
         return is_summary(path)
     if path.suffix == ".json":
@@ -220,14 +219,14 @@ def is_result(path: Path) -> bool:
     return record.is_file() and summary_row(record) is not None
 
 
-# ---------------------------------------------------------------- whose files
+# ---------------------------------------------------------------- ownership
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done for one image.
+    """The work left for one image.
 
-    ``about``: its record, None where it has none yet. ``missing``: the outputs to write. ``kept``: those already there.
+    ``about``: its record, or None. ``missing``: the outputs to write. ``kept``: the outputs that exist.
     """
 
     job: Job
@@ -237,10 +236,10 @@ class Plan:
 
 
 def plan(job: Job, out: Path, outputs: Sequence[str]) -> Plan:
-    """Find out which outputs of an image are there and whose they are.
+    """Return the plan of an image: which of its outputs exist as nucseg's, and which are missing.
 
-    Raises ``InputError`` for a file in the place of an output that nucseg did not write, and for a record that is to
-    be written anew but has been changed.
+    Raises ``InputError`` if a file that nucseg did not write has an output's name, or if the record would have to be
+    rewritten but has been changed.
     """
     record, about = job.record(out), None
     if _exists(record):
@@ -252,7 +251,7 @@ def plan(job: Job, out: Path, outputs: Sequence[str]) -> Plan:
         if not _exists(path):
             missing.append(name)
         elif name in listed or (name in so_far and path.is_file() and sha256(path) == so_far[name]):
-            kept.append(name)  # as it was written, or corrected by hand since: the user's now
+            kept.append(name)  # unchanged, or since corrected by hand: kept in both cases
         else:
             raise InputError(f"'{path}' was not written by nucseg predict: rename or move it, or choose another --out.")
     if about is not None and missing and not unchanged(about):
@@ -270,7 +269,7 @@ def _exists(path: Path) -> bool:
 
 
 def written_so_far(work: Path) -> dict[str, str]:
-    """The outputs that a run had in place when it was stopped before it could write the record."""
+    """The outputs that an interrupted run had written before its record, with their SHA-256."""
     try:
         written = json.loads((work / "state.json").read_text(encoding="utf-8"))["written"]
         return {name: str(value) for name, value in written.items()}
@@ -281,7 +280,7 @@ def written_so_far(work: Path) -> dict[str, str]:
 def _is_work(work: Path) -> bool:
     if not work.is_dir():
         return False
-    names = {path.name for path in work.iterdir() if not path.name.startswith(".state.")}  # one that is being written
+    names = {path.name for path in work.iterdir() if not path.name.startswith(".state.")}  # temporary files
     if names <= {".lock"}:
         return True
     try:
@@ -292,7 +291,7 @@ def _is_work(work: Path) -> bool:
 
 
 def remove_work(work: Path) -> None:
-    """Remove an image's work folder: the files that nucseg put there, and the folder if nothing else is in it."""
+    """Remove nucseg's files from an image's work folder, and the folder if it is then empty."""
     for name in WORK_FILES:
         (work / name).unlink(missing_ok=True)
     if work.is_dir() and not any(work.iterdir()):
@@ -300,9 +299,10 @@ def remove_work(work: Path) -> None:
 
 
 def check_folder(jobs: Sequence[Job], out: Path, outputs: Sequence[str]) -> list[Plan]:
-    """The plan of every image; ``InputError`` for the first file in the way, with the number of others.
+    """Return the plan of every image.
 
-    Nothing is written, so that it can be called before anything is loaded.
+    Raises ``InputError`` for the first file that blocks an output, with the number of others. Nothing is written, so
+    that this can run before anything is loaded.
     """
     unknown = [name for name in outputs if name not in OUTPUTS]
     if unknown or not outputs:
@@ -327,7 +327,7 @@ def check_folder(jobs: Sequence[Job], out: Path, outputs: Sequence[str]) -> list
 
 
 def is_finished(one: Plan, adapters_sha256: Sequence[str], options: dict[str, Any]) -> bool:
-    """Whether all outputs of an image are there, made with these adapters and options from the image as it is now."""
+    """Whether all outputs of an image exist, made from the current image with these adapters and options."""
     about = one.about
     return (
         about is not None
@@ -343,7 +343,7 @@ def is_finished(one: Plan, adapters_sha256: Sequence[str], options: dict[str, An
 
 
 def summary_row(record: Path) -> dict[str, Any] | None:
-    """What the summary says of an image, given its record; None for any other file."""
+    """The summary's row for an image, from its record; None for any other file."""
     try:
         about = read_record(record)
         return {key: about[key] for key in SUMMARY}
@@ -352,12 +352,12 @@ def summary_row(record: Path) -> dict[str, Any] | None:
 
 
 def summary_rows(out: Path) -> list[dict[str, Any]]:
-    """A row for each image whose results are in ``out``, in the order of their names."""
+    """One row per image with results in ``out``, sorted by name."""
     rows = []
     for record in sorted(out.rglob("*.json")):
         folder = record.parent.relative_to(out)
         row = None if any(part.startswith(".") for part in (*folder.parts, record.name)) else summary_row(record)
-        if row is not None and Path(str(row["image"])).parent == folder:  # else it is of an --out of its own
+        if row is not None and Path(str(row["image"])).parent == folder:  # otherwise it belongs to a nested --out
             rows.append(row)
     return rows
 
@@ -374,10 +374,10 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def write_summary(out: Path) -> list[dict[str, Any]]:
-    """Write ``summary.csv`` anew, if it is ours; returns its rows (`summary_rows`)."""
+    """Rewrite ``summary.csv``, unless it is the user's; return its rows (`summary_rows`)."""
     rows, path = summary_rows(out), out / "summary.csv"
-    if _exists(path) and not is_summary(path):  # put there since `check_folder`
-        warnings.warn(f"'{path}' was not written by nucseg predict, and is kept as it is.", Notice, stacklevel=2)
+    if _exists(path) and not is_summary(path):  # created since `check_folder`
+        warnings.warn(f"'{path}' was not written by nucseg predict and is kept.", Notice, stacklevel=2)
     elif not (path.exists() and path.read_text(encoding="utf-8") == summary_text(rows)):
         with write_atomic(path) as part:
             part.write_text(summary_text(rows), encoding="utf-8", newline="")
@@ -385,9 +385,9 @@ def write_summary(out: Path) -> list[dict[str, Any]]:
 
 
 def is_summary(path: Path) -> bool:
-    """Whether a summary.csv is one of ours, unchanged: its lines are what the records say, in their order.
+    """Whether a summary.csv is nucseg's and unchanged: its lines match the records, in order.
 
-    A line of an image whose record has been deleted counts as ours.
+    Lines of images whose records have been deleted are allowed.
     """
     try:
         with open(path, encoding="utf-8", newline="") as handle:
@@ -398,11 +398,13 @@ def is_summary(path: Path) -> bool:
         return False
     rows = summary_rows(path.parent)
     images, ours = {str(row["image"]) for row in rows}, map(_line, rows)
-    return all(line in ours or _orphan(line, images) for line in lines)  # `in` uses ours up, so the order counts
+    return all(
+        line in ours or _orphan(line, images) for line in lines
+    )  # `in` consumes the iterator `ours`, so the order counts
 
 
 def _orphan(line: str, images: set[str]) -> bool:
-    """Whether a line has the form of ours, of an image that has no record."""
+    """Whether a line has the form of nucseg's, for an image without a record."""
     [cells] = csv.reader([line])
     try:
         return len(cells) == len(SUMMARY) and cells[0] not in images and bool([float(c) for c in cells[1:] if c])

@@ -1,4 +1,4 @@
-"""The options of how images are segmented, checked before anything is loaded: nothing here imports PyTorch."""
+"""Checks of the segmentation options, before anything is loaded: nothing here imports PyTorch."""
 
 from nucseg.errors import InputError
 from nucseg.images.pixel_size import PLAUSIBLE_UM

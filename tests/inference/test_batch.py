@@ -30,7 +30,7 @@ from nucseg.inference.folder import Job, find_images
 from nucseg.inference.segmenter import Segmenter, load, segment
 from nucseg.model.network import build_model, save_model
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*µm per px are not known")
+pytestmark = pytest.mark.filterwarnings("ignore:.*pixel size of some images is not known")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def adapter(tmp_path_factory):
 
 
 class Dark:
-    """In the network's place: dark is nucleus, and the depth is how dark."""
+    """Replaces the network: dark pixels are nuclei, and darkness is the distance map."""
 
     def __call__(self, engine, images, scale, side):
         darks = [1 - image.astype(np.float32).mean(-1) / 255 for image in images]
@@ -133,7 +133,7 @@ def test_from_the_command_line(tmp_path, adapter, capsys):
     words = [str(tmp_path / "a.png"), str(tmp_path / "bad.png"), "--adapter", str(adapter), "--device", "cpu"]
     assert main(["predict", *words, "--out", str(tmp_path / "out"), "--outputs", "labels,csv"]) == 1
     said = capsys.readouterr()
-    assert "bad.png failed" in said.err and "µm per px are not known" in said.err and "a.png" in said.out
+    assert "bad.png failed" in said.err and "some images is not known" in said.err and "a.png" in said.out
     assert names(tmp_path / "out") == ["a.json", "a.labels.tif", "a.nuclei.csv", "summary.csv"]
     assert main(["predict", str(tmp_path / "none.png"), "--out", str(tmp_path / "o"), "--adapter", str(adapter)]) == 2
     assert main(["predict", *words, "--out", str(tmp_path / "o"), "--outputs", "pdf"]) == 2
@@ -143,7 +143,7 @@ def test_from_the_command_line(tmp_path, adapter, capsys):
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing in the package catches it."""
+    """Simulates a kill: nothing in the package catches it."""
 
 
 def whole(out):
@@ -325,7 +325,7 @@ def test_a_folder_of_images_and_results_in_one(tmp_path, segmenter):
     before = names(tmp_path)
     second, failures = predict_files(
         [tmp_path], tmp_path, segmenter, progress=False
-    )  # overlays and label maps are no images
+    )  # overlays and label maps are not images
     assert not failures and names(tmp_path) == before
     pd.testing.assert_frame_equal(first, second)
 
@@ -337,7 +337,7 @@ def test_the_summary_is_of_the_folder_and_what_was_deleted_is_made_again(tmp_pat
     predict_files([tmp_path], out, segmenter, progress=False)
     labels = (out / "a.labels.tif").read_bytes()
     (out / "a.labels.tif").unlink()
-    (out / "notes.json").write_text('{"nuclei": 3}')  # not ours
+    (out / "notes.json").write_text('{"nuclei": 3}')  # not nucseg's
     (out / "more.json").mkdir()
     again, failures = predict_files([tmp_path / "a.png"], out, segmenter, progress=False)
     assert not failures and (out / "a.labels.tif").read_bytes() == labels

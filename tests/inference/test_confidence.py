@@ -107,7 +107,7 @@ def test_a_fit_is_calibrated_and_as_good_as_scikit_learns():
 
 
 def test_cross_fitting_never_sees_the_object_itself():
-    """Labels without any signal: what was seen would be known, what was not cannot be."""
+    """Labels without any signal: only objects seen in fitting could be predicted."""
     rng = np.random.default_rng(0)
     table, true = rng.normal(size=(300, len(FEATURES))), rng.random(300) < 0.5
     seen = fit(table, true, decay=0.0).predict(table)

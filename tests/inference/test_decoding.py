@@ -11,7 +11,7 @@ from nucseg.instances import decode, encode
 
 
 def noisy(index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Maps of a network that is right about every nucleus, but sees pale ones that are not there."""
+    """Maps of a network that finds every nucleus, but also faint spurious ones."""
     rng = np.random.default_rng(index)
     sample = Blobs(8, 96)[index]
     maps = encode(sample.labels) * 0.9

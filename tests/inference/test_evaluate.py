@@ -13,7 +13,7 @@ from nucseg.inference.evaluate import decoding_of, evaluate, score_sample, segme
 
 
 class Model(nn.Module):
-    """Stands in for a network: what `predict` returns is decided by the test."""
+    """Replaces a network: the test decides what `predict` returns."""
 
     config = SimpleNamespace(size=32, head="linear", nucleus_scale=1)
 

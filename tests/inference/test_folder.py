@@ -1,4 +1,4 @@
-"""Whose the files in an output folder are: nothing that nucseg did not write is ever changed."""
+"""Ownership of files in an output folder: files that nucseg did not write are never changed."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from nucseg.inference.batch import predict_files
 from nucseg.inference.folder import ENDINGS, OUTPUTS, find_images, read_record
 from nucseg.inference.segmenter import Segmenter
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*µm per px are not known")
+pytestmark = pytest.mark.filterwarnings("ignore:.*pixel size of some images is not known")
 
 
 class Stub:
@@ -70,7 +70,7 @@ NAMES += ["summary.csv", "notes.txt", "a.txt", ".a.part/maps", ".a.part/state.js
 
 @st.composite
 def histories(draw):
-    """What was segmented before, with which outputs; what then became of each file; what is asked for now."""
+    """Earlier segmentations with their outputs, what then happened to each file, and the outputs requested now."""
     outputs = st.lists(st.sampled_from(OUTPUTS), min_size=1, unique=True)
     before = draw(st.lists(outputs, max_size=2))
     fates = draw(st.dictionaries(st.sampled_from(NAMES), st.sampled_from(["foreign", "longer", "gone"]), max_size=6))
@@ -110,10 +110,10 @@ def test_predict_never_changes_a_byte_that_it_did_not_write(tmp_path, history):
             return
     now = contents(tmp_path / "d")
     for name, content in there.items():
-        if now.get(name) != content:  # only what nucseg itself writes anew, and only as it had written it
+        if now.get(name) != content:  # only files that nucseg rewrites, and only if they were unchanged
             assert Path(name).name == "summary.csv" or name.endswith(".json"), name
             assert own[Path(name).relative_to("out").as_posix()] == content, name
-    broken = {name for name, fate in fates.items() if fate != "gone"}  # images or label maps that are none any more
+    broken = {name for name, fate in fates.items() if fate != "gone"}  # images or label maps that are now damaged
     for path in failures:
         stem = path.relative_to(images).as_posix()
         assert stem in broken or {stem.replace(".png", end) for end in (".labels.tif", ".geojson")} & broken
@@ -125,7 +125,7 @@ def test_predict_never_changes_a_byte_that_it_did_not_write(tmp_path, history):
 # ---------------------------------------------------------------- one by one
 
 
-@pytest.mark.filterwarnings("ignore:.*not read, as no image")
+@pytest.mark.filterwarnings("ignore:.*not images and skipped")
 @pytest.mark.parametrize("name", ["a.geojson", "a.rois.zip", "summary.csv", "a.json", "a.labels.tif", ".a.part"])
 def test_foreign_files_are_refused_before_any_work(tmp_path, name, monkeypatch):
     picture(tmp_path / "a.png")
@@ -205,7 +205,7 @@ def test_what_is_skipped_is_named_and_counted(tmp_path):
     with pytest.warns(UserWarning) as said:
         assert names([tmp_path]) == ["a.png"]
     words = [str(one.message) for one in said]
-    assert "2 files were not read, as no image: notes.docx, scan.czi" in words[0]
+    assert "2 files are not images and skipped: notes.docx, scan.czi" in words[0]
     assert "1 subfolder not entered (more); pass --recursive" in words[1]
 
 

@@ -1,4 +1,4 @@
-"""Fields, blocks and seams, with a network that reads the maps off the image: what is cut differently must agree."""
+"""Fields, blocks and seams, with a network that reads the maps from the image: different cuts must agree."""
 
 import dataclasses
 import itertools
@@ -34,7 +34,7 @@ def model():
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The network's place is taken by one that finds both maps in the image's first two channels."""
+    """Replaces the network by one that reads both maps from the image's first two channels."""
     monkeypatch.setattr(
         predicting,
         "predict",
@@ -43,7 +43,7 @@ def seen(monkeypatch):
 
 
 def painted(labels):
-    """The image in which the true maps of ``labels`` can be read."""
+    """An image that holds the true maps of ``labels``."""
     maps = np.rint(encode(labels) * 255).astype(np.uint8)
     return np.stack([maps[0], maps[1], np.full_like(maps[0], 99)], axis=-1)  # black would be no tissue
 
@@ -126,7 +126,7 @@ def test_one_field_is_what_evaluation_sees(model):
     image = np.random.default_rng(1).integers(0, 220, (512, 512, 3), dtype=np.uint8)
     sure = np.abs(predict(model, image)[0] - 0.5) > 1 / 255  # maps are kept in steps of 1/255
     assert sure.mean() > 0.9
-    # A network that has learnt nothing finds specks: one px more or less at the rim decides which are large enough.
+    # An untrained network finds specks: one px more or less at the rim decides which are large enough.
     whole, fields = segment_whole(model, image, min_area=0), segment(image, model, min_area=0)
     np.testing.assert_array_equal(whole[sure] > 0, fields[sure] > 0)
 
@@ -170,7 +170,7 @@ def test_scale_follows_the_micrometres(model, monkeypatch):
     segment(image, known, um_per_px=0.5)  # each px is two of the training images'
     assert asked == [((300, 600), 0.5)]
     assert Segmenter([known], um_per_px=0.5).smallest() == 12
-    assert Segmenter([known], um_per_px=0.5, min_area=30).smallest() == 30  # px of these images, as it says
+    assert Segmenter([known], um_per_px=0.5, min_area=30).smallest() == 30  # px of these images, as documented
     assert Segmenter([known], um_per_px=0.5).smooth() == 1  # half the 2 px of the training images
     asked.clear()
     segment(image, model, um_per_px=0.5)  # the training resolution is not known: as they are
