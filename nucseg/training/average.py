@@ -1,4 +1,4 @@
-"""The exponential moving average of a run's weights, which is scored and saved in place of the raw weights."""
+"""Exponential moving average of a run's weights, scored and saved in place of the raw weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ from nucseg.model.network import NucleiModel
 
 
 class WeightAverage:
-    """Average of all that the adapter holds, ``average += (1 - decay) * (weights - average)`` after each step.
+    """Moving average of all tensors of an adapter: ``average += (1 - decay) * (weights - average)`` after each step.
 
     At first the decay is lower, ``(1 + step) / (10 + step)``, so that the random initial weights are soon forgotten
-    (as in TensorFlow's ``ExponentialMovingAverage``). Whole numbers, such as BatchNorm's counters, are copied.
+    (as in TensorFlow's ``ExponentialMovingAverage``). Integers, such as BatchNorm's counters, are copied.
 
-    ``decay``: 0 up to, but not including, 1. About the last ``1 / (1 - decay)`` steps count.
+    ``decay``: 0 up to, but not including, 1; the average spans about the last ``1 / (1 - decay)`` steps.
     """
 
     def __init__(self, model: NucleiModel, decay: float):
@@ -26,7 +26,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: NucleiModel) -> None:
-        """Take the model's present weights into the average; call it after each step of the optimiser."""
+        """Update the average with the model's current weights; call it after each optimiser step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for name, tensor in model.adapter_state().items():
@@ -37,7 +37,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self, model: NucleiModel) -> Iterator[None]:
-        """Give the model the average for the time of a ``with`` block, and its own weights back afterwards."""
+        """Use the average as the model's weights within a ``with`` block, and then restore its own."""
         own = {name: tensor.detach().clone() for name, tensor in model.adapter_state().items()}
         model.load_adapter_state(self.tensors)
         try:
@@ -46,11 +46,11 @@ class WeightAverage:
             model.load_adapter_state(own)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, for `load_state`."""
+        """Return the state to store in a checkpoint, for `load_state`."""
         return {"steps": self.steps, "tensors": self.tensors}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` gave; the tensors go to the devices that they are on here."""
+        """Restore the result of `state`; tensors are moved to the current devices."""
         self.steps = state["steps"]
         for name, tensor in self.tensors.items():
             tensor.copy_(state["tensors"][name])

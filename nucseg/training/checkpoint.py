@@ -42,7 +42,7 @@ def _save_state(
         "model": model.adapter_state(),
         "optimiser": optimiser.state_dict(),
         "average": average.state() if average else None,
-        "scaler": scaler.state_dict(),  # empty unless training is in float16
+        "scaler": scaler.state_dict(),  # empty unless training uses float16
         "history": history,
         "seconds": seconds,
     }
@@ -81,7 +81,7 @@ def _resume(
     return state["history"], state["seconds"]
 
 
-# options that may change when a run is resumed, because they do not affect the result
+# options that may differ when a run resumes, because they do not affect the result
 _FREE = {"device", "num_workers", "data_note", "max_hours"}
 
 
@@ -107,7 +107,7 @@ def finished(config: Config, folder: str | Path) -> bool:
     about = read_run(folder).about
     _same_config(about["config"], config, folder)
     if about["config"].get("max_hours", 0) != config.max_hours and not _ended(_read_history(folder), config):
-        return False  # it was stopped by the time limit, and this is another limit
+        return False  # stopped by another time limit
     if Path(config.base).is_file():
         if sha256(config.base) != about["base"]["sha256"]:
             raise InputError(f"{folder}: holds a run with another base; choose another folder.")
@@ -131,7 +131,7 @@ def _same_sources(config: Config, dataset: Dataset, folder: Path) -> None:
 
 
 def _same_config(stored: dict[str, Any], config: Config, folder: Path) -> None:
-    """Raise ``InputError`` unless the options agree; options newer than the run count with their defaults."""
+    """Raise ``InputError`` unless the options agree; options newer than the run are taken at their defaults."""
     mine = asdict(config)
     for name, field in options(Config).items():
         then = stored.get(name, field.default)

@@ -21,14 +21,14 @@ from nucseg.model.adapters import DEFAULT_ADAPTER, adapter_path, read_adapter
 from nucseg.training import loop
 
 NUCLEUS_PX = 32.0  # median diameter of NuInsSeg's nuclei (assets/nuinsseg_tissue_stats.csv), in images of FIELD px
-WINDOWS = 800  # training windows altogether: about five minutes on two cores
+WINDOWS = 800  # training windows in total: about five minutes on two cores
 
 
 def finetune_config(dataset: Dataset, start: str | Path = DEFAULT_ADAPTER, base: str = "", **changes: Any) -> Config:
-    """Return the configuration for your own images: the adapter's model, and a budget that fits their number.
+    """Return the configuration for your own images: the adapter's model, with a budget for their number.
 
-    ``field_px`` is set so that the nuclei are as large as those that the adapter was trained on.
-    ``base``: needed only if the adapter's base is your own file. ``changes``: overriding options of `Config`.
+    ``field_px`` is set so that the nuclei are as large as in the adapter's training images.
+    ``base``: needed only if the adapter's base is your own file. ``changes``: options of `Config` to override.
     """
     _, stored, _ = read_adapter(adapter_path(start))
     known = {field.name for field in fields(ModelConfig)}
@@ -56,16 +56,16 @@ def finetune(
 ) -> Path:
     """Fine-tune an adapter on your own images and masks; return the path of the new one, ``out/best.safetensors``.
 
-    ``folder``: has subfolders ``images`` and ``masks`` (`ImageFolder`); 5 to 50 images are a good number, 3 the least.
-    A fifth of them, at least two (one of three), are validation images, which select the epoch; their scores are in
-    ``out/scores.csv``. ``start``, ``base`` and ``changes`` as in `finetune_config`. An interrupted run is resumed by
-    the same call.
+    ``folder``: has subfolders ``images`` and ``masks`` (`ImageFolder`); use 5 to 50 images, at least 3. A fifth of
+    them, at least two (one of three), are validation images, which select the epoch; their scores are in
+    ``out/scores.csv``. ``start``, ``base`` and ``changes`` as in `finetune_config`. Repeat the call to resume an
+    interrupted run. Raises ``InputError`` for invalid images, masks or options.
     """
     dataset = open_own(folder) if isinstance(folder, str | Path) else folder
     config = finetune_config(dataset, start, base, **changes)
     if not any(dataset[i].labels.any() for i in own_images(dataset)[0].val):
         warnings.warn(
-            "The images that select the epoch hold no nucleus, so that any of them is as good: annotate more images.",
+            "The validation images hold no nucleus, so that they cannot select an epoch: annotate more images.",
             Notice,
             stacklevel=2,
         )
@@ -81,8 +81,9 @@ def scores_before(
 ) -> dict[str, pd.DataFrame]:
     """Score the adapter that ``config`` starts from on the validation images, before it is fine-tuned.
 
-    ``unchanged``: as ``nucseg predict`` uses it, at the scale given by the file's pixel size. ``rescaled``: at the
-    scale of ``config``, at which nuclei are as large as in the adapter's own training images (`um_per_px_for`).
+    Returns two tables of scores. ``unchanged``: as in ``nucseg predict``, at the scale given by the file's pixel size.
+    ``rescaled``: at the scale of ``config``, where nuclei are as large as in the adapter's training images
+    (`um_per_px_for`).
     """
     dataset = open_own(folder) if isinstance(folder, str | Path) else folder
     model = load(config.start, base or None, config.device)
@@ -102,8 +103,8 @@ def scores_before(
 def um_per_px_for(config: Config) -> float | None:
     """Return the pixel size (µm/px) at which ``nucseg predict`` sees your images at the scale of ``config``.
 
-    It is not their true pixel size but the one at which nuclei have the size that the adapter was trained on. None if
-    the pixel size of the adapter's own training images is unknown.
+    It is not their true pixel size, but makes nuclei as large as in the adapter's training images. None if the pixel
+    size of those is unknown.
     """
     _, stored, _ = read_adapter(adapter_path(config.start))
     own = stored.get("um_per_px", 0.0)

@@ -1,7 +1,7 @@
-"""Training: one configuration, one loop, one folder per run. It reads from top to bottom.
+"""The training loop: one configuration and one folder per run.
 
-All random numbers are drawn from (seed, epoch, image), never from shared generator state, so that resuming reproduces
-the run: one that was killed continues after its last complete epoch exactly as if it had never stopped.
+All random numbers are drawn from (seed, epoch, image), never from shared generator state, so that a run resumed after
+its last complete epoch gives the same result as an uninterrupted one.
 """
 
 import math
@@ -41,18 +41,18 @@ from nucseg.training.losses import dice_focal_loss, distance_loss
 
 
 class _TrainingImages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Training samples by (epoch, index); they depend on the key and the seed alone, in any process."""
+    """Training samples by (epoch, index); they depend only on this key and the seed, in any process."""
 
     def __init__(self, dataset: Dataset, config: Config):
         self.dataset, self.config = dataset, config
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(3, S, S) uint8 image and (C, S, S) target maps; S is ``crop``, or ``size`` if that is 0.
+        """Return a (3, S, S) uint8 image and (C, S, S) target maps; S is ``crop``, or ``size`` if ``crop`` is 0.
 
-        With ``border_weight`` or ``valley_weight``, and for your own images, the last of the C maps holds the weights
-        of the pixels: 0 where nothing was annotated.
+        With ``border_weight`` or ``valley_weight``, and for your own images, the last of the C maps holds the pixel
+        weights: 0 in areas that were not annotated.
 
-        A crop has the scale that the whole image would have: ``size / field_px``, or ``size / longer side``.
+        A crop has the same scale as the whole image: ``size / field_px``, or ``size / longer side``.
         """
         config, rng = self.config, np.random.default_rng([self.config.seed, *key])
         sample = self.dataset.draw(*key) if isinstance(self.dataset, Fresh) else self.dataset[key[1]]
@@ -71,7 +71,7 @@ class _TrainingImages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         if config.data == "own":
             sample = take_out(sample)
         image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
-        if config.head == "instance" and config.without != "distance":  # DISTANCE_PX is meant for images of 512 px
+        if config.head == "instance" and config.without != "distance":  # DISTANCE_PX applies to images of 512 px
             targets = instances.encode(sample.labels, instances.DISTANCE_PX * config.size / 512)
         else:
             targets = instances.foreground(sample.labels)
@@ -94,9 +94,10 @@ def batch_keys(config: Config, indices: tuple[int, ...], epoch: int) -> list[lis
 
 
 def learning_rate(config: Config, progress: float) -> float:
-    """Return the learning rate at ``progress`` 0..1 of the run, by cosine annealing with warm restarts.
+    """Return the learning rate at ``progress`` (0..1) of the run: cosine annealing with warm restarts.
 
-    (Loshchilov & Hutter 2017.) Over the fraction ``warmup`` of the run it is also scaled linearly from 0 to 1.
+    Follows Loshchilov & Hutter 2017. During the first fraction ``warmup`` of the run, the rate is also scaled linearly
+    from 0 to 1.
     """
     rise = min(1.0, progress / config.warmup) if config.warmup else 1.0
     within = (progress * config.cycles) % 1.0
@@ -116,12 +117,12 @@ def train_epoch(
 ) -> float:
     """Train for one pass over the images; return the mean loss. Raises ``TrainingError`` for a non-finite loss.
 
-    ``average`` takes the weights after each step. ``scaler`` scales the loss, which float16 needs; a step whose
-    gradient overflows is then left out, and the scale is halved.
+    ``average``: updated after each step. ``scaler``: scales the loss, as float16 requires; steps with an overflowing
+    gradient are then skipped, and the scale is halved.
     """
     scaler = scaler or torch.amp.GradScaler(model.mean.device.type, enabled=False)
     device = model.mean.device
-    torch.manual_seed(config.seed * 100_003 + epoch)  # dropout's
+    torch.manual_seed(config.seed * 100_003 + epoch)  # for dropout
     model.train()
     batches = batch_keys(config, indices, epoch)
     loader = DataLoader(
@@ -139,7 +140,7 @@ def train_epoch(
         targets = targets.to(device, non_blocking=True)
         loss = _loss(logits, targets, config)
         if stages:
-            small = F.avg_pool2d(targets, 2)  # the stage heads' stride
+            small = F.avg_pool2d(targets, 2)  # to the stride of the stage heads
             loss = loss + config.stage_weight * sum(_loss(stage, small, config) for stage in stages)
         if not torch.isfinite(loss):
             raise TrainingError(_diverged(f"The loss is {loss.item()}", epoch, step, config))
@@ -147,7 +148,7 @@ def train_epoch(
         scaler.scale(loss).backward()
         scaler.unscale_(optimiser)
         norm = torch.nn.utils.clip_grad_norm_(_trainable(model), config.grad_clip)
-        # an overflow of float16 is no divergence, unless it goes on when nothing is scaled up any more
+        # an overflow in float16 is not divergence, unless it persists without upscaling
         if not torch.isfinite(norm) and (not scaler.is_enabled() or scaler.get_scale() <= 1):
             raise TrainingError(_diverged(f"The gradient is {norm.item()}", epoch, step, config))
         scaler.step(optimiser)
@@ -167,9 +168,9 @@ def _diverged(what: str, epoch: int, step: int, config: Config) -> str:
 
 
 def _loss(logits: Tensor, targets: Tensor, config: Config) -> Tensor:
-    """Dice and focal for the foreground, and cross-entropy for the distance map where there is one (scalar).
+    """Dice and focal loss of the foreground, plus cross-entropy of the distance map if there is one (scalar).
 
-    ``logits``: (B, C, H, W). ``targets``: the same, with one more map where pixels are weighted.
+    ``logits``: (B, C, H, W). ``targets``: the same shape, with one more map if pixels are weighted.
     """
     n_maps = logits.shape[1]
     weights = targets[:, n_maps:] if targets.shape[1] > n_maps else None
@@ -190,9 +191,9 @@ def train(
 ) -> pd.DataFrame:
     """Train one run in ``folder`` and score its best checkpoint on the test images; return the scores.
 
-    Written there: ``last.pt`` (to resume), ``best.safetensors`` (the adapter of the best validation score),
+    Files written: ``last.pt`` (to resume), ``best.safetensors`` (the adapter with the best validation score),
     ``history.csv`` (one row per epoch), and at the end ``scores.csv`` (one row per test image) and ``run.json``.
-    A finished run is not repeated; an interrupted one continues after its last complete epoch.
+    A finished run is not repeated; an interrupted one resumes after its last complete epoch.
 
     Raises ``InputError`` for an invalid configuration or a folder that holds another run, ``Busy`` if another process
     works in the folder, and ``TrainingError`` for a loss that is not finite.
@@ -209,13 +210,13 @@ def train(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)  # the head's and LoRA's initial weights
+        torch.manual_seed(config.seed)  # for the initial weights of head and LoRA
         model = build_model(config)
     if config.start:
         start_from(model, config.start)
     model = place(model, device, config.precision)
     with only_one(folder):
-        if finished(config, folder):  # by another process, in the meantime
+        if finished(config, folder):  # another process may have finished it in the meantime
             return read_run(folder).scores
         seconds = _epochs(model, config, dataset, split, folder, began, progress)
         start = model.start_sha256
@@ -238,9 +239,9 @@ def train(
 
 
 def _tune(model: NucleiModel, config: Config, dataset: Dataset, folder: Path) -> dict[str, Any]:
-    """Choose the decoding on the validation images and store it in the run's adapter; return what run.json keeps.
+    """Tune the decoding on the validation images and store it in the run's adapter; return the entry for run.json.
 
-    All validation images are used, also those that were left out when the epoch was selected.
+    All validation images are used, including those not used to select the epoch.
     """
     samples = [dataset[index] for index in select_split(replace(config, val_images=0), dataset).val]
     maps = [predict(model, sample.image) for sample in samples]
@@ -252,7 +253,7 @@ def _tune(model: NucleiModel, config: Config, dataset: Dataset, folder: Path) ->
 
 
 def start_from(model: NucleiModel, adapter: str | Path) -> None:
-    """Load an adapter's weights into a model like its own. ``InputError`` if base, names or shapes differ."""
+    """Load an adapter's weights into a model. Raises ``InputError`` if base, tensor names or shapes differ."""
     path = adapter_path(adapter)
     tensors, _, base_sha256 = read_adapter(path)
     check_base(path, base_sha256, model.base_sha256, model.base_name)
@@ -306,7 +307,7 @@ def _epochs(
 
 
 def _estimate(seconds: float, config: Config) -> str:
-    """How long a fine-tuning will take at most, from its first epoch, and how to shorten it."""
+    """A sentence on how long fine-tuning will take at most, judged by its first epoch, and how to shorten it."""
     minutes = seconds * (config.epochs - 1) / 60
     rest = f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{minutes * 60:.0f} seconds"
     return f"About {rest} more for {config.epochs} epochs at most; --epochs, --patience or --max-hours shorten it."
@@ -320,7 +321,7 @@ def _epochs_that_fit(history: list[dict[str, Any]], config: Config) -> int:
 def _out_of_time(history: list[dict[str, Any]], config: Config, seconds: float) -> bool:
     """Whether another epoch, as long as the longest so far, would end after ``max_hours``.
 
-    At least one epoch is run. The learning rate follows the planned epochs, not the clock, so that the same run on a
-    faster machine gives the same weights; a run that is stopped early ends at a higher learning rate than planned.
+    At least one epoch is run. The learning rate follows the planned epochs, not the clock, so that results do not
+    depend on the machine's speed; a run stopped early ends at a higher learning rate than planned.
     """
     return bool(config.max_hours and history) and seconds + max(r["seconds"] for r in history) > 3600 * config.max_hours

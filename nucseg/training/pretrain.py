@@ -1,9 +1,9 @@
-"""Pretraining of a base that needs no download: MobileSAM's encoder from random weights, without NuInsSeg.
+"""Pretraining of the base ``offline``: MobileSAM's encoder from random weights, without NuInsSeg.
 
 The images are synthetic tissue and BBBC038 (CC0): its histology and brightfield images, and its fluorescence images
-restained as H&E, all drawn afresh in every epoch (`nucseg.data.mixture`). The whole encoder is trained together with
-the instance head, and both are stored in the base ``offline``: a run that starts from the trained head needs fewer
-images (``head_start``).
+restained as H&E, all generated anew in every epoch (`nucseg.data.mixture`). The whole encoder and the instance head are
+trained together and stored in the base, because a run that starts from the trained head needs fewer images
+(``head_start``).
 """
 
 import json
@@ -23,8 +23,8 @@ from nucseg.model.network import load_model
 from nucseg.records.provenance import command_line
 from nucseg.training.loop import train
 
-# Synthetic tissues that the first edition of the base was not trained on, so that the book can train on them live. The
-# second edition is trained on none of the named tissues.
+# Synthetic tissues that the first edition of the base was not trained on, so that the book can train on them live.
+# The second edition is not trained on any of NuInsSeg's tissues.
 HELD_OUT = (
     "human kidney",
     "human liver",
@@ -39,17 +39,17 @@ EDITION = "2"  # the first used NuInsSeg's statistics per tissue and all of BBBC
 def pretrain(bbbc038: str | Path, folder: str | Path, config: Config | None = None, *, progress: bool = True) -> Path:
     """Train a base, write it as ``offline.safetensors`` (float16) in ``folder``, and return its path.
 
-    ``bbbc038``: a folder made by ``nucseg fetch bbbc038``. ``config``: by default the preset ``pretrain``. Call it
-    again with the same arguments to resume. ``scores.csv`` has the scores on the held-out histology images
+    ``bbbc038``: a folder created by ``nucseg fetch bbbc038``. ``config``: by default the preset ``pretrain``. Repeat
+    the call to resume. ``scores.csv`` has the scores on the held-out histology images
     (`nucseg.data.bbbc038.held_out_histology`), enlarged by 1.6, without fine-tuning.
 
-    Raises InputError for a config that does not train the whole encoder with the instance head, or if the folder lacks
-    one of the kinds of images.
+    Raises ``InputError`` for a config that does not train the whole encoder with the instance head, or if the folder
+    lacks one of the kinds of images.
     """
     config = config or preset("pretrain")
     if config.lora_target != "full" or config.head != "instance" or config.protocol != "parts":
         raise InputError(
-            "Pretraining trains the whole encoder, with head 'instance' and protocol 'parts': leave these options."
+            "Pretraining trains the whole encoder, with head 'instance' and protocol 'parts': do not change these."
         )
     command = command_line(config, Path(folder)).replace("nucseg train", "nucseg pretrain --bbbc038 BBBC038", 1)
     dataset = PretrainingImages(bbbc038, config.seed)

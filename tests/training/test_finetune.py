@@ -1,4 +1,4 @@
-"""Fine-tuning on one's own images: what it is trained with, and that it learns."""
+"""Fine-tuning on your own images: its configuration, and that it learns."""
 
 import dataclasses
 import json
@@ -76,7 +76,7 @@ def test_it_learns_and_the_adapter_is_small(folder, adapter, tmp_path, capsys):
     said = capsys.readouterr().out
     shown = dict(re.findall(r"^  (unchanged|rescaled|fine-tuned) +(0\.\d+)   nucseg predict", said, re.MULTILINE))
     assert set(shown) == {"unchanged", "fine-tuned"} and f"--adapter {tmp_path / 'run' / 'best.safetensors'}" in said
-    assert "--um-per-px" not in said  # this adapter does not know its own, so there is no way to tell it
+    assert "--um-per-px" not in said  # this adapter does not know the pixel size of its training images
     config = finetune_config(open_own(folder), adapter, field_px=128)
     assert um_per_px_for(config) is None
     scores = scores_before(
@@ -149,7 +149,7 @@ def test_fields_are_seen_at_one_scale_whatever_the_size_of_the_image(monkeypatch
     monkeypatch.setattr(type(model), "forward", lambda self, x: seen.append(tuple(x.shape)) or x[:, :2].float())
     for shape in ((256, 256), (128, 64), (512, 300)):
         image = np.zeros((*shape, 3), np.uint8)
-        image[0, 0] = 255  # the network is not asked about a plain image
+        image[0, 0] = 255  # the network does not run on plain images
         module.predict(model, image)
     assert seen == [(1, 3, 128, 128), (1, 3, 64, 64), (1, 3, 256, 192)]
     assert dataclasses.replace(model.config, field_px=0).field_px == 0

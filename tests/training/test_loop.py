@@ -232,7 +232,7 @@ def test_budget_cuts_training_and_validation_but_never_the_test_part():
 
 
 def test_base_and_running_statistics_stay_bit_identical_through_a_whole_run(whole):
-    """The best adapter holds LoRA and head alone, so the base cannot have moved: check the live model too."""
+    """The best adapter only holds LoRA and head, so check the live model for changes of the base too."""
     tensors, _, _ = read_adapter(whole / "best.safetensors")
     assert all("lora_" in name or name.startswith("head.") for name in tensors)
     torch.manual_seed(0)

@@ -72,7 +72,7 @@ def test_the_sum_is_the_weighted_sum():
 
 
 def test_pixels_of_weight_0_change_nothing_and_have_no_gradient():
-    """What is predicted there, and what the target says there, does not matter to any of the losses."""
+    """Predictions and targets in ignored areas affect none of the losses."""
     generator = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(2, 1, 8, 8, generator=generator)).requires_grad_()
     target = (torch.rand(2, 1, 8, 8, generator=generator) > 0.6).float()

@@ -52,7 +52,7 @@ def test_joined_datasets_keep_their_order():
 
 
 class Parts(Blobs):
-    """Blobs with a part each, other ones in every epoch."""
+    """Blobs with a part each, different in every epoch."""
 
     def __init__(self, count: int = 12):
         super().__init__(count)
