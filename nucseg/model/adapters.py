@@ -24,11 +24,10 @@ def save_adapter(
     base_sha256: str,
     decoding: dict[str, Any] | None = None,
 ) -> None:
-    """Write an adapter: its tensors in safetensors, its configuration and its base's SHA-256 in the header.
+    """Write an adapter as safetensors, with its configuration and its base's SHA-256 in the header.
 
-    ``decoding``: how its maps are best decoded (`inference.decoding.Decoding.to_dict`), kept in the header too.
-
-    Raises ``InputError`` if a tensor is not finite. The file is written completely or not at all.
+    ``decoding``: the tuned decoding parameters (`inference.decoding.Decoding.to_dict`), stored in the header too.
+    The file is written completely or not at all. Raises ``InputError`` if a tensor is not finite.
     """
     import torch
     from safetensors.torch import save_file
@@ -63,9 +62,9 @@ def read_adapter(path: str | Path) -> "tuple[dict[str, Tensor], dict[str, Any], 
 
 
 def read_decoding(path: str | Path) -> dict[str, Any]:
-    """Read how an adapter's maps are decoded, as `save_adapter` was given it; empty if it holds nothing of the kind.
+    """Read the decoding parameters stored by `save_adapter`; empty if the adapter has none.
 
-    Raises ``InputError`` for an entry that is damaged.
+    Raises ``InputError`` if they are damaged.
     """
     with safe_open(path, framework="pt") as handle:
         text = (handle.metadata() or {}).get("decoding", "{}")
@@ -93,7 +92,10 @@ def adapters() -> list[str]:
 
 
 def adapter_path(adapter: str | Path) -> Path:
-    """Return the file of an adapter, given a file, a run's folder or a shipped adapter's name; else ``InputError``."""
+    """Return the file of an adapter, given a file, a run's folder or a shipped adapter's name.
+
+    Raises ``InputError`` for anything else.
+    """
     path = Path(adapter)
     if path.suffix or path.is_file():
         return path

@@ -35,7 +35,7 @@ CHOICES = (
 class Base:
     """A frozen base: its name, its weights under MobileSAM's own names, and the SHA-256 that identifies it.
 
-    For a file it is the SHA-256 of the file; for ``random`` that of the tensors' bytes, in order of their names.
+    The hash is that of the file, or for ``random`` that of the tensors' bytes, in the order of their names.
     """
 
     name: str
@@ -58,7 +58,7 @@ def resolve_base(name: str) -> str:
 def load_base(name: str = "auto", seed: int = 0) -> Base:
     """Load a base: ``mobile_sam``, ``offline`` (see pretrain.py), ``random`` (untrained, under ``seed``) or a path.
 
-    ``auto`` is the best one that needs no download (`resolve_base`); no other name falls back to a different base.
+    ``auto`` is the best base that needs no download (`resolve_base`). Other names never fall back to another base.
     Raises ``InputError`` for an unknown name, a missing or damaged file, a wrong hash, or a download without
     network.
     """
@@ -72,7 +72,7 @@ def load_base(name: str = "auto", seed: int = 0) -> Base:
     path = Path(name)
     if not path.is_file():
         raise InputError(f"Base {name!r} is neither a known base nor a file: choose {CHOICES}.")
-    if path.suffix == ".safetensors":  # what nucseg pretrain writes
+    if path.suffix == ".safetensors":  # written by nucseg pretrain
         return offline_base(path)
     digest = sha256(path)
     known = "mobile_sam" if digest == MOBILE_SAM_SHA256 else path.name
@@ -101,7 +101,7 @@ def fetch_mobile_sam(url: str = MOBILE_SAM_URL, known_sha256: str = MOBILE_SAM_S
     except ValueError as error:  # pooch raises this for a wrong hash
         raise InputError(
             f"The file downloaded from {url} is not MobileSAM's checkpoint (its SHA-256 differs, so it was "
-            "thrown away): try again, or download it by hand and give its path as the base."
+            "deleted): try again, or download it by hand and give its path as the base."
         ) from error
     return Path(path)
 
@@ -127,10 +127,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def offline_base(path: str | Path = OFFLINE) -> Base:
-    """The base that ships with the package: an encoder trained by ``nucseg pretrain``, kept in float16.
+    """The base that ships with the package: an encoder trained by ``nucseg pretrain``, stored in float16.
 
-    The instance head that it was trained with is included under ``instance_head.``. Its prompt encoder and mask
-    decoder are those of `random_base`, which were never trained.
+    The instance head that was trained with it is included under ``instance_head.``. The prompt encoder and mask decoder
+    are untrained, from `random_base`.
     Raises ``InputError`` for a missing or damaged file.
     """
     path = Path(path)
@@ -150,14 +150,14 @@ def offline_base(path: str | Path = OFFLINE) -> Base:
 def random_base(seed: int = 0) -> Base:
     """MobileSAM's architecture with its own random initialisation, as a control without pretraining.
 
-    The encoder's BatchNorm layers get their running statistics from seeded noise. With the initial ones
-    (mean 0, variance 1) and frozen weights the signal fades from layer to layer, and nothing can be learnt.
+    The running statistics of the encoder's BatchNorm layers come from seeded noise. With the initial statistics (mean
+    0, variance 1) and frozen weights, the signal would fade from layer to layer, and nothing could be learnt.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         state = build_sam().state_dict()
         statistics = _batchnorm_statistics(part(state, "image_encoder."), seed)
-    digest = hashlib.sha256()  # without the statistics, whose last digits depend on the processor
+    digest = hashlib.sha256()  # excludes the statistics, whose last digits depend on the processor
     for name in sorted(state):
         digest.update(name.encode())
         digest.update(state[name].contiguous().numpy().tobytes())

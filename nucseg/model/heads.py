@@ -58,8 +58,8 @@ class MaskDecoderHead(nn.Module):
 class InstanceHead(nn.Module):
     """A small pyramid: stride-16, -8 and -4 features summed from coarse to fine, then a thin stem at stride 2.
 
-    It predicts the target maps of `instances.encode`, one channel each. The stem sees the image itself, because at
-    stride 4 the gap between two nuclei that touch along a few px is lost.
+    It predicts the target maps of `instances.encode`, one channel each. The stem sees the image itself, because narrow
+    gaps between touching nuclei are lost at stride 4.
 
     ``width``: channels of the pyramid, a multiple of 32; the stem has half as many. ``norm``: see `NORMS`.
     """
@@ -88,17 +88,17 @@ class InstanceHead(nn.Module):
         return self.out(self.join_stem(y))
 
     def _or_zero(self, piece: str, y: Tensor) -> Tensor:
-        if self.training and self.lose:  # drawn per image, so that the other inputs learn to do without it
+        if self.training and self.lose:  # drawn per image, so that the head learns to work without this input
             y = y * (torch.rand(len(y), 1, 1, 1, device=y.device) >= self.lose)
         return torch.zeros_like(y) if piece == self.without else y
 
 
 class StageHeads(nn.Module):
-    """Deep supervision (Lee et al. 2015): the target maps from each of the encoder's feature maps alone.
+    """Deep supervision (Lee et al. 2015): predicts the target maps from each of the encoder's feature maps alone.
 
-    Each head is a 1x1 convolution and a pixel shuffle to stride 2. It sees no neighbouring feature, so the feature
-    itself has to hold the answer. Without these heads the stem and the stride-4 features do all the work in
-    pretraining, and the transformer learns nothing.
+    Each head is a 1x1 convolution and a pixel shuffle to stride 2. It sees no neighbouring feature, so each feature has
+    to hold the answer itself. Without these heads, the stem and the stride-4 features do all the work in pretraining,
+    and the transformer learns nothing.
     """
 
     def __init__(self) -> None:
@@ -124,9 +124,9 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-# "group": statistics of the whole field (Wu & He 2018), so the maps of a nucleus depend on what else is in view.
-# "layer": statistics of one pixel. "batch": statistics of the training images, which the adapter then carries.
-# With the last two a nucleus looks the same in any field.
+# "group": statistics of the whole field (Wu & He 2018), so that a nucleus's maps depend on the rest of the field.
+# "layer": statistics of one pixel. "batch": statistics of the training images, stored in the adapter. With the last
+# two, a nucleus's maps do not depend on its field.
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "group": lambda channels: nn.GroupNorm(8, channels),
     "layer": LayerNorm2d,

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from nucseg.errors import InputError
 
-# The layers that get a low-rank update, as a pattern that their name must match.
-# The names are TinyViT's (the image encoder) and SAM's (the mask decoder).
+# The target modules, as patterns of their names, which are TinyViT's (image encoder) and SAM's (mask decoder).
 TARGETS: dict[str, str] = {
     "all": r".",  # every layer, as in the report's code
     "attention": r"\.(qkv|proj|[qkv]_proj|out_proj)$",  # as in the report's text
@@ -26,10 +25,10 @@ TARGETS: dict[str, str] = {
 
 
 class LoRALayer(nn.Module):
-    """What LoRA on a Linear layer and on a convolution share: the frozen layer, the ranks, merging and unmerging.
+    """Base class of LoRA on Linear layers and convolutions: the frozen layer, the rank, merging and unmerging.
 
-    Subclasses set ``lora_A`` (Kaiming-uniform) and ``lora_B`` (zero, so that the layer equals the frozen one before
-    the first step), and compute `delta` and the low-rank branch. ``scaling = alpha / r``.
+    Subclasses set ``lora_A`` (Kaiming-uniform) and ``lora_B`` (zero, so that the layer initially equals the frozen
+    one), and compute `delta` and the low-rank branch. ``scaling = alpha / r``.
 
     Raises ``InputError`` for a rank outside 1..``largest``, a non-positive or non-finite alpha, or a dropout outside
     [0, 1).
@@ -62,7 +61,7 @@ class LoRALayer(nn.Module):
 
     @property
     def merged(self) -> bool:
-        """Whether the update is folded into the frozen weight now."""
+        """Whether the update is currently folded into the frozen weight."""
         return self._frozen_weight is not None
 
     def delta(self) -> Tensor:
@@ -80,7 +79,10 @@ class LoRALayer(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Fold the update into the weight: the layer then costs what the plain one costs. Idempotent."""
+        """Fold the update into the weight, so that the layer costs no more than a plain one. Idempotent.
+
+        Raises ``InputError`` if the update is not finite.
+        """
         if self.merged:
             return
         delta = self.delta()
@@ -91,7 +93,7 @@ class LoRALayer(nn.Module):
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Restore the frozen weight, bit for bit. Idempotent."""
+        """Restore the frozen weight exactly. Idempotent."""
         if self._frozen_weight is not None:
             self.linear.weight.copy_(self._frozen_weight)
             self._frozen_weight = None
@@ -104,14 +106,14 @@ class LoRALayer(nn.Module):
 class _Adapted(torch.autograd.Function):
     """``(W0 + s B A) x + b`` with gradients for x, A and B, but none for W0 and b, which are frozen.
 
-    Plain autograd would take two passes more over the tokens for the update, or the gradient of the whole weight.
+    Plain autograd would need two more passes over the tokens for the update, or the gradient of the whole weight.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
     ) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # in bfloat16 a small update would be rounded away
+        with torch.autocast(x.device.type, enabled=False):  # in bfloat16 a small update would vanish by rounding
             adapted = torch.addmm(weight, b, a, alpha=scaling)
         out = F.linear(x, adapted, bias)
         ctx.save_for_backward(x, adapted.to(out.dtype), a, b)
@@ -162,8 +164,8 @@ class LoRAConv2d(LoRALayer):
 
     ``lora_A``: (r, in_channels, kh, kw), with the frozen layer's stride, padding and dilation. ``lora_B``:
     (out_channels, r, 1, 1). For a 1x1 convolution this is `LoRALinear` over the pixels. Errors as in `LoRALayer`; the
-    largest rank is min(in_channels * kh * kw, out_channels). Grouped convolutions are refused: a depthwise kernel has
-    no rank to reduce.
+    largest rank is min(in_channels * kh * kw, out_channels). Grouped convolutions are refused, because a depthwise
+    kernel has no rank to reduce.
     """
 
     def __init__(self, conv: nn.Conv2d, r: int, alpha: float, dropout: float = 0.0):
@@ -213,7 +215,7 @@ def inject(
     ]
     if not names:
         raise InputError(f"LoRA target {lora_target!r} matches no Linear layer of this model.")
-    # all are built before any is inserted, so that a rank that fits only some leaves the model unchanged
+    # all are built before any is inserted, so that the model is unchanged if the rank does not fit all of them
     wrapped: dict[str, LoRALayer] = {}
     for name in names:
         layer = model.get_submodule(name)

@@ -1,4 +1,4 @@
-"""A trained model as it is used: LoRA merged into the weights, BatchNorm folded into the convolutions, maps out."""
+"""A model for inference: LoRA merged into the weights, BatchNorm folded into the convolutions, maps as output."""
 
 import copy
 from itertools import pairwise
@@ -12,7 +12,7 @@ from nucseg.model.network import NucleiModel
 
 
 class Merged(nn.Module):
-    """The network of inference and export: uint8 images in, target maps out. `merged` makes it."""
+    """The network for inference and export, from uint8 images to target maps; created by `merged`."""
 
     def __init__(self, model: NucleiModel):
         super().__init__()
@@ -24,9 +24,9 @@ class Merged(nn.Module):
 
 
 def merged(model: NucleiModel) -> Merged:
-    """Copy a model for inference; the model itself stays as it is.
+    """Copy a model for inference; the model itself is unchanged.
 
-    The maps are the model's own to 1e-4. They cost less: LoRA layers become plain ones, and BatchNorm disappears.
+    The maps equal the model's to 1e-4 and cost less, because LoRA layers become plain ones and BatchNorm disappears.
     """
     with torch.no_grad():
         own = copy.deepcopy(model).eval().requires_grad_(False)
@@ -40,7 +40,7 @@ def merged(model: NucleiModel) -> Merged:
 
 
 def _fold(block: nn.Sequential) -> None:
-    """Put each BatchNorm that follows a convolution in a block into the convolution's weights."""
+    """Fold each BatchNorm of a block into the weights of the convolution before it."""
     children = list(block.named_children())
     for (first, convolution), (second, norm) in pairwise(children):
         if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):

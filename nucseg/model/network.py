@@ -1,4 +1,4 @@
-"""MobileSAM's image encoder at any size, the heads on it, and the two put together with LoRA."""
+"""The model: MobileSAM's image encoder with LoRA and a head, its files, devices and predictions."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -22,7 +22,7 @@ from nucseg.model.sam import PIXEL_MEAN, PIXEL_STD, Encoder, part, sam_parameter
 ENCODER_UNUSED = ("head",)
 DECODER_UNUSED = ("iou_prediction_head", *(f"output_hypernetworks_mlps.{i}" for i in (1, 2, 3)))
 
-PLAIN = 8  # grey levels (0..255): an image with no wider range in any channel shows nothing, at most noise
+PLAIN = 8  # grey levels (0..255): an image whose channels have no wider range shows at most noise
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -45,7 +45,7 @@ class NucleiModel(nn.Module):
         self.base_name = ""
         self.base_sha256 = ""
         self.adapter_name = self.adapter_sha256 = self.start_sha256 = ""  # set when an adapter is loaded
-        self.decoding: dict[str, Any] = {}  # of its maps, if tuned for this adapter; see inference.decoding
+        self.decoding: dict[str, Any] = {}  # empty unless tuned for this adapter; see inference.decoding
         self.precision = "float32"  # set by `place`
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
@@ -58,7 +58,7 @@ class NucleiModel(nn.Module):
         return self.with_stages(images)[0]
 
     def with_stages(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return what ``forward`` returns, and in training the logits of the stage heads, at stride 2."""
+        """Return the logits of ``forward`` and, in training, those of the stage heads, at stride 2."""
         if images.dtype != torch.uint8:
             raise InputError(
                 f"The model takes uint8 RGB images, 0..255, not {images.dtype}: it normalises them itself."
@@ -76,7 +76,7 @@ class NucleiModel(nn.Module):
         return len(CHANNELS) if self.config.head == "instance" and self.config.without != "distance" else 1
 
     def train(self, mode: bool = True) -> "NucleiModel":
-        """Set the mode, but keep a frozen encoder's BatchNorm in eval mode, so that its running statistics stay."""
+        """Set the mode, but keep a frozen encoder's BatchNorm in eval mode, which preserves its running statistics."""
         super().train(mode)
         if self.config.lora_target != "full":
             for module in self.encoder.modules():
@@ -118,7 +118,7 @@ def build_model(config: ModelConfig, base: Base | None = None) -> NucleiModel:
     if isinstance(model.head, InstanceHead) and trained_head and config.head_start == "base":
         if config.without == "distance":
             trained_head |= {name: trained_head[name][:1] for name in ("out.weight", "out.bias")}
-        # BatchNorm's running statistics are the head's own: a base trained with another norm has none
+        # a base trained with another norm has no running statistics, so the head keeps its own
         model.head.load_state_dict(model.head.state_dict() | trained_head)
     if isinstance(model.head, MaskDecoderHead):
         model.head.prompt_encoder.load_state_dict(part(base.state, "prompt_encoder."))
@@ -135,7 +135,7 @@ def build_model(config: ModelConfig, base: Base | None = None) -> NucleiModel:
 
 
 def save_model(path: str | Path, model: NucleiModel) -> None:
-    """Write the model's adapter file: LoRA and head; of the base only its name and hash."""
+    """Write the model's adapter file: LoRA and head, with the base's name and hash."""
     config = {field.name: getattr(model.config, field.name) for field in fields(ModelConfig)}
     config |= {"base": model.base_name}
     adapters.save_adapter(path, model.adapter_state(), config, model.base_sha256, model.decoding)
@@ -148,7 +148,7 @@ def load_model(path: str | Path, base: Base | str | None = None) -> NucleiModel:
     Raises ``InputError`` for a damaged adapter, another base, or tensors that do not fit.
     """
     tensors, stored, base_sha256 = adapters.read_adapter(path)
-    if not stored.keys() <= {field.name for field in fields(ModelConfig)}:  # fields added later had their defaults then
+    if not stored.keys() <= {field.name for field in fields(ModelConfig)}:  # fields added later take their defaults
         raise InputError(f"{path}: written by another version of nucseg (its configuration has other fields).")
     config = ModelConfig(**stored)
     if not isinstance(base, Base):
@@ -180,7 +180,10 @@ def parameter_ledger(model: NucleiModel) -> dict[str, int]:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Return a device by name; ``auto`` is CUDA, MPS or the CPU, in that order. ``InputError`` if it is absent."""
+    """Return a device by name; ``auto`` is CUDA, MPS or the CPU, in that order.
+
+    Raises ``InputError`` if the device is not available.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -192,11 +195,12 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def place(model: NucleiModel, device: torch.device, precision: str = "auto") -> NucleiModel:
-    """Move the model to a device, in the memory layout and precision that are fast there; return the model.
+    """Move the model to a device, in a memory layout and precision that are fast there; return the model.
 
-    ``precision``: float32, bfloat16, float16 or auto. auto is bfloat16 where the device computes in it (CUDA cards
-    from Ampere on, processors with AVX512-BF16), float16 on older CUDA cards, and float32 elsewhere. In 16 bits scores
-    differ from float32's in the third decimal. float16 has a small range, so training scales the loss.
+    ``precision``: float32, bfloat16, float16 or auto. auto is bfloat16 if the device supports it (CUDA cards from
+    Ampere on, processors with AVX512-BF16), float16 on older CUDA cards, and float32 otherwise. Scores in 16 bits
+    differ from those in float32 in the third decimal. float16 has a small range, so training scales the loss.
+    Raises ``InputError`` for an unknown precision.
     """
     if precision not in CHOICES["precision"]:
         raise InputError(f"Precision {precision!r} is not known: choose one of {', '.join(CHOICES['precision'])}.")
@@ -220,10 +224,10 @@ def _computes_in_bfloat16(device: torch.device) -> bool:
 def predict(model: NucleiModel, image: np.ndarray, scale: float | None = None) -> np.ndarray:
     """(H, W, 3) uint8 RGB of any size -> (C, H, W) float32 sigmoid of the model's logits, at the same size.
 
-    The image is scaled by ``scale``; by default ``config.field_px`` px become ``config.size`` px, or the longer side
-    does if ``field_px`` is 0. Sides are padded to multiples of 64 px by reflection, and the padding is cut off again.
-    The model keeps its mode and device: call ``model.eval()`` first. A plain image (`PLAIN`) has no nuclei, and the
-    network is not asked.
+    The image is scaled by ``scale``; by default, ``config.field_px`` px (or the longer side, if that is 0) become
+    ``config.size`` px. Sides are padded by reflection to multiples of 64 px, and the padding is removed afterwards.
+    The model keeps its mode and device: call ``model.eval()`` first. Plain images (`PLAIN`) get empty maps without
+    running the network.
     """
     height, width = image.shape[:2]
     if np.ptp(image, axis=(0, 1)).max(initial=0) <= PLAIN:

@@ -1,4 +1,4 @@
-"""MobileSAM as its authors build it, and its image encoder at any input size."""
+"""MobileSAM as built by its authors, and its image encoder for any input size."""
 
 import functools
 import warnings
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nucseg.errors import InputError
 
-with warnings.catch_warnings():  # mobile_sam uses old names of timm, and registers models that timm has as well
+with warnings.catch_warnings():  # mobile_sam uses old names of timm, and registers models that timm has too
     warnings.filterwarnings("ignore", message="Importing from timm.models", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Overwriting tiny_vit_", category=UserWarning)
     from mobile_sam import build_sam_vit_t
@@ -26,7 +26,7 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 @contextmanager
 def quiet_tracing() -> Iterator[None]:
-    """Trace a network without the warnings about sizes that become constants: each size is traced for itself."""
+    """Silence warnings about sizes that become constants in tracing: each size is traced separately."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -35,14 +35,16 @@ def quiet_tracing() -> Iterator[None]:
 
 
 def build_sam() -> nn.Module:
-    """MobileSAM (``vit_t``) as its authors build it, with random weights, in eval mode."""
+    """MobileSAM (``vit_t``) as built by its authors, with random weights, in eval mode."""
     return build_sam_vit_t()
 
 
 @functools.cache
 def sam_shapes() -> dict[str, torch.Size]:
     """The shape of every entry of MobileSAM's state dict, by name."""
-    with torch.random.fork_rng(devices=[]):  # building draws random numbers: keep the caller's generator as it was
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # building draws random numbers: preserve the state of the caller's generator
         return {name: tensor.shape for name, tensor in build_sam().state_dict().items()}
 
 
@@ -61,9 +63,9 @@ def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 class Encoder(TinyViT):
     """MobileSAM's image encoder (TinyViT-5M) for sides of any multiple of 16 px, with the same weights.
 
-    The layers are the original's; the way through them is written out here, so that the grid is that of the input,
-    and maps stay (B, H, W, C) in memory: the original copies between tokens and maps twice a block, and computes
-    with the padding of its windows. At 1024 px the output equals ``mobile_sam``'s.
+    The layers are the original's. The forward pass is rewritten so that the grid follows the input and maps stay
+    (B, H, W, C) in memory: the original copies between tokens and maps twice per block, and computes with padded
+    windows. At 1024 px the output equals ``mobile_sam``'s.
     """
 
     def __init__(self) -> None:
@@ -111,7 +113,7 @@ class Encoder(TinyViT):
 
 
 def _downsample(layer: Any, x: Tensor) -> Tensor:
-    """``PatchMerging`` without its way back to tokens: (B, C, H, W) -> (B, C', H/2 or H, W/2 or W)."""
+    """``PatchMerging`` without the conversion to tokens: (B, C, H, W) -> (B, C', H/2 or H, W/2 or W)."""
     return layer.conv3(layer.act(layer.conv2(layer.act(layer.conv1(x)))))
 
 
@@ -126,8 +128,8 @@ def _block(block: Any, x: Tensor) -> Tensor:
 def _attention(attention: Any, x: Tensor, window: int) -> Tensor:
     """Attention within windows of ``window`` x ``window`` tokens: (B, H, W, C) -> (B, H, W, C).
 
-    Where the last windows reach beyond the map, the original fills it up with tokens of zeros. Such a token becomes
-    the same vector everywhere, so that it is computed once, as a key and a value for the others.
+    If the last windows extend beyond the map, the original pads it with tokens of zeros. They all become the same
+    vector, which is therefore computed once, as a key and a value for the others.
     """
     _, height, width, _ = x.shape
     qkv = attention.qkv(attention.norm(x))
@@ -153,7 +155,7 @@ def _attention(attention: Any, x: Tensor, window: int) -> Tensor:
 
 
 def _bands(length: int, window: int) -> list[tuple[slice, slice]]:
-    """The stretch of a side that whole windows cover, and the rest of it; each with what its windows cover."""
+    """Slices of a side: the part covered by whole windows and the rest, each with the extent of its windows."""
     whole, up = length - length % window, length + -length % window
     bands = [(slice(0, whole), slice(0, whole)), (slice(whole, length), slice(whole, up))]
     return [band for band in bands if band[0].start < band[0].stop]
