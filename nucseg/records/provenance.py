@@ -36,8 +36,8 @@ BASE_NAMES = {
 def provenance_note(dataset: Dataset | None = None, model: NucleiModel | None = None, runs: Sequence[Run] = ()) -> str:
     """One line of Markdown that names the data, base and device behind a page.
 
-    ``dataset`` and ``model``: what the page itself computes with. ``runs``: the recorded runs that it reads, all of
-    which used the same data.
+    ``dataset`` and ``model``: those used by the page itself. ``runs``: the recorded runs that it reads, all on the same
+    data.
     """
     parts: list[str] = []
     if dataset is not None:
@@ -77,10 +77,10 @@ def plural(count: int, noun: str) -> str:
 def describe(
     config: Config, dataset: Dataset, split: Split, model: NucleiModel, adapter: Path, command: str
 ) -> dict[str, Any]:
-    """Contents of a run's ``run.json``: what was measured, and what it takes to measure it again.
+    """Return the contents of a run's ``run.json``: what was measured, and how to measure it again.
 
     ``adapter``: the file that was measured. ``command``: the command that reproduces it.
-    The result holds no path of the machine: a base or an adapter given as a file is recorded by its name and hash.
+    The record holds no local paths: a base or an adapter given as a file is recorded by its name and hash.
     """
     data = {"name": getattr(dataset, "name", config.data), "images": len(dataset), "note": config.data_note}
     digest = content_hash(dataset)
@@ -125,7 +125,7 @@ def stamp(device: torch.device) -> dict[str, Any]:
 
 def command_line(config: Config, folder: Path, command: str = "train") -> str:
     """The ``nucseg`` command that reproduces a run, with the dataset's folder in the variable NUCSEG_DATA."""
-    parts = Path(folder).parts  # kept from "results" on, or the last one only: a record names no folder of the machine
+    parts = Path(folder).parts  # kept from "results" on, or the last part only, because records hold no local paths
     parts = parts[parts.index("results") :] if "results" in parts else parts[-1:]
     words = ["nucseg", command, "--out", "/".join(parts)]
     for name, default in asdict(Config()).items():
@@ -164,7 +164,7 @@ def peak_memory_mib(device: torch.device) -> int:
 
 
 def commit() -> str:
-    """Commit of the checkout that nucseg runs from, with ``-dirty`` if the package was changed; '' without git."""
+    """Commit of the checkout in use, with ``-dirty`` if the package was changed; '' without git."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)

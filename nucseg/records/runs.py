@@ -48,7 +48,7 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     try:
         about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        history = folder / "history.csv"  # a run that was only rescored has none
+        history = folder / "history.csv"  # a rescored run has none
         rows = pd.read_csv(history) if history.exists() else pd.DataFrame()
         return Run(about, rows, _read_scores(folder / "scores.csv"))
     except (OSError, ValueError, KeyError, TypeError) as error:

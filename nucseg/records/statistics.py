@@ -17,9 +17,9 @@ def bootstrap_mean(
 
     ``values``: (n,), one per image. ``level``: coverage, 0..1. ``draws``: number of resamples.
     Without ``groups`` images are resampled, which assumes that they are independent. With ``groups``, (n,), such as
-    the images' tissues, whole groups are resampled (the cluster bootstrap). Images of one tissue resemble each other,
-    so this interval is wider: it covers another choice of tissues, all of them seen in training. It does not cover
-    tissues absent from training (Davison & Hinkley 1997, section 3.8).
+    the images' tissues, whole groups are resampled (the cluster bootstrap; Davison & Hinkley 1997, section 3.8). Images
+    of one tissue resemble each other, so this interval is wider: it covers another choice among tissues seen in
+    training, but not tissues absent from it.
     """
     values = np.asarray(values, dtype=float)
     if not len(values):

@@ -1,1 +1,1 @@
-"""Studies, which are runs that belong together: cross-validation, variants and grids."""
+"""Studies, sets of related runs: cross-validation, variants and grids."""

@@ -1,7 +1,7 @@
-"""Studies: runs that belong together, such as cross-validation or a grid over any options.
+"""Studies, sets of related runs, such as cross-validation or a grid over any options.
 
-A run depends on its configuration and its folder alone (`run_one`). Run a study again and it skips finished runs,
-resumes interrupted ones and retries failed ones, which it lists with their logs.
+A run depends only on its configuration and folder (`run_one`). Running a study again skips finished runs, resumes
+interrupted ones and retries failed ones.
 """
 
 import itertools
@@ -33,10 +33,10 @@ Task = tuple[Config, Path]
 
 @dataclass(frozen=True)
 class Study:
-    """A configuration, named variants of it (``runs``), and a grid that is run for each variant.
+    """A configuration, named variants of it (``runs``), and a grid for each variant.
 
-    ``runs``: changed options by name of the variant. ``grid``: list of values by option.
-    ``again``: options by name, under which every run is scored a second time (see `rescore`).
+    ``runs``: changed options by the name of the variant. ``grid``: list of values by option.
+    ``again``: changed options by name, for scoring every run a second time (see `rescore`).
     """
 
     config: Config
@@ -45,7 +45,7 @@ class Study:
     again: dict[str, dict[str, Any]]
 
     def tasks(self, folder: str | Path) -> list[Task]:
-        """Every run with its folder: variant by variant, and in each the grid with its last field varying fastest."""
+        """List every run with its folder, variant by variant; the last option of the grid varies fastest."""
         tasks = []
         for variant, own in (self.runs or {"": {}}).items():
             start = apply(self.config, own, f"study, run {variant}")
@@ -82,7 +82,7 @@ def read_study(path: str | Path, budget: str = "", changes: dict[str, Any] | Non
     config = apply(config, changes or {}, "command line")
     runs, grid, again = (_table(text, name, path) for name in ("runs", "grid", "again"))
     if not (runs or grid):
-        raise InputError(f"{path}: has neither [runs.NAME] nor [grid]: add one of them to say what to run.")
+        raise InputError(f"{path}: has neither [runs.NAME] nor [grid]: add one of them.")
     for table, name in ((runs, "runs"), (again, "again")):
         for one in table:
             apply(config, _table(table, one, path), f"{path} [{name}.{one}]").check()
@@ -119,7 +119,7 @@ def run_one(
 ) -> None:
     """Train one run in its folder, then score it again under each entry of ``again``.
 
-    ``root``: the dataset's folder. The arguments are all that a worker on another machine needs.
+    ``root``: the dataset's folder. A worker on another machine needs only these arguments.
     """
     dataset = _dataset(config, root)
     train(config, dataset, folder, progress=False)
@@ -131,7 +131,7 @@ _opened: dict[tuple[Any, ...], Dataset] = {}
 
 
 def _dataset(config: Config, root: str | Path | None) -> Dataset:
-    # a dataset caches the images it has read, so runs of one process that read the same images share it
+    # datasets cache their images, so runs of one process on the same images share a dataset
     key = (
         config.data,
         config.synthetic_per_tissue,
@@ -147,8 +147,8 @@ def _dataset(config: Config, root: str | Path | None) -> Dataset:
 def rescore(run: str | Path, config: Config, dataset: Dataset, name: str, *, progress: bool = False) -> pd.DataFrame:
     """Score a finished run's adapter under another ``config``: another protocol, scoring, threshold or fold.
 
-    Writes ``run.json`` and ``scores.csv`` to ``run / name``; the column ``part`` of the scores names the part of the
-    run's own split that the image was in (train, val, test or none). Scores that exist already are read, not redone.
+    Writes ``run.json`` and ``scores.csv`` to ``run / name``; the column ``part`` of the scores is the image's part in
+    the run's own split (train, val, test or none). Existing scores are read, not recomputed.
     Raises ``InputError`` if the run's adapter is missing (the repository does not keep adapters), or if ``config``
     describes a model other than the run's.
     """
@@ -180,7 +180,7 @@ def rescore(run: str | Path, config: Config, dataset: Dataset, name: str, *, pro
 def run_all(
     tasks: list[Task], run: Callable[[Config, Path], Any], *, progress: bool = True
 ) -> tuple[pd.DataFrame, dict[Path, str]]:
-    """Run the unfinished tasks one after the other. Returns the table of finished runs, and the failures.
+    """Run the unfinished tasks one after the other; return the table of finished runs, and the failures.
 
     ``run``: called with a task's configuration and folder. ``failures`` maps a run's folder to the last line of its
     error; the traceback is in ``error.log`` in that folder. Any exception fails only its own run; Ctrl-C stops the
@@ -192,7 +192,7 @@ def run_all(
         try:
             if not finished(config, folder):
                 open_tasks.append((config, folder))
-        except InputError as error:  # the folder holds a different run: do not count it, do not overwrite it
+        except InputError as error:  # the folder holds a different run, which is neither counted nor overwritten
             failures[folder] = str(error)
     bar = tqdm(open_tasks, desc="runs", unit="run", disable=not progress)
     for config, folder in bar:

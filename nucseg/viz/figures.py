@@ -1,7 +1,7 @@
 """Figures in one style: outlined nuclei, error maps, scale bars and learning curves.
 
-The colours are those of Okabe and Ito, which readers with any colour vision can tell apart. They mean the same in all
-figures: warm colours stand for the truth, cold ones for a prediction.
+The colours are Okabe and Ito's, which readers with any colour vision can distinguish. In all figures, warm colours
+stand for the truth and cold ones for a prediction.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ MISSED, SPURIOUS, FOUND = "#d55e00", "#0072b2", "#b5b5b5"  # vermilion, blue, gr
 OUTLINES = ("#f0e442", "#56b4e9", "#ffffff", "#3ddc97", "#e69f00", "#000000")
 # Lines and bars on white
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#a8578a", "#555555")
-WIDTH = 6.0  # inches: text of 10 pt is then as large as the book's, and legible on a phone
+WIDTH = 6.0  # inches: makes text of 10 pt as large as the book's, and legible on a phone
 MICROMETRES_PER_PIXEL = 0.25  # assumed: usual for a 40x scan, not stated by NuInsSeg's authors
 _ROUND_LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
@@ -40,7 +40,7 @@ def use_style() -> None:
         context="paper",
         style="ticks",
         palette=SERIES,
-        font="DejaVu Sans",  # Matplotlib's own: seaborn asks for Arial first, which not every machine has
+        font="DejaVu Sans",  # Matplotlib's default, as not every machine has Arial, seaborn's first choice
         rc={
             "figure.figsize": (WIDTH, 3.4),
             "figure.dpi": 160,
@@ -64,7 +64,7 @@ def use_style() -> None:
 
 
 def neighbour_colours(labels: np.ndarray, reach: int = 3) -> dict[int, int]:
-    """A colour number for each id of a label map; ids within ``reach`` px of each other get different numbers.
+    """Assign each id of an (H, W) label map a colour number, which differs between ids within ``reach`` px.
 
     Greedy colouring in smallest-last order (Matula & Beck 1983). Six colours are enough for nuclei that only touch,
     and nearly always enough for a larger ``reach``.
@@ -98,7 +98,7 @@ def neighbour_colours(labels: np.ndarray, reach: int = 3) -> dict[int, int]:
 def outlines(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Yield each outline of a label map as its id and an (n, 2) array of x, y in px.
 
-    Outlines run halfway between the pixels of a nucleus and those around it. A nucleus in several pieces has several.
+    Outlines run halfway between the pixels of a nucleus and those around it. A nucleus in pieces has several outlines.
     """
     for i, window in enumerate(ndimage.find_objects(labels), start=1):
         if window is not None:
@@ -111,10 +111,10 @@ def outlines(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 def overlay(
     image: np.ndarray, labels: np.ndarray, ax: Axes | None = None, colour: str | None = None, width: float = 0.9
 ) -> Axes:
-    """Draw an image with the outline of each nucleus, as lines that stay smooth at any size.
+    """Draw an image with the outline of each nucleus, as lines that are smooth at any size.
 
     ``image``: (H, W, 3) uint8; ``labels``: (H, W) label map; ``width``: of the lines, in points.
-    ``colour``: one colour for all, such as ``TRUTH``; without it neighbours get different colours.
+    ``colour``: one colour for all, such as ``TRUTH``; by default neighbours get different colours.
     Raises ``InputError`` if image and labels differ in size.
     """
     if image.shape[:2] != labels.shape:
@@ -145,7 +145,7 @@ def errors(truth: np.ndarray, prediction: np.ndarray) -> tuple[list[int], list[i
 
 
 def error_map(truth: np.ndarray, prediction: np.ndarray, ax: Axes | None = None) -> Axes:
-    """Draw which nuclei were found, missed or spurious (PQ's threshold, IoU > 0.5), with their counts in the legend.
+    """Draw found, missed and spurious nuclei (PQ's threshold, IoU > 0.5), with their counts in the legend.
 
     True nuclei are filled, grey if found and vermilion if missed; spurious predictions are blue outlines.
     A blue outline around two vermilion nuclei is a merger; two blue outlines inside one are a split.
@@ -168,10 +168,10 @@ def error_map(truth: np.ndarray, prediction: np.ndarray, ax: Axes | None = None)
 
 
 def scale_bar(ax: Axes, um_per_px: float = MICROMETRES_PER_PIXEL, um: float | None = None) -> Rectangle:
-    """Draw a scale bar of ``um`` micrometres on an image; returns the bar, in px.
+    """Draw a scale bar of ``um`` micrometres on an image; return the bar, in px.
 
-    ``um``: default: the longest round length of at most a third of the image's width. ``um_per_px``: pixel size;
-    the default is an assumption for NuInsSeg, which the caption should mention.
+    ``um``: by default the longest round length up to a third of the image's width. ``um_per_px``: pixel size; the
+    default is an assumption for NuInsSeg, which the caption should mention.
     """
     left, right = sorted(ax.get_xlim())
     bottom = max(ax.get_ylim())  # the y axis points down
@@ -207,9 +207,9 @@ def show_row(*samples: Sample, outlined: bool = True, titles: Sequence[str] = ()
 
 
 def learning_curves(history: pd.DataFrame, monitor: str = "dice") -> Figure:
-    """Draw a run's training loss, and its validation scores with the epoch that was kept.
+    """Draw a run's training loss, and its validation scores with the selected epoch.
 
-    ``history``: the run's ``history.csv``. ``monitor``: the score by which the epoch was chosen.
+    ``history``: the run's ``history.csv``. ``monitor``: the score that selected the epoch.
     Raises ``InputError`` if columns that ``nucseg.train`` writes are missing.
     """
     scores = [name for name in ("dice", "iou", "aji", "pq") if f"val_{name}" in history]

@@ -1,9 +1,9 @@
 """The prediction browser: images with true and predicted nuclei, and sliders for the decoder's threshold.
 
-There are two versions of it. `PredictionBrowser` computes all steps of its sliders in advance and works in a static
-page, without a kernel. `browse` decodes at each move of a slider and needs a running notebook with ipywidgets. Both
-draw outlines as lines (SVG), which stay sharp at any size, in the colours of `nucseg.viz.figures`. In the view of
-errors, dashed outlines mark split nuclei and mergers.
+There are two versions. `PredictionBrowser` computes all steps of its sliders in advance and works in a static page,
+without a kernel. `browse` decodes whenever a slider moves and needs a running notebook with ipywidgets. Both draw
+outlines as lines (SVG), which are sharp at any size, in the colours of `nucseg.viz.figures`. In the view of errors,
+dashed outlines mark split nuclei and mergers.
 """
 
 import base64
@@ -32,7 +32,7 @@ THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MIN_AREAS = (0, 50, 100, 200)  # px
 START = 0.5, 50  # initial threshold and minimum area: the benchmark's
 OPACITY = 90  # %
-KINDS = {  # of outlines: text of the legend, colour, colour of the casing around the line, dashes
+KINDS = {  # kinds of outlines: text in the legend, colour, colour of the casing around the line, dashes
     "truth": ("true nuclei", figures.TRUTH, "black", ""),
     "prediction": ("predicted nuclei", figures.PREDICTION, "black", ""),
     "found": ("found", figures.FOUND, "black", ""),
@@ -87,10 +87,10 @@ class Scene:
         self._frames: dict[tuple[float, int], Frame] = {}
 
     def frame(self, threshold: float, min_area: int) -> Frame:
-        """Compare the nuclei at ``threshold`` (0..1), without those under ``min_area`` px, with the true ones."""
+        """Compare the nuclei at ``threshold`` (0..1) of at least ``min_area`` px with the true ones."""
         labels, lines = self._cut_at(threshold)
         keep = np.bincount(labels.ravel()) >= min_area
-        same = threshold, int(keep[1:].sum())  # the number of nuclei that are left identifies them
+        same = threshold, int(keep[1:].sum())  # the number of remaining nuclei identifies them
         if same not in self._frames:
             self._frames[same] = self._judge(np.where(keep, np.arange(len(keep)), 0)[labels], lines)
         return self._frames[same]
@@ -133,7 +133,7 @@ def _lines(labels: np.ndarray) -> dict[int, str]:
     lines: dict[int, str] = {}
     for i, xy in figures.outlines(labels):
         simple = approximate_polygon(xy, 0.7)
-        if len(simple) <= 3:  # simplified, a nucleus of a few pixels would vanish
+        if len(simple) <= 3:  # a nucleus of a few pixels would vanish when simplified
             simple = xy
         points = np.rint(2 * simple + 1).astype(int)
         (x, y), steps = points[0], np.diff(points, axis=0)[:-1]
@@ -202,7 +202,7 @@ class PredictionBrowser:
     takes about a second per image. Raises ``InputError`` if there are no items or no steps, if maps do not match
     their sample, or if a step is out of range.
 
-    Make it the last value of a notebook's cell to show it. The page needs no network: it holds the images (WebP), the
+    Make it the last value of a notebook cell to show it. The page needs no network: it contains the images (WebP), the
     outlines and a short script.
     """
 
@@ -298,11 +298,11 @@ def _packed(scene: Scene, frames: list[list[Frame]], image: str) -> dict[str, An
 
 
 def browse(items: Iterable[Item], *, size: int = 512) -> Any:
-    """The browser for a running notebook: sliders with fine steps, decoded at each move.
+    """Create the browser for a running notebook: sliders with fine steps, decoded at each move.
 
-    ``items`` and ``size``: as for `PredictionBrowser`. The list of images always shows the scores at threshold 0.5
-    and minimum area 50 px, wherever the sliders are. Returns an ``ipywidgets.VBox``: make it the last value of a cell
-    to show it. Raises ``InputError`` if ipywidgets is not installed, and as `PredictionBrowser` does.
+    ``items`` and ``size``: as for `PredictionBrowser`. The list of images always shows the scores at threshold 0.5 and
+    minimum area 50 px, regardless of the sliders. Returns an ``ipywidgets.VBox``: make it the last value of a cell to
+    show it. Raises ``InputError`` if ipywidgets is not installed, and as `PredictionBrowser` does.
     """
     try:
         import ipywidgets
