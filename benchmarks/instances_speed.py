@@ -1,7 +1,7 @@
 """Time of `nucseg.instances.encode` and `decode` at 512 px: 49 and 256 nuclei, many of which touch.
 
-The maps are decoded as they are and as a network would give them: from a stride-2 grid, blurred and noisy.
-Medians are printed. Exit code 1 if one is over its limit.
+The maps are decoded both unchanged and as a network would predict them: from a stride-2 grid, blurred and noisy.
+Prints the medians. The exit code is 1 if a median is over its limit.
 """
 
 import statistics
@@ -19,7 +19,7 @@ LIMITS = {49: (60, 40), 256: (60, 80)}  # nuclei: ms to encode, ms to decode
 
 
 def label_map(nuclei: int) -> np.ndarray:
-    """Discs around the jittered points of a grid, a pixel to the nearest: (512, 512) int32."""
+    """Discs around the jittered points of a grid, each pixel assigned to the nearest: (512, 512) int32."""
     across = round(nuclei**0.5)
     pitch = SIZE / across
     points = (np.indices((across, across)).reshape(2, -1).T + 0.5) * pitch

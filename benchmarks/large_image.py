@@ -1,8 +1,8 @@
-"""A 20,000 x 20,000 px image: time and memory.
+"""Time and memory to segment a 20,000 x 20,000 px image.
 
     python benchmarks/large_image.py [--side 20000]
 
-The image is a mosaic of synthetic tissue, written tile by tile. Written to results/large-image: run.json.
+The image is a mosaic of synthetic tissue, written tile by tile. Writes results/large-image/run.json.
 """
 
 import argparse
@@ -30,7 +30,7 @@ OUT = ROOT / "results" / "large-image"
 
 
 def mosaic(side: int, patches: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """The image's tiles of 512 px, turned and mirrored by where they lie; the last ones padded."""
+    """Yield the image's tiles of 512 px, rotated and mirrored by position; the last ones are padded."""
     n = -(-side // 512)
     for row, column in np.ndindex(n, n):
         patch = np.rot90(patches[(row * 7 + column * 3) % len(patches)], (row + column) % 4)
@@ -38,7 +38,7 @@ def mosaic(side: int, patches: list[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def write_mosaic(path: Path, side: int) -> None:
-    """Write it as a tiled, compressed BigTIFF."""
+    """Write the mosaic as a tiled, compressed BigTIFF."""
     patches = [generate(tissue, 0, size=512).image for tissue in TISSUES]
     tifffile.imwrite(
         path,
@@ -55,7 +55,7 @@ def write_mosaic(path: Path, side: int) -> None:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure time and memory, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=20_000)
     arguments = parser.parse_args()

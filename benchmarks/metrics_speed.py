@@ -1,7 +1,7 @@
-"""Time of `nucseg.metrics.score` beside cellseg-metrics (AJI and PQ) on one image: 512 px, 100 nuclei.
+"""Time of `nucseg.metrics.score` compared with cellseg-metrics (AJI and PQ) on one image: 512 px, 100 nuclei.
 
-Both run in turns in the same process; the medians and their ratio are printed. Exit code 1 if the ratio is
-under 10.
+Both run alternately in the same process. Prints the medians and their ratio; the exit code is 1 if the ratio is under
+10.
 """
 
 import statistics
@@ -18,7 +18,7 @@ LEAST_RATIO = 10
 
 
 def label_map(size: int = 512, across: int = 10) -> np.ndarray:
-    """Discs of varied radius on a grid, all of them apart: (size, size) int32."""
+    """Separate discs of different radii on a grid: (size, size) int32."""
     pitch = size // across
     y, x = np.mgrid[:size, :size]
     row, column = np.minimum(y // pitch, across - 1), np.minimum(x // pitch, across - 1)

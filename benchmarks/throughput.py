@@ -1,12 +1,12 @@
-"""nucseg.segment beside stock MobileSAM's automatic mask generator: same images, base, machine, one run.
+"""Time of nucseg.segment compared with MobileSAM's automatic mask generator: same images, base and machine.
 
-The generator computes in float32, as it is published; nucseg does so too for the comparison, and once more in the
-precision that it takes by itself.
+The generator computes in float32, as published. nucseg is timed in float32 for the comparison, and in its default
+precision.
 
     python benchmarks/throughput.py [--images 3]
 
-Written to results/throughput: run.json. With the base 'offline' the generator's mask decoder was never trained, so
-only its time means something; after ``nucseg fetch mobile_sam`` both are what their authors made.
+Writes results/throughput/run.json. With the base 'offline', the generator's mask decoder is untrained, so only its time
+is meaningful; after ``nucseg fetch mobile_sam`` both use MobileSAM's checkpoint.
 """
 
 import argparse
@@ -32,7 +32,7 @@ TISSUES = ("human liver", "human kidney", "human placenta", "mouse kidney", "hum
 
 
 def main() -> None:
-    """Time both on the same images and write the ratio."""
+    """Time both on the same images, and write the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=3)
     arguments = parser.parse_args()

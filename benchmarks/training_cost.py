@@ -1,10 +1,10 @@
-"""What a training step of each variant of the study ablation costs: time and peak memory, nothing else running.
+"""Time and peak memory of a training step, for each variant of the study ablation.
 
     python benchmarks/training_cost.py [--budget small] [--base offline]
 
-Each variant trains a few steps on synthetic tissue in a process of its own, so that the peak is its own. Written
-to results/training-cost: costs.csv (a row a variant) and run.json. The recorded runs have times as well, but of
-machines that did other work meanwhile.
+Each variant trains for a few steps on synthetic tissue in a separate process, so that peaks are separate too. Writes
+results/training-cost: costs.csv (one row per variant) and run.json. Run it on an idle machine: the times in the
+recorded runs are from machines that were also busy otherwise.
 """
 
 import argparse
@@ -34,7 +34,7 @@ STEPS = 8
 
 
 def one(config: Config) -> dict:
-    """Time ``STEPS`` steps of one variant: seconds a step (median), images a second, peak memory in MiB."""
+    """Time ``STEPS`` steps of one variant: seconds per step (median), images per second, peak memory in MiB."""
     device = pick_device(config.device)
     model = place(build_model(config), device, config.precision).train()
     optimiser = torch.optim.AdamW(_trainable(model), lr=config.lr)
@@ -64,7 +64,7 @@ def one(config: Config) -> dict:
 
 
 def main() -> None:
-    """Measure every variant in a process of its own and write the table."""
+    """Measure every variant in a separate process, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--budget", default="small")
     parser.add_argument("--base", default="offline")

@@ -2,9 +2,9 @@
 
     python -m experiments.bbbc038_fields --bbbc038 data/bbbc038
 
-Two images are neighbours if facing edges fit: they correlate (0.7 and more), and the step from one to the other is no
-larger than three steps between rows within an image. Fields are the connected images, numbered in the order of their
-first image. The table is written only if it differs.
+Two images are neighbours if their facing edges correlate (0.7 or more), and differ by no more than three times the
+difference between rows within an image. Fields are sets of connected images, numbered by their first image. The table
+is written only if it differs.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def fields(images: dict[str, np.ndarray]) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Write the table, if it is another one."""
+    """Write the table if it has changed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bbbc038", type=Path, required=True)
     folder = parser.parse_args().bbbc038 / "images" / "histology"

@@ -1,9 +1,9 @@
-"""The frame of a measuring script: its arguments, and the record it leaves in ``results/NAME``.
+"""Shared parts of the measuring scripts: their arguments, and their record in ``results/NAME``.
 
 Run a script from the root of the repository: ``python -m experiments.stain --root data/nuinsseg``.
 
-``run.json`` states the command (taken from ``sys.argv``), the data with the user's note on it, the device, versions,
-commit and date. Tables are CSV files beside it.
+``run.json`` holds the command (from ``sys.argv``), the data with the user's note, the device, versions, commit and
+date. Tables are CSV files beside it.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from nucseg.model.network import NucleiModel
 from nucseg.records.provenance import stamp
 
 RESULTS = Path(__file__).parents[1] / "results"
-FOLDERS = {"root": "NUINSSEG", "bbbc038": "BBBC038"}  # options that hold folders of the machine, and what is recorded
+FOLDERS = {"root": "NUINSSEG", "bbbc038": "BBBC038"}  # options that hold local folders, with the names recorded instead
 
 
 def parser(description: str | None, *, root: bool = True) -> argparse.ArgumentParser:
@@ -39,7 +39,7 @@ def parser(description: str | None, *, root: bool = True) -> argparse.ArgumentPa
 
 
 def command() -> str:
-    """The command that was run, with the dataset's folders by name: nothing of the machine's own paths.
+    """Return the command that was run, with names in place of local folders.
 
     >>> sys.argv = ["/home/me/nucseg/experiments/stain.py", "--root", "/data/nuinsseg", "--limit", "2"]
     >>> command()
@@ -62,7 +62,7 @@ def command() -> str:
 
 
 def _portable(word: str) -> str:
-    """A path of the results without what stands before them; other words as they are."""
+    """Shorten a path of the results so that it starts with ``results``; other words are unchanged."""
     parts = Path(word).parts
     return "/".join(parts[parts.index("results") :]) if "results" in parts else word
 
@@ -81,12 +81,12 @@ def record(name: str, tables: dict[str, pd.DataFrame], device: torch.device | st
 
 
 def data(images: int, note: str, name: str = "nuinsseg") -> dict[str, Any]:
-    """What ``run.json`` says of the data: its name, the number of images measured, the note on this copy."""
+    """Return the data's entry in ``run.json``: its name, the number of images measured, the note on this copy."""
     return {"name": name, "images": images, "note": note}
 
 
 def base_of(model: NucleiModel) -> dict[str, str]:
-    """What ``run.json`` says of a model's base: its name and SHA-256."""
+    """Return the base's entry in ``run.json``: its name and SHA-256."""
     return {"name": model.base_name, "sha256": model.base_sha256}
 
 

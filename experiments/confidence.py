@@ -1,11 +1,11 @@
-"""What tuned decoding and the object confidence bring, and whether the confidence is calibrated.
+"""The gain from tuned decoding and the object confidence, and the calibration of the confidence.
 
     python -m experiments.confidence --root data/nuinsseg --runs results/recipe/offline-small/reference-fold_{1,2}
 
-Each run's validation images are divided in two halves. Decoding and confidence are tuned on one half and scored on the
-other, and the reverse, so that no image is scored with parameters that saw it. No test image is read.
-Writes results/confidence: scores.csv (one row per way and image), reliability.csv (predicted probability against the
-share of true nuclei, ten bins per run) and run.json.
+Each run's validation images are divided into two halves. Decoding and confidence are tuned on one half and scored on
+the other, and vice versa, so that no image is scored with parameters tuned on it. No test image is read.
+Writes results/confidence: scores.csv (one row per way of decoding and image), reliability.csv (predicted probability
+against the share of true nuclei, ten bins per run) and run.json.
 """
 
 from dataclasses import asdict, replace
@@ -38,7 +38,7 @@ def ways(maps: np.ndarray, tuned: Decoding) -> dict[str, np.ndarray]:
 
 
 def measure(run: Path, dataset: NuInsSeg, limit: int) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, float]]]:
-    """Scores of each way and image, probability and truth of each object, and what was tuned on each half."""
+    """Return the scores per way and image, the probability and truth of each object, and the results of tuning."""
     stored = {k: v for k, v in read_run(run).about["config"].items() if k in options(Config)}
     config = replace(apply(Config(), stored, str(run)), score_part="val", test_images=limit)
     split, model = select_split(config, dataset), load(run)

@@ -1,4 +1,4 @@
-"""NucEval's corrections of how nuclei are scored, on the five folds' own predictions: what each adds by itself.
+"""The separate effects of NucEval's scoring corrections on the predictions of the five folds.
 
     python -m experiments.corrections --root data/nuinsseg --runs results/folds/offline-small
 
@@ -25,7 +25,7 @@ BORDER = 2  # px on either side of an outline, NucEval's middle choice
 
 
 def main() -> None:
-    """Score every image with the model that never saw it, in each way."""
+    """Score every image in each way, with the model that was not trained on it."""
     options = common.parser(__doc__)
     options.add_argument("--runs", type=Path, required=True, help="results/folds/COLUMN, with the adapters")
     arguments = options.parse_args()

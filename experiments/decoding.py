@@ -1,9 +1,9 @@
-"""How deep a valley must be to split two nuclei, and which map loses more: each fold's model on its validation images.
+"""Decoding parameters and the errors of each target map, for each fold's model on its validation images.
 
     python -m experiments.decoding --root data/nuinsseg --runs results/folds/offline-small
 
-Needs the adapters of ``nucseg reproduce --studies folds``. No fold's model sees its test images here; but a setting
-that is chosen for all folds together is chosen on images that are test images of other folds. Writes results/decoding:
+Needs the adapters of ``nucseg reproduce --studies folds``. No model is scored on its own fold's test images, but a
+setting chosen over all folds is chosen on images that are test images of other folds. Writes results/decoding:
 scores.csv (one row per fold and way to decode, means over its validation images) and run.json.
 """
 

@@ -1,9 +1,10 @@
-"""What test-time augmentation and ensembles bring and cost, on the test images of NuInsSeg's first fold.
+"""Gain and cost of test-time augmentation and ensembles, on the test images of NuInsSeg's first fold.
 
     python -m experiments.options --root data/nuinsseg --runs results/ablation/offline-small
 
-Needs the adapters of ``nucseg reproduce --studies ablation``: the ensemble is of its ranks 4, 8 and 16, all trained
-on the same fold. Nothing is chosen here. Writes results/options: scores.csv (one row per way and image) and run.json.
+Needs the adapters of ``nucseg reproduce --studies ablation``: the ensemble combines those of rank 4, 8 and 16, all
+trained on the same fold. No setting is chosen here. Writes results/options: scores.csv (one row per way of segmenting
+and image) and run.json.
 """
 
 import time

@@ -1,12 +1,12 @@
-"""What fine-tuning on 5, 10 and 20 annotated images brings: BBBC038's histology images, scored on the rest.
+"""The gain from fine-tuning on 5, 10 and 20 of BBBC038's histology images, scored on the rest.
 
     python -m experiments.own_images --bbbc038 data/bbbc038 \\
         --start results/ablation/offline-small/random/best.safetensors
 
-The base 'offline' was trained on these very images, so an honest answer needs an adapter whose base never saw them:
-one trained on NuInsSeg from the base 'random' (variant 'random' of the study ablation). The choice of annotated images
-matters, so several draws are made. Writes results/own-images: scores.csv (one row per draw, number of images and test
-image) and run.json. Run the same command again to resume.
+The base 'offline' was trained on these images, so the adapter must come from another base: here it was trained on
+NuInsSeg from the base 'random' (variant 'random' of the study ablation). The choice of annotated images matters, so
+it is drawn several times. Writes results/own-images: scores.csv (one row per draw, number of images and test image) and
+run.json. Run the same command again to resume.
 """
 
 import time
@@ -46,7 +46,7 @@ class Part:
 def main() -> None:
     """Score the adapter before and after, and write the tables."""
     parser = common.parser(__doc__, root=False)
-    parser.add_argument("--bbbc038", type=Path, required=True, help="folder that nucseg fetch bbbc038 made")
+    parser.add_argument("--bbbc038", type=Path, required=True, help="folder created by nucseg fetch bbbc038")
     parser.add_argument("--start", type=Path, required=True, help="adapter to fine-tune")
     parser.add_argument("--work", type=Path, default=Path("data") / "own-images", help="folder for the runs")
     arguments = parser.parse_args()
@@ -76,7 +76,7 @@ def main() -> None:
             known = {name: getattr(config, name) for name in ("epochs", "crop", "field_px", "lr", "patience")}
             known |= {"draw": draw, "images": size, "epochs_run": ran}
             configs.append(known | {"median_diameter_px": round(median_diameter(mine), 2)})
-            if size == 10:  # what the scale alone brings: the same adapter at the scale of these nuclei
+            if size == 10:  # the effect of scale alone: the same adapter at the scale of these nuclei
                 scaled = load_model(arguments.start)
                 scaled.config = replace(scaled.config, field_px=config.field_px)
                 score(scaled, "scale only", draw, rest)

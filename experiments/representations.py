@@ -1,19 +1,19 @@
-"""Which target maps separate touching nuclei best, as oracles: encode, degrade as a network would, decode, score.
+"""Oracle comparison of target maps for touching nuclei: encode, degrade as a network would, decode, score.
 
     python -m experiments.representations --root data/nuinsseg
 
-Writes results/representations; run.json says how the tables were made:
+Writes results/representations, with run.json and these tables:
 
 - tuning.csv: each representation under a few settings of its decoder, on 16 images.
-- representations.csv: each with its best setting, on 31 other images, one per tissue. Both kinds of image are
-  from the training part of fold 1, so they are test images of the other folds: what was chosen here, the kind of
-  map and its decoder, has seen their truth, never a prediction.
-- roundtrip_images.csv: `nucseg.instances` on all 665 label maps, without noise: what decoding can reach. Its
+- representations.csv: each with its best setting, on 31 other images, one per tissue. All images are from the training
+  part of fold 1, and so are test images of other folds: the kind of map and its decoder were chosen with their label
+  maps, but without any prediction.
+- roundtrip_images.csv: `nucseg.instances` on all 665 label maps, without noise: the upper bound of decoding. Its
   means are roundtrip.csv (one row per tissue, at stride 2) and strides.csv (one row per stride).
 
-The degraded maps: blurred (Gaussian, sigma in px), plus smooth noise (Gaussian noise blurred by 4 px, standard
-deviation as a share of a channel's range), cut to 0..1, averaged down to the stride's grid and brought back
-bilinearly, as a head's output is. Takes some 6 minutes on one core; run the same command again to resume.
+Maps are degraded by blur (Gaussian, sigma in px) and smooth noise (Gaussian noise blurred by 4 px, standard deviation
+as a share of a channel's range), clipped to 0..1, averaged down to the stride's grid and enlarged bilinearly, as a
+head's output is. Takes about 6 minutes on one core; run the same command again to resume.
 """
 
 import itertools
@@ -49,7 +49,7 @@ Maps = np.ndarray  # (C, H, W) float32, 0..1
 
 
 def degrade(maps: Maps, stride: int, blur: float, noise: float, seed: int) -> Maps:
-    """What a network would give for these target maps; see above."""
+    """Degrade target maps as a network would; see the module's docstring."""
     if blur:
         maps = ndimage.gaussian_filter(maps, (0, blur, blur))
     if noise:
@@ -66,7 +66,7 @@ def degrade(maps: Maps, stride: int, blur: float, noise: float, seed: int) -> Ma
 
 
 def normalised(labels: np.ndarray) -> Maps:
-    """Foreground, and the distance to the outline as a share of the nucleus's own greatest."""
+    """Foreground, and the distance to the outline as a share of the nucleus's greatest distance."""
     return encode(labels, distance_px=1e6)
 
 
@@ -81,7 +81,7 @@ def boundary(labels: np.ndarray, width: float = 2) -> Maps:
 
 
 def hover(labels: np.ndarray) -> Maps:
-    """Foreground, and HoVer-Net's maps: distance to the centroid, horizontal and vertical, -1..1 put to 0..1."""
+    """Foreground, and HoVer-Net's maps: horizontal and vertical distance to the centroid, rescaled to 0..1."""
     maps = np.full((3, *labels.shape), 0.5, np.float32)
     maps[0] = labels > 0
     for number, box in enumerate(ndimage.find_objects(labels), 1):
@@ -125,26 +125,26 @@ def large(labels: np.ndarray, area: int) -> np.ndarray:
 
 
 def seeded(height: np.ndarray, seeds: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Watershed from the seeds; foreground that has none becomes nuclei of its own. Under 50 px: dropped."""
+    """Watershed from the seeds. Foreground components without a seed become nuclei; those under 50 px are dropped."""
     labels = watershed(-height, seeds, mask=mask)
     orphans = components((mask & (labels == 0)).astype(np.float32))
     return large(np.where(orphans > 0, orphans + labels.max(), labels), 50)
 
 
 def by_threshold(height: np.ndarray, mask: np.ndarray, level: float, sigma: float) -> np.ndarray:
-    """Seeds are what is connected above ``level``, 5 px or more."""
+    """Watershed from the connected components above ``level`` of 5 px or more."""
     smooth = ndimage.gaussian_filter(height, sigma) if sigma else height
     return seeded(smooth, large(ndimage.label((smooth > level) & mask)[0], 5), mask)
 
 
 def by_ridge(height: np.ndarray, mask: np.ndarray, ridge: float, sigma: float) -> np.ndarray:
-    """nucseg's own, over any landscape."""
+    """nucseg's own decoder, on any landscape."""
     smooth = ndimage.gaussian_filter(height, sigma) if sigma else height
     return large(split(smooth, mask, ridge), 50)
 
 
 def by_hover(energy: np.ndarray, mask: np.ndarray, level: float, opening: int) -> np.ndarray:
-    """HoVer-Net's own: markers where the energy is high (0.6 there), holes filled, opened, 10 px or more."""
+    """HoVer-Net's decoder: markers where the energy is high (there 0.6), filled, opened, of 10 px or more."""
     markers = ndimage.binary_fill_holes(mask & (energy > level))
     if opening:
         disc = np.hypot(*np.mgrid[-opening : opening + 1, -opening : opening + 1]) <= opening + 0.5
@@ -201,7 +201,7 @@ CANDIDATES = {
 
 
 def chosen_images(dataset: NuInsSeg) -> tuple[list[int], list[int]]:
-    """For tuning one of every other tissue, for the comparison another one of each; both from training images."""
+    """Choose training images: one from every second tissue to tune, and another one from each tissue to compare."""
     train = np.array(folds(dataset)[0].train)
     tissue = dataset.table["tissue"].to_numpy()[train]
     rng = np.random.default_rng(0)
@@ -229,7 +229,7 @@ def measure(
 
 
 def extend(path: Path, key: str, names: Iterable[str], rows_of: Callable[[str], list[dict]]) -> pd.DataFrame:
-    """The table at ``path`` with the rows of each name; those that it has already are not made again."""
+    """Extend the table at ``path`` by the rows of each missing name, and return it."""
     table = pd.read_csv(path, keep_default_na=False) if path.exists() else pd.DataFrame({key: []})
     for name in names:
         if name not in set(table[key]):
@@ -238,7 +238,7 @@ def extend(path: Path, key: str, names: Iterable[str], rows_of: Callable[[str], 
             with write_atomic(path) as part:
                 table.to_csv(part, index=False, float_format="%.4f")
             print(path.name, name, flush=True)
-    return pd.read_csv(path, keep_default_na=False)  # rounded, whether made now or before
+    return pd.read_csv(path, keep_default_na=False)  # read back, so that new and old rows are rounded alike
 
 
 def settings_of(name: str) -> dict[str, dict]:
@@ -248,14 +248,14 @@ def settings_of(name: str) -> dict[str, dict]:
 
 
 def best_setting(tuning: pd.DataFrame, name: str) -> dict:
-    """The one with the best mean of AJI and PQ over the noises."""
+    """Return the setting with the best mean of AJI and PQ over all kinds of noise."""
     rows = tuning[tuning["representation"] == name]
     quality = (rows["aji"] + rows["pq"]).groupby(rows["setting"], sort=False).mean()
     return settings_of(name)[str(quality.idxmax())]
 
 
 def round_trip(dataset: NuInsSeg, tissue: str) -> list[dict]:
-    """One row per image and stride: `nucseg.instances` there and back."""
+    """One row per image and stride: `nucseg.instances` encodes and decodes."""
     rows = []
     for index in np.flatnonzero(dataset.table["tissue"] == tissue):
         truth = dataset[int(index)].labels
@@ -291,7 +291,7 @@ def main() -> None:
         table.agg(**mean).reset_index().to_csv(OUT / f"{name}.csv", index=False, float_format="%.4f")
     common.record(
         "representations",
-        {},  # the tables were written as they grew
+        {},  # the tables are already written
         data=common.data(len(dataset), arguments.data_note),
         images={"tuning": names(dataset, tune_on), "comparison": names(dataset, compare_on)},
         noises={name: dict(zip(("blur_px", "noise"), value, strict=True)) for name, value in NOISES.items()},

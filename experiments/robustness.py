@@ -1,14 +1,14 @@
-"""What the head's normalisation means away from home: other fields, other stains, another laboratory, plain images.
+"""Robustness by the head's normalisation: to other fields, other stains, another laboratory and plain images.
 
     python -m experiments.robustness --root data/nuinsseg --bbbc038 data/bbbc038 --runs results/recipe/offline-small/*
 
 For each run, on its fold's validation images (no test image is read):
 
-- fields: the maps of an image alone against the same image as a quarter of a mosaic, inside the first attention window;
+- fields: an image's maps, alone and as a quarter of a mosaic, compared inside the first attention window;
 - stains: the amounts of haematoxylin and eosin halved and doubled;
-- laboratory: the held-out histology images of BBBC038, enlarged so that nuclei have NuInsSeg's size. The first base
-  was trained on these images, though the runs' heads were not if they started fresh: compare the runs, not the values;
-- plain: nuclei found in images of one grey.
+- laboratory: BBBC038's held-out histology images, enlarged so that nuclei are as large as NuInsSeg's. The first edition
+  of the base was trained on these images (heads that started fresh were not): compare the runs, not the values;
+- plain: number of nuclei found in uniformly grey images.
 
 Writes results/robustness: scores.csv (one row per run, condition and image), fields.csv, plain.csv and run.json.
 """
@@ -36,11 +36,11 @@ from nucseg.records.runs import read_run
 
 STAINS = {f"{stain} x {factor:g}": (stain, factor) for stain in ("haematoxylin", "eosin") for factor in (0.5, 2.0)}
 ENLARGE = 1.6  # as pretraining scores these images
-WINDOW = 192  # px at the encoder's scale: the first attention window without what the head's convolutions see beyond
+WINDOW = 192  # px at the encoder's scale: the first attention window without the margin of the head's convolutions
 
 
 def consistency(model: NucleiModel, images: list[np.ndarray]) -> dict[str, float]:
-    """Greatest and mean difference of the maps of the first of four images alone and as a quarter of a mosaic."""
+    """Greatest and mean difference between the first image's maps alone and as a quarter of a mosaic of four."""
     mosaic = np.concatenate([np.concatenate(images[:2], axis=1), np.concatenate(images[2:], axis=1)])
     window = np.s_[:, :WINDOW, :WINDOW]
     difference = np.abs(predict(model, images[0], 1.0)[window] - predict(model, mosaic, 1.0)[window])
@@ -48,7 +48,7 @@ def consistency(model: NucleiModel, images: list[np.ndarray]) -> dict[str, float
 
 
 def plain(model: NucleiModel) -> list[dict[str, int]]:
-    """Nuclei that the network itself finds in images of one grey, without the rule that answers for it."""
+    """Nuclei that the network itself finds in uniformly grey images, without the rule for plain images."""
     rule, network.PLAIN = network.PLAIN, -1
     try:
         greys = (0, 32, 64, 96, 128, 160, 192, 224, 255)

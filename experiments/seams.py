@@ -1,9 +1,10 @@
-"""How seams between fields and blocks change the label map of a 2,048 px image, and whether they do harm.
+"""The effect of seams between fields and blocks on the label map and scores of a 2,048 px image.
 
     python -m experiments.seams
 
-Two images: one tissue throughout, and a mosaic of sixteen, the worst case. Nuclei that lie on a border between two
-fields are scored by themselves, with the border there and with the border elsewhere. Writes results/seams/run.json.
+Two images are used: one of a single tissue, and a mosaic of sixteen tissues, the worst case. Nuclei on a border
+between two fields are scored separately, with the border there and with the border elsewhere. Writes
+results/seams/run.json.
 """
 
 import json
@@ -23,11 +24,11 @@ from nucseg.model.adapters import DEFAULT_ADAPTER
 from nucseg.model.network import predict
 
 SIDE = 2048
-SHIFT = 160  # px, by which the fields are moved
+SHIFT = 160  # px, the shift of the fields
 
 
 def images() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(SIDE, SIDE, 3) RGB and (SIDE, SIDE) label map of each."""
+    """Return the two images by name: (SIDE, SIDE, 3) RGB and (SIDE, SIDE) label map each."""
     n = SIDE // 512
     tissues = list(TISSUES)[:: len(TISSUES) // n**2][: n**2]
     image, labels = np.zeros((SIDE, SIDE, 3), np.uint8), np.zeros((SIDE, SIDE), np.int32)
@@ -64,9 +65,9 @@ def on_borders(shift: int) -> np.ndarray:
 
 
 def border_nuclei(truth: np.ndarray, whole: np.ndarray, moved: np.ndarray) -> dict[str, float]:
-    """Of the nuclei that a border of one of two layouts crosses, and none of the other's: how each layout drew them.
+    """Compare how two layouts segment the nuclei that a border of only one of them crosses.
 
-    A nucleus's score is the IoU of the prediction that overlaps it best, and it is found where that is above 0.5.
+    A nucleus's score is the IoU of the prediction that overlaps it best; it is found if that is above 0.5.
     """
     tables = [contingency(truth, labels) for labels in (whole, moved)]
     best, ids = [np.zeros(len(table.true_ids)) for table in tables], tables[0].true_ids

@@ -2,8 +2,8 @@
 
     python -m experiments.stain --root data/nuinsseg --report results/protocol/offline-small/fold_1/best.safetensors
 
-Haematoxylin or eosin is multiplied in every image, in optical density (`nucseg.data.augment.restain`), and the image is
-segmented again: by the adapter nuinsseg-1, whose training varied the stain, and, where its adapter is given, by the
+In every image, the optical density of haematoxylin or eosin is multiplied (`nucseg.data.augment.restain`), and the
+image is segmented again by the adapter nuinsseg-1, whose training varied the stain, and, if an adapter is given, by the
 preset report, whose training did not. Both were trained on the first fold. Writes results/stain: scores.csv (one row
 per model, change and test image) and run.json.
 """
@@ -23,7 +23,7 @@ from nucseg.inference.segmenter import load
 from nucseg.metrics import score
 from nucseg.model.adapters import DEFAULT_ADAPTER, adapter_path
 
-FACTORS = (0.5, 0.7, 0.85, 1.0, 1.15, 1.4, 2.0)  # about even steps of the logarithm
+FACTORS = (0.5, 0.7, 0.85, 1.0, 1.15, 1.4, 2.0)  # roughly evenly spaced on a log scale
 
 
 def changes() -> list[tuple[str, float]]:

@@ -1,9 +1,9 @@
-"""Make the adapters that ship with nucseg from the runs of five folds: float16, each with a card.
+"""Make the adapters that ship with nucseg from the runs of the first three folds: float16, each with a card.
 
     python -m tools.ship_adapters --runs results/folds/offline-small --root data/nuinsseg
 
-Writes nucseg/assets/adapters/nuinsseg-1 to nuinsseg-3, of the first three folds (by number, not by score): each a
-safetensors file and a card. The scores on the card are those of the file itself, in half precision, on its test fold.
+Writes nucseg/assets/adapters/nuinsseg-1 to nuinsseg-3, a safetensors file and a card each. The folds are the first
+three by number, not by score. The scores on the card are those of the file itself, in half precision, on its test fold.
 """
 
 import argparse
@@ -44,7 +44,7 @@ images.
 
 
 def main() -> None:
-    """Write the files, score them, write the cards."""
+    """Write the files, score them, and write the cards."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--root", type=Path, required=True)
