@@ -1,6 +1,6 @@
-"""Build the book: ``python book/build.py``. Warnings are errors, and so are broken links within it.
+"""Build the book: ``python book/build.py``. Warnings and broken internal links are errors.
 
-The exit code is jupyter-book's; where it is 0 and a link is broken, it is 1.
+The exit code is jupyter-book's, or 1 if only a link is broken.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from links import problems
 
 ROOT = BOOK.parent
 BUILD = BOOK / "_build"
-# All notebooks run again when any of these changes. A notebook that was itself changed runs again anyway:
-# that is all that jupyter-book's own cache looks at.
+# All notebooks run again when any of these changes. jupyter-book's own cache only notices changes of the
+# notebook itself.
 INPUTS = ("nucseg/**/*", "results/**/*", "book/reference/**/*")
 
 
 def fingerprint(root: Path = ROOT, data: str | None = None) -> str:
-    """SHA-256 over the names and bytes of all that notebooks' outputs depend on, and of ``NUCSEG_DATA``."""
+    """SHA-256 of ``NUCSEG_DATA`` and of the names and bytes of all files that notebook outputs depend on."""
     data = os.environ.get("NUCSEG_DATA", "") if data is None else data
     digest = hashlib.sha256(f"NUCSEG_DATA={data}\0{sys.version}\0".encode())
     files = {
@@ -50,13 +50,13 @@ def main() -> int:
     program = shutil.which("jupyter-book", path=tools) or "jupyter-book"
     command = [program, "build", "-W", "--keep-going", str(BOOK)]
     path = tools + os.pathsep + os.environ.get("PATH", "")
-    # threads that wait sleep: where other programs run too, torch is then several times faster
+    # makes waiting threads sleep: torch is then several times faster if other programs run too
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | {"PATH": path}
     code = subprocess.run(command, cwd=ROOT, env=environment).returncode
     broken = [] if code else problems(BUILD / "html")
     seconds = time.monotonic() - start
     if code:
-        read_all_again()  # else the next build would not meet the same warnings
+        read_all_again()  # otherwise the next build would not report the same warnings
         print(
             f"The book did not build ({seconds:.0f} s): see above.", file=sys.stderr
         )

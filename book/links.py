@@ -1,8 +1,8 @@
-"""Check the built book: ``python book/links.py``. Every link within it leads somewhere, and it reads offline.
+"""Check that the built book has no broken internal links and works offline: ``python book/links.py``.
 
-Starting at the front page, every page that a reader can come to is looked at: the files that its links,
-pictures, scripts and styles name exist, and so do the anchors. No script, style, font or picture comes from
-elsewhere; ordinary links to other sites are not tried.
+Checks every page that can be reached from the front page: the targets of links, pictures, scripts and styles
+must exist, and so must the anchors. No script, style, font or picture may come from another site; ordinary
+links to other sites are not followed.
 """
 
 import re
@@ -13,22 +13,22 @@ from pathlib import Path
 from posixpath import dirname, join, normpath
 from urllib.parse import unquote, urlsplit
 
-# what the browser fetches by itself; other <link> elements only say where a page belongs
+# fetched by the browser itself; other <link> elements only describe relations between pages
 LOADED = {"stylesheet", "icon", "preload", "modulepreload", "prefetch", "manifest"}
 IN_STYLE = re.compile(r"url\(\s*['\"]?([^'\")]+)|@import\s+['\"]([^'\"]+)")
 
 
 class Sheet:
-    """What one style sheet refers to."""
+    """The references of a style sheet."""
 
     def __init__(self, text: str) -> None:
         self.anchors: set[str] = set()
-        self.links: list[str] = []  # that a reader may follow
-        self.loads = in_style(text)  # that the browser fetches
+        self.links: list[str] = []  # links that a reader may follow
+        self.loads = in_style(text)  # files that the browser fetches
 
 
 class Page(HTMLParser, Sheet):
-    """What one page refers to, and the anchors that it has."""
+    """The references and anchors of a page."""
 
     def __init__(self, html: str) -> None:
         HTMLParser.__init__(self)
@@ -66,12 +66,12 @@ class Page(HTMLParser, Sheet):
 
 
 def in_style(text: str) -> list[str]:
-    """What a style sheet, or an element's style, loads."""
+    """The files that a style sheet, or an element's style, loads."""
     return [a or b for a, b in IN_STYLE.findall(text)]
 
 
 def problems(html: Path) -> list[str]:
-    """One line for each broken link and each thing loaded from elsewhere, in the book built in ``html``."""
+    """One line for each broken link and each external file loaded by the book built in ``html``."""
     files = {path.relative_to(html).as_posix() for path in html.rglob("*")}
     if "index.html" not in files:
         return [f"{html} holds no book: it has no index.html"]

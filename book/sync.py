@@ -1,9 +1,9 @@
-"""Keep each notebook in ``chapters/`` and its plain Python twin in ``scripts/`` equal.
+"""Synchronise each notebook in ``chapters/`` with its plain Python twin in ``scripts/``.
 
-``python book/sync.py`` brings over the side that was changed; ``--check`` only looks, and exits 1 when a pair
-differs. A notebook remembers, as a hash, on which cells the two agreed last: so it is known which side has
-changed, whatever the files' dates are. A notebook is wholly made from its twin: no outputs, and cell ids that
-come from the cells' text.
+``python book/sync.py`` updates the unchanged side of each pair; ``--check`` changes nothing, and exits with 1
+if a pair differs. A notebook stores a hash of the cells on which both last agreed, which reveals the changed
+side whatever the files' dates. A notebook is generated from its twin: it has no outputs, and its cell ids are
+derived from the cells' text.
 """
 
 import argparse
@@ -26,7 +26,7 @@ KERNEL = {
 CELL_METADATA = (
     "mystnb",
     "tags",
-)  # the rest is an editor's: fold states, run times
+)  # other metadata belongs to editors: fold states, run times
 AGREED = "twin_sha256"
 
 
@@ -89,7 +89,7 @@ def twin_text(bare: NotebookNode, twin: Path) -> str:
 
 
 def difference(notebook: Path, twin: Path) -> str:
-    """What is wrong with a pair, as one sentence; empty when the two agree."""
+    """The fault of a pair, in one sentence; empty if the two agree."""
     for path, other in ((notebook, twin), (twin, notebook)):
         if not path.exists():
             return f"{path.name} is missing beside {other.name}: run 'make sync'."
@@ -99,9 +99,9 @@ def difference(notebook: Path, twin: Path) -> str:
 
 
 def sync(notebook: Path, twin: Path) -> str:
-    """Bring a pair to agreement; returns what was done, empty when they agreed already.
+    """Synchronise a pair; return what was done, or "" if they already agreed.
 
-    Raises ``SystemExit`` with one sentence when both were changed.
+    Raises ``SystemExit`` with one sentence if both were changed.
     """
     if not difference(notebook, twin):
         return ""

@@ -1,4 +1,4 @@
-"""Small repairs of the theme's HTML, so that a screen reader can use it; axe-core finds them otherwise."""
+"""Small repairs of the theme's HTML for screen readers, of faults that axe-core reports."""
 
 import re
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 from sphinx.application import Sphinx
 
 _REPAIRS = (
-    # a button that is an icon alone has no name
+    # a button with only an icon has no accessible name
     (
         re.compile(r'<summary>(?=<span class="toctree-toggle")'),
         '<summary aria-label="Show or hide the pages below">',
     ),
-    # a list role on a box whose children are no list items
+    # a list role on a box whose children are not list items
     (
         re.compile(r'<div role="list" class="citation-list">'),
         '<div class="citation-list">',
@@ -22,7 +22,7 @@ _SIGNATURE = re.compile(r'<dt class="sig.*?</dt>', re.DOTALL)
 
 
 def _lines(signature: re.Match) -> str:
-    """The parameters of a long signature stand in a ``dl`` without terms: plain boxes mean the same."""
+    """Replace the ``dl`` without terms around the parameters of a long signature by plain boxes."""
     text = signature[0]
     for old, new in (
         ("<dl>", '<div class="sig-lines">'),
@@ -35,7 +35,7 @@ def _lines(signature: re.Match) -> str:
 
 
 def repair(html: str) -> str:
-    """The page with its repairs; a page that has them already stays as it is."""
+    """Return the repaired page; a page that is already repaired is unchanged."""
     for pattern, replacement in _REPAIRS:
         html = pattern.sub(replacement, html)
     return _SIGNATURE.sub(_lines, html)

@@ -1,4 +1,4 @@
-"""What the pages need to work without a network: formulas as MathML, and no script that comes from a CDN."""
+"""Pages that work without a network: formulas as MathML, and no scripts from a CDN."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from sphinx.util.math import get_node_equation_number
 
 
 def mathml(latex: str, display: str) -> str:
-    """LaTeX -> ``<math>``. Raises ``SphinxError`` for a formula that would come out half converted."""
+    """Convert LaTeX to ``<math>``. Raises ``SphinxError`` for a formula that cannot be fully converted."""
     try:
         result = convert(latex.strip(), display=display)
     except Exception as error:  # latex2mathml raises bare subclasses of Exception
         raise SphinxError(
             f"Formula {latex!r} is not understood: {type(error).__name__}."
         ) from error
-    # latex2mathml closes braces that are open, and passes commands that it does not know through as text
+    # latex2mathml silently closes open braces, and passes unknown commands through as text
     if latex.count("{") != latex.count("}"):
         raise SphinxError(f"Formula {latex!r} has braces that do not match.")
     if "\\" in result:
@@ -49,7 +49,7 @@ def visit_block(self: Any, node: nodes.math_block) -> None:
 def drop_thebe(
     app: Sphinx, pagename: str, templatename: str, context: dict, doctree: Any
 ) -> None:
-    """Leave out the scripts of thebe, which runs cells in the page over the network: no page here uses it."""
+    """Remove the scripts of thebe, which runs cells over the network: no page here uses it."""
     for kind in ("script_files", "css_files"):
         context[kind] = [
             file

@@ -21,7 +21,7 @@ from sphinx.util.nodes import make_refnode
 
 
 def as_rest(docstring: str) -> str:
-    """reStructuredText of a docstring, in which nothing but backticks is markup."""
+    """Convert a docstring to reStructuredText; only backticks are treated as markup."""
     blocks = re.split(r"(\n\s*\n)", docstring)
     return "".join(
         block if block.lstrip().startswith(">>>") else _prose(block)
@@ -44,7 +44,7 @@ def _prose(block: str) -> str:
 def tidy_docstring(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
-    app.env.note_dependency(__file__)  # autodoc notes the module itself
+    app.env.note_dependency(__file__)  # autodoc tracks the module itself
     lines[:] = as_rest("\n".join(lines)).split("\n")
     if what == "class" and reasons(obj):
         lines += ["", f".. config-options:: {name}", ""]
@@ -58,7 +58,7 @@ def shorten_signature(
     options: Any,
     *signature: str | None,
 ) -> tuple[str, None] | None:
-    """Leave out a protocol's parameters, and a long dataclass's, which are listed below it."""
+    """Remove the parameters of a protocol, and of a long dataclass, whose fields are listed below it."""
     if what != "class":
         return None
     if getattr(obj, "_is_protocol", False):
@@ -139,7 +139,7 @@ def code(text: str) -> nodes.literal:
 
 
 def prose(text: str) -> nodes.paragraph:
-    """A text of the program as a paragraph, with options, variables and TOML tables set as code."""
+    """A text of the program as a paragraph, with options, variables and TOML tables formatted as code."""
     parts = re.split(r"(--\w[\w-]*|\$[A-Z]\w*|\[[\w.]+\])", text)
     return nodes.paragraph(
         "", "", *(code(t) if i % 2 else nodes.Text(t) for i, t in enumerate(parts))
@@ -294,7 +294,7 @@ class CommandLine(SphinxDirective):
                 nodes.paragraph("", "", nodes.Text("And "), link, nodes.Text("."))
             ]
         usage = nodes.literal_block("usage", f"{command.prog} ", classes=["usage"])
-        for word in words:  # so that lines break between arguments, not at hyphens
+        for word in words:  # makes lines break between arguments, not at hyphens
             usage += [nodes.inline("", word), nodes.Text(" ")]
         return self.section(
             nodes.make_id(command.prog),

@@ -123,7 +123,7 @@ on a GPU and fills another column of this page."""
     )
 )
 
-# %% mystnb={"image": {"alt": "Line chart of validation PQ over the epochs for each of the five folds: jagged lines that rise on the whole, each with a dot at its highest point."}, "figure": {"caption": "Validation PQ over the epochs, a line a fold; a dot marks the epoch that was kept.", "name": "fig-fold-curves"}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Line chart of validation PQ over the epochs for each of the five folds: jagged lines that rise on the whole, each with a dot at its highest point."}, "figure": {"caption": "Validation PQ over the epochs, one line per fold; a dot marks the epoch that was kept.", "name": "fig-fold-curves"}} tags=["hide-input"]
 figure, ax = plt.subplots(figsize=(figures.WIDTH, 2.8))
 history = pd.concat(
     [run.history.assign(fold=f"fold {k}") for k, run in enumerate(runs, start=1)],

@@ -402,8 +402,8 @@ Markdown(
 # %% [markdown]
 # ## Get the real images
 #
-# One command downloads NuInsSeg from Zenodo, checks its hash, and unpacks it; a broken download goes on where
-# it stopped:
+# One command downloads NuInsSeg from Zenodo, checks its hash and unpacks it. Run it again to resume an interrupted
+# download:
 #
 # ```sh
 # nucseg fetch nuinsseg --out data/nuinsseg

@@ -381,8 +381,8 @@ with `NUCSEG_DATA` set to the folder of the images."""
 # nucseg train --preset report --root data/nuinsseg --fold 1 --out results/report/fold1
 # ```
 #
-# Stop it whenever you like: the same command goes on where it was. Every option is in
-# `nucseg train --help`, and each can stand in a TOML file as well:
+# You can stop it at any time and run the same command again to resume. `nucseg train --help` lists every option;
+# options can also be set in a TOML file:
 #
 # ```toml
 # # mine.toml:  nucseg train --preset report --config mine.toml --out results/mine/run

@@ -191,9 +191,9 @@ too long to build."""
 # %% [markdown]
 # ## Use it
 #
-# `nucseg predict IMAGES --adapter run/best.safetensors --out segmented` takes files and folders, goes on where it was
-# stopped, and needs no more memory for a whole slide than for a small one. Say `--um-per-px` where the file does not,
-# if the adapter knows the resolution it was trained at.
+# `nucseg predict IMAGES --adapter run/best.safetensors --out segmented` takes files and folders, resumes after an
+# interruption, and needs no more memory for a whole slide than for a small image. Pass `--um-per-px` if the file does
+# not state its pixel size and the adapter knows that of its training images.
 
 # %%
 summary, failures = predict_files(
@@ -211,7 +211,7 @@ what = {
     ".geojson": "polygons; QuPath: File » Import objects from file",
     ".json": "how it was made: adapter, settings, hashes",
     ".labels.tif": "label map; ImageJ, napari, scikit-image",
-    ".nuclei.csv": "a row a nucleus: place, size, shape, haematoxylin",
+    ".nuclei.csv": "one row per nucleus: place, size, shape, haematoxylin",
     ".overlay.png": "the image with its nuclei outlined",
     ".rois.zip": "ImageJ: File » Open, or drag it onto the ROI manager",
 }
