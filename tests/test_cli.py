@@ -188,7 +188,7 @@ def test_a_reader_that_has_seen_enough_is_no_fault():
         "cli._parser = Parser\n"
         "raise SystemExit(cli.main([]))\n"
     )
-    buffered = os.environ | {"PYTHONUNBUFFERED": ""}  # so that it is found out at the last moment
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}  # the closed pipe is then noticed only at the last flush
     done = subprocess.run(
         [sys.executable, "-c", script], stdout=write, stderr=subprocess.PIPE, text=True, env=buffered, check=False
     )

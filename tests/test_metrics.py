@@ -57,7 +57,7 @@ def scene(rng: np.random.Generator, size: int = 128, nuclei: int = 18) -> np.nda
 
 
 def perturbed(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A prediction with the mistakes real ones make: wrong outlines, misses, merges, splits, inventions."""
+    """A prediction with typical errors: wrong outlines, missed, merged, split and spurious nuclei."""
     out = np.zeros_like(truth)
     ids = [i for i in np.unique(truth) if i]
     for i in ids:
@@ -91,7 +91,7 @@ def random_pairs(count: int, seed: int = 0) -> Iterator[tuple[np.ndarray, np.nda
 
 
 def without(labels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """A perfect prediction, but for a share of the nuclei, which it misses."""
+    """A prediction that is perfect except for a share of missed nuclei."""
     ids = np.unique(labels)[1:]
     return np.where(np.isin(labels, rng.choice(ids, round(share * len(ids)), replace=False)), 0, labels)
 

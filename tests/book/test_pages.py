@@ -56,7 +56,7 @@ def violations(page) -> list[str]:
 
 
 def faults(page, complaints: list[str]) -> list[str]:
-    """What the page complained of once all of it was there, and pictures without any content."""
+    """Errors reported by the fully loaded page, and pictures without any content."""
     page.wait_for_load_state("networkidle")
     empty = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.outerHTML)")
     return [*(one for one in complaints if not one.startswith(TALK)), *empty]

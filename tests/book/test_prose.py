@@ -1,4 +1,4 @@
-"""No measured number is typed by hand: what stands in the text is a number of a recorded table, or made by a cell.
+"""No measured number is typed by hand: numbers in the text are from a recorded table or computed by a cell.
 
 Tables and most numbers of the book are made by cells from results/, so they cannot differ from it. What is left are
 the digits in plain text, in the notebooks' Markdown and in strings that cells print.

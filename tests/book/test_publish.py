@@ -1,4 +1,4 @@
-"""What is published beside the chapters: the check of links, the reference pages, the citation, the workflows."""
+"""The book beyond its chapters: the check of links, the reference pages, the citation, the workflows."""
 
 import importlib.util
 import re

@@ -1,4 +1,4 @@
-"""Thousands of damaged or hostile inputs: each ends in a right answer or in one clear sentence. See FAULTS.md."""
+"""Thousands of damaged or hostile inputs: each gives a correct result or one clear sentence. See FAULTS.md."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ from nucseg.model.adapters import read_adapter
 from nucseg.model.network import build_model, load_model, save_model
 from nucseg.studies.study import read_study
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of what it makes of damaged tags
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns about damaged tags
 many = settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

@@ -1,4 +1,4 @@
-"""Masks in every form: what is right is taken, what seems to be something else is refused and named."""
+"""Masks in every format: label maps are read, and what seems to be something else is refused by name."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Micrometres per pixel, in every way that files say them."""
+"""Pixel sizes from every kind of metadata."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Outlines and back: by hand, on random masks, and through the files of QuPath and ImageJ."""
+"""Masks to outlines and back: by hand, on random masks, and through the files of QuPath and ImageJ."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Images of any size, by windows: each file format against what was put into it."""
+"""Images of any size, by windows: each file format gives back the pixels written to it."""
 
 import numpy as np
 import pytest
@@ -175,7 +175,7 @@ def test_a_cameras_jpeg_with_previews(tmp_path):
 
 @pytest.mark.parametrize("turn", range(2, 9))
 def test_orientation_tags_turn_nothing(tmp_path, picture, turn):
-    """Neither TIFF's nor EXIF's: ImageJ and QuPath do not either, and masks are drawn on what they show."""
+    """Orientation tags of TIFF and EXIF are ignored, as in ImageJ and QuPath, in which masks are drawn."""
     tifffile.imwrite(tmp_path / "a.tif", picture, photometric="rgb", extratags=[(274, 3, 1, turn, True)])
     check(tmp_path / "a.tif", picture)
     exif = Image.Exif()
@@ -241,7 +241,7 @@ def test_missing_tiles_are_white(tmp_path, picture):
     np.testing.assert_array_equal(read_image(path), expected)
 
 
-# ---------------------------------------------------------------- slides of makers' own formats
+# ---------------------------------------------------------------- slides in vendor formats
 
 
 def aperio(path, image):
