@@ -12,9 +12,11 @@ from dataclasses import asdict
 import numpy as np
 
 from experiments import common
+from nucseg.config import FIELD
 from nucseg.data.synth import TISSUES, generate
 from nucseg.images.slides import open_slide
-from nucseg.inference.segmenter import FIELD, MARGIN, Segmenter, load, spans
+from nucseg.inference.fields import spans
+from nucseg.inference.segmenter import Segmenter, load
 from nucseg.instances import labels_from
 from nucseg.metrics import contingency, score
 from nucseg.model.adapters import DEFAULT_ADAPTER
@@ -56,7 +58,7 @@ def field_maps(segmenter: Segmenter, image: np.ndarray) -> np.ndarray:
 def on_borders(shift: int) -> np.ndarray:
     """(SIDE, SIDE) bool: within 2 px of a border between the cores of fields that are moved by ``shift`` px."""
     length = SIDE + shift
-    ends = [high - shift for _, _, high in spans(length, FIELD, round(FIELD * MARGIN)) if high < length]
+    ends = [span.high - shift for span in spans(length) if span.high < length]
     near = (np.abs(np.arange(SIDE)[:, None] - np.array(ends) + 0.5) <= 2).any(axis=1)
     return near[:, None] | near[None, :]
 

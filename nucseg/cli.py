@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # for the annotations alone
 
     from nucseg.inference.segmenter import Segmenter
     from nucseg.model.network import NucleiModel
-
+    from nucseg.studies.launch import Item
 
 DATA_VARIABLE = "NUCSEG_DATA"
 
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     try:
         parsed = _parser().parse_args(arguments)
+        parsed.words = list(sys.argv[1:] if arguments is None else arguments)
         with _notices_as_sentences():
             code = parsed.run(parsed)
         sys.stdout.flush()  # here, where a closed pipe is handled, and not at exit
@@ -101,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_pretrain(commands)
     _add_evaluate(commands)
     _add_predict(commands)
+    _add_export(commands)
     _add_finetune(commands)
     return parser
 
@@ -235,6 +237,7 @@ def _add_cross_validate(commands: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the study: results/STUDY")
     parser.add_argument("--folds", default="", help="folds to run, as in 1,2,3 (default: all)")
     _add_options(parser)
+    _add_launching(parser)
     parser.set_defaults(run=_cross_validate)
 
 
@@ -252,6 +255,11 @@ def _cross_validate(arguments: argparse.Namespace) -> int:
     except ValueError:
         raise InputError(f"Option --folds takes numbers with commas, as in 1,2,3, not {arguments.folds!r}.") from None
     tasks = study.fold_tasks(config, dataset, arguments.out, only)
+    if arguments.on != "here":
+        from nucseg.studies import launch
+
+        if code := _launch(arguments, launch.runs([folder for _, folder in tasks]), arguments.out):
+            return code
     _, failures = study.run_all(tasks, lambda one, folder: loop.train(one, dataset, folder))
     finished = [folder for _, folder in tasks if (folder / "run.json").exists()]  # others may still be running
     if finished:
@@ -273,10 +281,18 @@ def _add_search(commands: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the study: results/STUDY")
     parser.add_argument("--budget", default="", help="table [budget.NAME] of the study (default: none, the full study)")
     _add_options(parser, preset=False)
+    _add_launching(parser)
     parser.set_defaults(run=_search)
 
 
 def _search(arguments: argparse.Namespace) -> int:
+    if arguments.on != "here":
+        from nucseg.studies import launch, study
+
+        todo = study.read_study(arguments.study, arguments.budget, _given(arguments))
+        items = launch.runs([folder for _, folder in todo.tasks(arguments.out)])
+        if code := _launch(arguments, items, arguments.out):
+            return code  # else the table is made here once more
     return _run_study(arguments.study, arguments.out, arguments.budget, _given(arguments), arguments.root)
 
 
@@ -335,6 +351,7 @@ def _add_reproduce(commands: Any) -> None:
     parser.add_argument("--studies", default=",".join(STUDIES), help="studies to run, with commas (default: all)")
     parser.add_argument("--budget", default="", help="small: for a CPU (default: the full studies, for a GPU)")
     _add_options(parser, preset=False)
+    _add_launching(parser)
     parser.set_defaults(run=_reproduce)
 
 
@@ -349,12 +366,54 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     if unknown:
         raise InputError(f"Study {unknown[0]!r} is not known: choose from {', '.join(STUDIES)}.")
     results, code = results_folder(), 0
+    if arguments.on != "here":
+        return _launch(arguments, _reproduced(results, chosen, arguments, given), results)
     for name in chosen:
         out = results / name / f"{Path(base).stem}-{arguments.budget or 'full'}"
         print(f"{name}: {out.relative_to(results.parent)}")
         path = results.parent / "studies" / f"{name}.toml"
         code = max(code, _run_study(path, out, arguments.budget, dict(given), arguments.root))
     return code
+
+
+def _reproduced(
+    results: Path, chosen: Sequence[str], arguments: argparse.Namespace, given: dict[str, Any]
+) -> "list[Item]":
+    """The runs of several studies."""
+    from nucseg.studies import launch, study
+
+    items = []
+    for name in chosen:
+        todo = study.read_study(results.parent / "studies" / f"{name}.toml", arguments.budget, dict(given))
+        out = results / name / f"{Path(given['base']).stem}-{arguments.budget or 'full'}"
+        items += [launch.Item(f"{name}/{folder.name}", folder / "run.json", folder) for _, folder in todo.tasks(out)]
+    return items
+
+
+def _add_launching(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where it runs")
+    group.add_argument(
+        "--on",
+        choices=("here", "local", "slurm"),
+        default="here",
+        help="here: in this process; local: in several processes; slurm: as jobs of a cluster (default: here)",
+    )
+    group.add_argument("--jobs", type=int, default=2, help="processes or jobs that share the work (default: 2)")
+    group.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the jobs, as in partition=gpu, gpus_per_node=1, timeout_min=600, mem_gb=16; repeat for more",
+    )
+
+
+def _launch(arguments: argparse.Namespace, items: "Sequence[Item]", out: Path) -> int:
+    from nucseg.studies import launch
+
+    words = launch.without_launching(arguments.words)
+    options = launch.slurm_options(arguments.slurm)
+    return launch.launch(words, items, out / ".jobs", arguments.on, arguments.jobs, options)
 
 
 def _print_failures(failures: dict[Path, str]) -> int:
@@ -494,6 +553,12 @@ def _add_segmenting(parser: argparse.ArgumentParser) -> None:
         help="skip the empty glass of slides (default: on)",
     )
     parser.add_argument(
+        "--engine",
+        default="auto",
+        metavar="ENGINE",
+        help="torch, openvino (CPUs), or auto: openvino for large images on a CPU, if installed (default: auto)",
+    )
+    parser.add_argument(
         "--series",
         type=int,
         default=0,
@@ -502,7 +567,17 @@ def _add_segmenting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
 
 
-_SEGMENTING = ("um_per_px", "threshold", "min_area", "ridge", "tta", "tissue_mask", "series", "min_confidence")
+_SEGMENTING = (
+    "um_per_px",
+    "threshold",
+    "min_area",
+    "ridge",
+    "tta",
+    "tissue_mask",
+    "series",
+    "min_confidence",
+    "engine",
+)
 
 
 def _check_segmenting(arguments: argparse.Namespace, adapters: Sequence[str]) -> list[Path]:
@@ -548,6 +623,7 @@ def _add_predict(commands: Any) -> None:
     outputs = "labels,csv,geojson,overlay,rois"
     parser.add_argument("--outputs", default=outputs, help=f"outputs to write (default: {outputs})")
     _add_segmenting(parser)
+    _add_launching(parser)
     parser.set_defaults(run=_predict)
 
 
@@ -560,6 +636,14 @@ def _predict(arguments: argparse.Namespace) -> int:
     adapters = _check_segmenting(arguments, names)
     outputs = [word.strip() for word in arguments.outputs.split(",") if word.strip()]
     plans = check_folder(find_images(arguments.images, arguments.recursive), arguments.out, outputs)
+    if arguments.on != "here":
+        from nucseg.studies.launch import Item
+
+        out = arguments.out
+        items = [Item(plan.job.name, plan.job.record(out), plan.job.work(out)) for plan in plans]
+        if code := _launch(arguments, items, out):
+            return code
+        plans = check_folder([plan.job for plan in plans], out, outputs)
     hashes, options = [sha256(path) for path in adapters], {name: getattr(arguments, name) for name in _SEGMENTING}
     failures: dict[Path, str] = {}
     if all(is_finished(plan, hashes, options) for plan in plans):  # the model is not needed
@@ -589,6 +673,40 @@ def _print_table(lines: list[list[Any]]) -> None:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         print(" ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def _add_export(commands: Any) -> None:
+    from nucseg.model.adapters import DEFAULT_ADAPTER
+
+    parser = commands.add_parser(
+        "export",
+        help="write a model for other programs: ONNX, TorchScript, bioimage.io",
+        description=(
+            "Write the network of an adapter, with LoRA merged, in float32: RGB images (uint8) in, target maps out. "
+            "Every file is run and compared with the model on a test image. Needs pip install 'nucseg[export]'."
+        ),
+    )
+    parser.add_argument("adapter", nargs="?", default=DEFAULT_ADAPTER, help=f"adapter (default: {DEFAULT_ADAPTER})")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the files")
+    parser.add_argument("--base", default=None, help="base checkpoint, if it is a file of yours")
+    parser.add_argument("--formats", default="onnx,torchscript,bioimageio", help="formats to write (default: all)")
+    parser.add_argument("--tile", type=Path, help="test image (default: synthetic tissue); its size is the files'")
+    parser.add_argument("--size", type=int, default=512, help="side of the synthetic test image, px (default: 512)")
+    parser.set_defaults(run=_export)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from nucseg.data.synth import generate
+    from nucseg.images.slides import read_image
+    from nucseg.inference.export_model import export
+    from nucseg.inference.segmenter import load
+
+    formats = [word.strip() for word in arguments.formats.split(",") if word.strip()]
+    tile = read_image(arguments.tile) if arguments.tile else generate("human liver", 0, size=arguments.size).image
+    model = load(arguments.adapter, arguments.base, "cpu")
+    for path, difference in export(model, arguments.out, tile, formats).values():
+        print(f"{path}: largest difference from the model {difference:.1e}")
+    return 0
 
 
 def _add_finetune(commands: Any) -> None:

@@ -67,10 +67,9 @@ def apply(config: T, changes: dict[str, Any], source: str) -> T:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Read a TOML file. Raises ``InputError`` if it is missing or malformed."""
+    """Read a TOML file, with or without a byte order mark. Raises ``InputError`` if it is missing or malformed."""
     try:
-        with open(path, "rb") as handle:
-            return tomllib.load(handle)
+        return tomllib.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: the configuration file cannot be read ({error.strerror}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -38,12 +38,12 @@ def write_atomic(path: str | Path, replace: bool = True) -> Iterator[Path]:
         if replace:
             part.replace(path)
         else:
-            _move_new(part, path)
+            move_new(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _move_new(part: Path, path: Path) -> None:
+def move_new(part: Path, path: Path) -> None:
     """Rename a file to a name that must be free. Creating a link checks and takes the name in one step."""
     taken = InputError(f"'{path}' was written by another program meanwhile and is kept: rename or move it.")
     try:

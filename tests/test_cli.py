@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, one sentence, nothing half-written."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -193,3 +194,100 @@ def test_a_reader_that_has_seen_enough_is_no_fault():
     )
     os.close(write)
     assert done.returncode == 1 and not done.stderr
+
+
+# ---------------------------------------------------------------- files as people have them
+
+
+def test_the_version_is_told_without_a_command(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out.split()[0] == "nucseg"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["predict", "nothing.png", "--out", "o"], "nothing.png"),
+        (["predict", "IMAGES", "--out", "o", "--outputs", "pdf"], "pdf"),
+        (["predict", "IMAGES", "--out", "o", "--threshold", "2"], "threshold"),
+        (["predict", "IMAGES", "--out", "o", "--um-per-px", "50"], "um_per_px"),
+        (["predict", "IMAGES", "--out", "o", "--series", "-1"], "series"),
+        (["predict", "IMAGES", "--out", "o", "--adapter", "nothing.safetensors"], "nothing.safetensors"),
+        (["predict", "IMAGES", "--out", "IMAGES/0.png"], "is a file"),
+        (["evaluate", "nothing", "--images", "IMAGES", "--masks", "nowhere"], "nowhere"),
+        (["finetune", "nowhere", "--out", "o"], "nowhere"),
+        (["finetune", "nowhere", "--out", "o", "--start", "nothing.safetensors"], "nothing.safetensors"),
+    ],
+)
+def test_bad_paths_and_options_are_found_before_pytorch_is_loaded(words, expected, folders, tmp_path):
+    words = [word.replace("IMAGES", str(folders[0])) for word in words]
+    script = (
+        "import sys\nfrom nucseg.cli import main\n"
+        f"code = main({words!r})\n"
+        "assert code == 2, code\nassert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_finished_image_costs_no_model(folders, tmp_path, capsys):
+    words = ["predict", str(folders[0]), "--out", str(tmp_path / "out"), "--outputs", "csv", "--device", "cpu"]
+    assert main(words) == 0
+    first = capsys.readouterr().out
+    script = f"import sys\nfrom nucseg.cli import main\nassert main({words!r}) == 0 and 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == first.split()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")])
+def test_full_memory_is_one_sentence(error, folders, tmp_path, monkeypatch, capsys):
+    def full(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("nucseg.training.finetune.finetune", full)
+    (folders[0] / "2.png").write_bytes((folders[0] / "0.png").read_bytes())
+    (folders[1] / "2.png").write_bytes((folders[1] / "0.png").read_bytes())
+    assert main(["finetune", str(tmp_path), "--out", str(tmp_path / "run")]) == 1
+    assert "the memory is full" in sentence(capsys)
+
+
+def test_evaluate_offers_a_pixel_size_where_files_say_none(folders, capsys):
+    words = ["evaluate", "nuinsseg-1", "--images", str(folders[0]), "--masks", str(folders[1]), "--device", "cpu"]
+    assert main(words) == 0
+    assert capsys.readouterr().err.count("µm per px are not known") == 1
+    assert main([*words, "--um-per-px", "0.25"]) == 0
+    assert "nucseg:" not in capsys.readouterr().err
+
+
+def test_binary_masks_are_refused_unless_their_components_are_asked_for(folders, capsys):
+    for path in folders[1].iterdir():
+        labels = np.zeros((64, 64), np.uint8)
+        labels[5:15, 5:15] = labels[30:42, 30:44] = 255
+        Image.fromarray(labels).save(path)
+    words = ["evaluate", "nuinsseg-1", "--images", str(folders[0]), "--masks", str(folders[1]), "--device", "cpu"]
+    assert main([*words, "--um-per-px", "0.25"]) == 2
+    assert "binary" in capsys.readouterr().err
+    assert main([*words, "--um-per-px", "0.25", "--instances", "components"]) == 0
+
+
+def test_an_ignored_area_counts_neither_for_nor_against(monkeypatch):
+    """What is found in it changes no score."""
+    from nucseg.inference import evaluate
+
+    sample = Blobs()[0]
+    vague = np.zeros(sample.labels.shape, bool)
+    vague[:, :32] = True
+    drawn = dataclasses.replace(sample, labels=np.where(vague, 0, sample.labels), vague=vague)
+    monkeypatch.setattr(evaluate, "segment_whole", lambda *arguments, **options: sample.labels)
+    with_it, without = (evaluate.score_sample(None, drawn, leave_out_vague=left_out) for left_out in (False, True))
+    assert with_it["dice"] < 0.9 and with_it["nuclei_predicted"] == sample.labels.max()
+    assert without["pq"] == without["dice"] == 1
+
+
+def test_a_toml_file_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbflr = 1e-3\n")
+    assert read_toml(tmp_path / "a.toml") == {"lr": 1e-3}

@@ -250,6 +250,20 @@ def _read_region(
     return over_white(part[..., :3], part[..., 3])  # what was not scanned is transparent
 
 
+def dicom_series(path: Path) -> str:
+    """The series that a DICOM file belongs to: its levels are files of their own, and each opens the whole slide.
+
+    "" where it is no DICOM slide, or OpenSlide is not installed.
+    """
+    try:
+        import openslide
+
+        with openslide.OpenSlide(path) as file:
+            return file.properties.get("dicom.SeriesInstanceUID", "")
+    except Exception:  # whoever opens it says what is wrong with it
+        return ""
+
+
 # ---------------------------------------------------------------- TIFF
 
 

@@ -7,8 +7,8 @@ import shutil
 import time
 import warnings
 import zipfile
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -20,8 +20,9 @@ import zarr
 
 import nucseg
 from nucseg.data.own import warn_unknown
+from nucseg.data.prefetch import ahead
 from nucseg.errors import Busy, InputError, Notice, is_out_of_memory
-from nucseg.files import only_one, sha256, write_atomic, write_json
+from nucseg.files import move_new, only_one, sha256, write_json
 from nucseg.images import export, measure, polygons
 from nucseg.images.pixel_size import diameters
 from nucseg.images.slides import Slide, open_slide
@@ -226,13 +227,16 @@ def _complete(
     before = _state(work, settings)
     labels = None if about is None else _known_labels(job, out, slide, about)
     tissue = segmenter.tissue(slide)
-    if labels is None:
-        labels = _segment(slide, work, segmenter, settings, before, tissue, progress)
-        blocks: Iterable[export.Block] = segmenter.label_blocks(labels.maps, labels)
-    else:
-        blocks = known_blocks(labels)
-    state = {"settings": settings, "rows": before["rows"], "seconds": before["seconds"] + time.monotonic() - began}
-    written, areas = _write(slide, todo, out, labels, blocks, tissue, settings, state, before["written"])
+    seconds, written_before = before["seconds"], before["written"]
+    with ExitStack() as stack:
+        if labels is None:
+            labels = _Labels(work, segmenter.n_maps, slide.shape, before)
+            rows = _predict(slide, labels.maps, work, segmenter, before, tissue, progress)
+            filled = stack.enter_context(closing(ahead(rows, 0)))  # the network runs on while nuclei are cut out
+            blocks: Iterable[export.Block] = segmenter.label_blocks(labels.maps, labels, filled=filled)
+        else:
+            blocks = known_blocks(labels)
+        written, areas = _write(slide, todo, out, labels, blocks, tissue, settings, before, written_before)
     count = len(areas) if about is None else about["nuclei"]
     if unknown is not None and slide.um_per_px is None:
         unknown.images += 1
@@ -247,7 +251,7 @@ def _complete(
             "area_px_mean": round(float(areas.mean()), 2) if count else None,
             "nuclei_per_mm2": round(count / mm2, 2) if mm2 else None,
             "coordinates": polygons.ORIGIN,
-            "seconds": round(before["seconds"] + time.monotonic() - began, 1),
+            "seconds": round(seconds + time.monotonic() - began, 1),
         }
     about = sealed(about | {"files": recorded(about) | written})
     write_json(job.record(out), about, replace=todo.about is not None)
@@ -267,35 +271,29 @@ def _state(work: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Labels(Scratch):
-    """The label map in the work folder, and the maps that it is cut from."""
+    """The label map in the work folder, and the maps that it is cut from, from a stopped run or empty."""
 
-    maps: Scratch
+    def __init__(self, work: Path, n_maps: int, shape: tuple[int, int], before: dict[str, Any]):
+        write_json(work / "state.json", before)  # first, so that the folder is known as ours
+        self.maps = Scratch(work / "maps", (n_maps, *shape), np.uint8)
+        if self.maps.fresh:
+            before["rows"] = 0
+        (work / "labels").unlink(missing_ok=True)  # cut again from the start: it takes less than the maps
+        super().__init__(work / "labels", shape, np.int32)
 
 
-def _segment(
-    slide: Slide,
-    work: Path,
-    segmenter: Segmenter,
-    settings: dict[str, Any],
-    before: dict[str, Any],
-    tissue: Any,
-    progress: bool,
-) -> _Labels:
-    """Fill the maps, from where a stopped run was, and make room for the label map; ``before`` is kept up to date."""
-    began, seconds = time.monotonic(), before["seconds"]
-    write_json(work / "state.json", before)  # first, so that the folder is known as ours
-    maps = Scratch(work / "maps", (segmenter.n_maps, *slide.shape), np.uint8)
-    if maps.fresh:
-        before["rows"] = 0
+def _predict(
+    slide: Slide, maps: Any, work: Path, segmenter: Segmenter, state: dict[str, Any], tissue: Any, progress: bool
+) -> Iterator[int]:
+    """Fill the maps from where a stopped run was, and update ``state``; yields how many rows of px are filled."""
+    began, seconds, ends = time.monotonic(), state["seconds"], segmenter.row_ends(slide.shape)
     options = {"name": slide.path.name, "progress": progress, "tissue": tissue}
-    for rows in segmenter.predict_rows(slide, maps, before["rows"], **options):
-        before |= {"rows": rows, "seconds": seconds + time.monotonic() - began}
-        write_json(work / "state.json", before)
-    before["seconds"] = seconds
-    (work / "labels").unlink(missing_ok=True)  # cut again from the start: it takes a hundredth of the time
-    labels = _Labels(work / "labels", slide.shape, np.int32)
-    labels.maps = maps
-    return labels
+    if state["rows"]:
+        yield ends[state["rows"] - 1]
+    for rows in segmenter.predict_rows(slide, maps, state["rows"], **options):
+        state |= {"rows": rows, "seconds": seconds + time.monotonic() - began}
+        write_json(work / "state.json", state)
+        yield ends[rows - 1]
 
 
 def _known_labels(job: Job, out: Path, slide: Slide, about: dict[str, Any]) -> Any:
@@ -338,10 +336,10 @@ def _write(
     job = todo.job
     areas = [np.zeros(0)]
     with ExitStack() as stack:
-        parts = {
-            name: stack.enter_context(write_atomic(job.target(out, ENDINGS[name]), replace=False))
-            for name in todo.missing
-        }
+        # in the work folder, where a killed run leaves no strays, since all this takes as long as the network
+        parts = {name: job.work(out) / f"new{ENDINGS[name]}" for name in todo.missing}
+        for part in parts.values():
+            stack.callback(part.unlink, missing_ok=True)
         tables = _Tables(parts, slide, _key(settings), stack)
         for block in blocks:
             areas.append(tables.add(block))
@@ -355,6 +353,8 @@ def _write(
         hashes |= {name: sha256(part) for name, part in parts.items()}
         # before they get their names: if this process is stopped now, they are known as its own
         write_json(job.work(out) / "state.json", state | {"written": written | hashes})
+        for name, part in parts.items():
+            move_new(part, job.target(out, ENDINGS[name]))
     return hashes, found
 
 

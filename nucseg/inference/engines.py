@@ -1,17 +1,20 @@
 """What runs the network for inference: torch on any device, or OpenVINO on CPUs, behind one small interface."""
 
 import weakref
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
+from torch.nn import functional as F
 
 from nucseg.errors import InputError
+from nucseg.inference.options import ENGINES
 from nucseg.model.merged import Merged, merged
 from nucseg.model.network import NucleiModel
 
-ENGINES = ("auto", "torch", "openvino")
 STRIDE = 16  # px: sides of what an engine takes are multiples of it
 
 
@@ -102,3 +105,30 @@ def resolve(name: str, model: NucleiModel) -> str:
     if name != "auto":
         return name
     return "openvino" if model.mean.device.type == "cpu" and find_spec("openvino") else "torch"
+
+
+def predict(
+    engine: Engine, images: Sequence[np.ndarray], scale: float, side: tuple[int, int] | None = None
+) -> list[np.ndarray]:
+    """Target maps of images of one size: (H, W, 3) uint8 RGB each -> (C, H, W) float32 each, 0..1.
+
+    The network sees ``scale`` px for each px, filled up by reflection to ``side`` (rows, columns) px, by default the
+    next multiples of 64.
+    """
+    height, width = images[0].shape[:2]
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    side = side or (rows + -rows % 64, columns + -columns % 64)
+    padding = ((0, side[0] - rows), (0, side[1] - columns), (0, 0))
+    views = []
+    for image in images:
+        view = image if scale == 1 else np.asarray(_resized(image, columns, rows))
+        views.append(np.pad(view, padding, mode="symmetric") if (rows, columns) != side else view)
+    maps = engine(np.stack(views))[:, :, :rows, :columns]
+    if (rows, columns) != (height, width):
+        resized = F.interpolate(torch.from_numpy(maps), (height, width), mode="bilinear", align_corners=False)
+        maps = resized.numpy()
+    return list(maps)
+
+
+def _resized(image: np.ndarray, width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BILINEAR)

@@ -21,6 +21,7 @@ from nucseg import __version__
 from nucseg.errors import InputError, Notice
 from nucseg.files import sha256, write_atomic
 from nucseg.images.raster import SUFFIXES
+from nucseg.images.slides import dicom_series
 
 OUTPUTS = ("labels", "csv", "geojson", "overlay", "rois")
 ENDINGS = {
@@ -33,7 +34,8 @@ ENDINGS = {
 SUMMARY = ("image", "height_px", "width_px", "um_per_px", "nuclei", "area_px_mean", "nuclei_per_mm2", "seconds")
 LONGEST_NAME = 255  # bytes of a file's name, on nearly every system
 JUNK = ("thumbs.db", "desktop.ini")
-WORK_FILES = ("state.json", "maps", "labels", ".lock")  # all that nucseg puts into an image's work folder
+# all that nucseg puts into an image's work folder
+WORK_FILES = ("state.json", "maps", "labels", ".lock", *(f"new{ending}" for ending in ENDINGS.values()))
 
 
 # ---------------------------------------------------------------- images
@@ -119,6 +121,7 @@ def _in_folder(folder: Path, recursive: bool) -> list[Job]:
             parts = {path.stem for path in files if path.suffix.lower() in (".mrxs", ".vms")}  # data of those slides
             unentered = [name for name in subfolders if name not in parts]
             break
+    jobs = _one_per_slide(jobs)
     if not jobs:
         deeper = " (--recursive looks into its subfolders)" if unentered else ""
         raise InputError(f"The folder '{folder}' has no images{deeper}; those that are read: {', '.join(SUFFIXES)}.")
@@ -132,6 +135,18 @@ def _in_folder(folder: Path, recursive: bool) -> list[Job]:
             stacklevel=3,
         )
     return jobs
+
+
+def _one_per_slide(jobs: list[Job]) -> list[Job]:
+    """The jobs, of the DICOM files of one slide only the first: each of them opens the whole slide."""
+    seen: set[tuple[Path, str]] = set()
+    kept = []
+    for job in jobs:
+        slide = (job.folder, dicom_series(job.path)) if job.path.suffix.lower() == ".dcm" else (job.folder, "")
+        if not slide[1] or slide not in seen:
+            kept.append(job)
+        seen.add(slide)
+    return kept
 
 
 def _some(paths: Sequence[Path]) -> str:

@@ -3,6 +3,8 @@
 from nucseg.errors import InputError
 from nucseg.images.pixel_size import PLAUSIBLE_UM
 
+ENGINES = ("auto", "torch", "openvino")  # see `engines`
+
 
 def check_options(
     um_per_px: float | None,
@@ -12,9 +14,12 @@ def check_options(
     tta: bool,
     tissue_mask: bool,
     series: int,
+    engine: str,
     min_confidence: float | None = None,
 ) -> None:
     """Raise ``InputError`` for values that no image can be segmented with; they are those of `segmenter.Segmenter`."""
+    if engine not in ENGINES:
+        raise InputError(f"Engine {engine!r} is not known: choose one of {', '.join(ENGINES)}.")
     low, high = PLAUSIBLE_UM
     if um_per_px is not None and not low <= um_per_px <= high:
         raise InputError(

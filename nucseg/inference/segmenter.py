@@ -5,13 +5,15 @@
 >>> nucseg.segment(image).shape  # (H, W) int32 label map, 0 = background
 (64, 80)
 
-The network sees fields of the size it was trained on. Of each field only the core is kept, so every pixel is
-predicted once, with its surroundings in view. The label map is cut from the maps block by block; each block looks
-beyond its border, and a nucleus belongs to the block that its centroid lies in.
+The network sees large fields on a grid of 224 px, on which the windows of its attention fall alike wherever a field
+begins. Of each field only the core is kept, so that every pixel is predicted once, with its surroundings in view. The
+label map is cut from the maps block by block; each block looks beyond its border, and a nucleus belongs to the block
+that its centroid lies in.
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,25 +22,30 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy import ndimage
+from torch import nn
 from tqdm.auto import tqdm
 
 from nucseg.config import FIELD
+from nucseg.data.prefetch import ahead
 from nucseg.errors import InputError
 from nucseg.files import sha256
 from nucseg.images.export import Block
 from nucseg.images.slides import Slide, as_pixels, open_slide
 from nucseg.images.tissue import tissue_mask
+from nucseg.inference import engines
 from nucseg.inference.decoding import Decoding, decoding_of
+from nucseg.inference.engines import predict
+from nucseg.inference.fields import GRID, SIDES, Field, Span, read_field, spans
 from nucseg.inference.options import check_options
 from nucseg.instances import labels_from, renumber
 from nucseg.model.adapters import DEFAULT_ADAPTER, adapter_path
 from nucseg.model.bases import Base
-from nucseg.model.network import NucleiModel, load_model, pick_device, place, predict
+from nucseg.model.network import NucleiModel, load_model, pick_device, place
 
-MARGIN = 1 / 8  # of the field's side, at each rim, that is seen but not kept; a nucleus is about 1/16 across
 BLOCK, HALO = 1536, 128  # px: what is decoded at once, and how far it looks beyond
 LARGE = 4096  # px: images with a longer side get a tissue mask
-BLANK = 225  # a field whose every value is at least this has no tissue, and the network is not asked
+BATCH = 8  # fields that a GPU gets at once
+MANY = 50  # fields of an image from which on it pays to compile the network for them (engine auto)
 
 
 def load(adapter: str | Path = DEFAULT_ADAPTER, base: Base | str | None = None, device: str = "auto") -> NucleiModel:
@@ -66,6 +73,8 @@ class Segmenter:
     - ``tissue_mask``: skip the fields of large images (`LARGE`) that lie outside the tissue.
     - ``min_confidence``: 0..1; objects that are less probably true nuclei are dropped. Above 0 only with adapters that
       were tuned (`inference.decoding`).
+    - ``engine``: what runs the network (`engines`): torch, openvino, or auto: openvino for images of many fields, on a
+      CPU, where it is installed; else torch.
     - ``series``: which image of a file that holds several, from 1; 0: the largest (`open_slide`).
     """
 
@@ -78,6 +87,7 @@ class Segmenter:
     tissue_mask: bool = True
     series: int = 0
     min_confidence: float | None = None
+    engine: str = "auto"
 
     def options(self) -> dict[str, Any]:
         """All fields but the models, as given."""
@@ -96,6 +106,8 @@ class Segmenter:
             )
         check_options(**self.options())
         self.decoding().check()
+        for model in self.models:
+            engines.resolve(self.engine, model)
 
     def decoding(self) -> Decoding:
         """How maps are decoded: as the first adapter was tuned (or by default), unless an option is given.
@@ -129,14 +141,31 @@ class Segmenter:
         """Px that the model's encoder sees for each px of these images."""
         return model.config.size / (model.config.field_px or FIELD) * self.zoom(model)
 
-    def maps(self, image: np.ndarray, model: NucleiModel, scale: float = 0.0) -> np.ndarray:
-        """(H, W, 3) uint8 field -> (C, H, W) float32 maps of one model, 0..1, which sees it scaled by ``scale``."""
-        scale = scale or self.scale(model)
+    def maps(
+        self,
+        images: Sequence[np.ndarray],
+        model: NucleiModel,
+        scale: float = 0.0,
+        engine: str = "",
+        side: tuple[int, int] | None = None,
+    ) -> list[np.ndarray]:
+        """(H, W, 3) uint8 fields of one size -> (C, H, W) float32 maps of one model each, 0..1.
+
+        ``scale``: px that the model sees for each px. ``side``: (rows, columns) in px of the encoder's view to fill the
+        fields up to by reflection; None: the next multiples of 64.
+        """
+        scale, run = (
+            scale or self.scale(model),
+            engines.engine_for(model, engine or ("torch" if self.engine == "auto" else self.engine)),
+        )
         ways: list[Any] = [np.s_[:, :]]
         if self.tta:
             ways += [np.s_[::-1, :], np.s_[:, ::-1], np.s_[::-1, ::-1]]
-        maps = [predict(model, np.ascontiguousarray(image[way]), scale)[(slice(None), *way)] for way in ways]
-        return np.mean(maps, axis=0)
+        views = [predict(run, [image[way] for image in images], scale, side) for way in ways]
+        return [
+            np.mean([view[i][(slice(None), *way)] for view, way in zip(views, ways, strict=True)], axis=0)
+            for i in range(len(images))
+        ]
 
     @property
     def n_maps(self) -> int:
@@ -179,14 +208,25 @@ class Segmenter:
     ) -> Iterator[int]:
         """Fill ``maps``, (C, H, W) uint8 in steps of 1/255, row of fields after row of fields.
 
-        Yields the number of rows that are done, from ``start`` on: the rows before it are taken to be in ``maps``.
-        Models of an ensemble with fields of their own are averaged over the smallest of them. A slide is read at the
-        level that is nearest to what the models see. Black areas, and fields outside ``tissue``, have no nuclei.
+        Yields the number of rows of fields that are done, from ``start`` on: the rows before it are taken to be in
+        ``maps`` (`row_ends` says how far down they reach). The models of an ensemble see the same fields. A slide is
+        read at the level that is nearest to what the models see, ahead of the network in a thread. Black areas, and
+        fields outside ``tissue``, have no nuclei.
         """
-        side = max(64, min(round((m.config.field_px or FIELD) / self.zoom(m)) for m in self.models))
-        rows, columns = (spans(length, side, round(side * MARGIN)) for length in slide.shape)
-        height, width = min(side, slide.shape[0]), min(side, slide.shape[1])
+        rows, columns = self.layout(slide.shape)
         level = slide.at(max(self.scale(model) for model in self.models))
+        engine = self.engine
+        if engine == "auto" and len(rows) * len(columns) < MANY:
+            engine = "torch"
+        batch = BATCH if self.models[0].mean.device.type == "cuda" else 1
+
+        def fields() -> Iterator[Field | None]:
+            for row in rows[start:]:
+                for column in columns:
+                    window = (row.start, column.start, row.stop - row.start, column.stop - column.start)
+                    empty = tissue is not None and not _part(tissue, slide.shape, window).any()
+                    yield None if empty else read_field(level, slide.shape, window)
+
         bar = tqdm(
             total=len(rows) * len(columns),
             initial=start * len(columns),
@@ -194,50 +234,77 @@ class Segmenter:
             unit="field",
             disable=not progress,
         )
-        with bar:
-            for done, (top, low, high) in enumerate(rows[start:], start + 1):
-                for left, first, last in columns:
-                    window = (top, left, height, width)
-                    empty = tissue is not None and not _part(tissue, slide.shape, window).any()
-                    mean = None if empty else self._field(level, slide.shape, window)
-                    if mean is None:
-                        maps[:, low:high, first:last] = 0
-                    else:
-                        core = mean[:, low - top : high - top, first - left : last - left]
-                        maps[:, low:high, first:last] = np.rint(core * 255).astype(np.uint8)
-                    bar.update()
+        with bar, closing(ahead(fields(), batch + 2)) as read:
+            for done, row in enumerate(rows[start:], start + 1):
+                waiting: list[tuple[Span, Field]] = []
+                for column in columns:
+                    field = next(read)
+                    if field is None:
+                        maps[:, row.low : row.high, column.low : column.high] = 0
+                        bar.update()
+                        continue
+                    # fields at the image's edge are smaller: only those of one size go together
+                    if waiting and waiting[0][1].image.shape != field.image.shape:
+                        self._fill(maps, row, waiting, engine, bar)
+                        waiting = []
+                    waiting.append((column, field))
+                    if len(waiting) == batch:
+                        self._fill(maps, row, waiting, engine, bar)
+                        waiting = []
+                self._fill(maps, row, waiting, engine, bar)
                 yield done
 
-    def _field(self, level: Slide, shape: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray | None:
-        """(C, h, w) mean maps of a window (top, left, h, w) of an image of ``shape``, read from one of its levels.
+    def _fill(self, maps: Any, row: Span, fields: Sequence[tuple[Span, Field]], engine: str, bar: "tqdm[Any]") -> None:
+        """Predict fields of one row, and put their cores into ``maps``."""
+        if not fields:
+            return
+        images = [field.image for _, field in fields]
+        means: Any = 0
+        for model in self.models:
+            scale, side = self.scale(model) / fields[0][1].down, (row.side, fields[0][0].side)
+            fits = scale == self.scale(self.models[0]) / fields[0][1].down
+            own = self.maps(images, model, scale, engine, side if fits else None)
+            means = means + np.stack(own) / len(self.models)
+        for (column, field), mean in zip(fields, means, strict=True):
+            mean[:, field.void] = 0
+            height, width = row.stop - row.start, column.stop - column.start
+            if mean.shape[1:] != (height, width):
+                resized = (Image.fromarray(one).resize((width, height), Image.Resampling.BILINEAR) for one in mean)
+                mean = np.stack([np.asarray(one) for one in resized])
+            core = mean[:, row.low - row.start : row.high - row.start, column.low - column.start :]
+            core = core[:, :, : column.high - column.low]
+            maps[:, row.low : row.high, column.low : column.high] = np.rint(core * 255).astype(np.uint8)
+            bar.update()
 
-        None where there is nothing but glass.
-        """
-        top, left, height, width = window
-        down, across = level.shape[0] / shape[0], level.shape[1] / shape[1]
-        rows, columns = max(1, round(height * down)), max(1, round(width * across))
-        y, x = min(round(top * down), level.shape[0] - rows), min(round(left * across), level.shape[1] - columns)
-        image, void = level.read_tissue(y, x, rows, columns)
-        if image.min() >= BLANK:
-            return None
-        mean = np.mean([self.maps(image, model, self.scale(model) / down) for model in self.models], axis=0)
-        mean[:, void] = 0
-        if (rows, columns) != (height, width):
-            resized = (Image.fromarray(one).resize((width, height), Image.Resampling.BILINEAR) for one in mean)
-            mean = np.stack([np.asarray(one) for one in resized])
-        return mean
+    def layout(self, shape: tuple[int, int]) -> tuple[list[Span], list[Span]]:
+        """The fields of an image of ``shape``: rows and columns."""
+        sides: tuple[int, ...] = SIDES
+        if normalising := [model for model in self.models if _normalises(model)]:  # near what they were trained on
+            sides = (GRID * (1 + math.ceil(min(model.config.size for model in normalising) / GRID)),)
+        scale = self.scale(self.models[0])
+        return spans(shape[0], scale, sides), spans(shape[1], scale, sides)
 
-    def label_blocks(self, maps: Any, labels: Any, block: int = BLOCK, halo: int = HALO) -> Iterator[Block]:
+    def row_ends(self, shape: tuple[int, int]) -> list[int]:
+        """How far down, in px, the maps are filled after each row of fields."""
+        return [row.high for row in self.layout(shape)[0]]
+
+    def label_blocks(
+        self, maps: Any, labels: Any, block: int = BLOCK, halo: int = HALO, filled: Iterator[int] | None = None
+    ) -> Iterator[Block]:
         """Cut the nuclei out of ``maps`` and write them into ``labels``, zeros of (H, W), block after block.
 
         Nuclei are numbered 1..n in the order of the blocks. A nucleus that is larger than ``halo`` may be cut.
+        ``filled``: says how many rows of px the maps are filled to, each time that more are; None: they are whole.
         """
         height, width = labels.shape
         smallest, smooth, count = self.smallest(), self.smooth(), 0
         how, scale = self.decoding(), self.nucleus_scale()
         if min(height, width) < 1:
             return
+        reached = 0
         for top in range(0, height, block):
+            while filled is not None and reached < min(height, top + block + halo):
+                reached = next(filled)
             for left in range(0, width, block):
                 y, x = max(0, top - halo), max(0, left - halo)
                 window = np.s_[y : min(height, top + block + halo), x : min(width, left + block + halo)]
@@ -283,24 +350,9 @@ def segment(
     return segmenter.segment(pixels, progress=progress)
 
 
-def spans(length: int, side: int, margin: int) -> list[tuple[int, int, int]]:
-    """Fields along one side of an image: (start of the field, start and end of its core), px.
-
-    The cores follow each other without a gap, and lie ``margin`` px or more inside their field, except at the
-    image's own border. The last field ends with the image; where one field is enough, its core is all of it.
-
-    >>> spans(1000, 512, 64)
-    [(0, 0, 448), (384, 448, 832), (488, 832, 1000)]
-    """
-    if length <= side:
-        return [(0, 0, length)]
-    result, end = [], 0
-    while end < length:
-        start = min(max(end - margin, 0), length - side)
-        high = length if start + side >= length else start + side - margin
-        result.append((start, end, high))
-        end = high
-    return result
+def _normalises(model: NucleiModel) -> bool:
+    """Whether the head normalises over the whole field, so that its maps depend on what else is in the field."""
+    return any(isinstance(module, nn.GroupNorm) for module in model.head.modules())
 
 
 def known_blocks(labels: Any, block: int = BLOCK, halo: int = HALO) -> Iterator[Block]:

@@ -30,6 +30,7 @@ def quiet_tracing() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
         yield
 
 

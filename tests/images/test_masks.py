@@ -106,6 +106,24 @@ def test_a_pyramid_of_labels_and_the_orientation_tag(tmp_path):
     np.testing.assert_array_equal(read_labels(white), TRUE)
 
 
+def test_palettes_of_colour_pictures_are_refused(tmp_path):
+    """Converted from RGB, the indices are in any order, and the background is none in particular."""
+    colours = np.array([[242, 9, 37], [80, 221, 108], [70, 211, 66], [104, 164, 140], [210, 241, 64]], np.uint8)
+    picture = Image.fromarray(np.array([5, 0, 1, 2, 3], np.uint8)[TRUE], "P")
+    picture.putpalette(np.vstack([colours, [[0, 0, 0]]]).astype(np.uint8).tobytes())
+    picture.save(tmp_path / "p.png")
+    with refused("p.png", "made from a colour picture", "index 5"):
+        read_labels(tmp_path / "p.png")
+
+
+def test_the_only_array_of_a_matlab_file(tmp_path):
+    matlab.savemat(tmp_path / "one.mat", {"labels": TRUE})
+    np.testing.assert_array_equal(read_labels(tmp_path / "one.mat"), TRUE)
+    matlab.savemat(tmp_path / "two.mat", {"labels": TRUE, "types": TRUE})
+    with refused("two.mat", "no array inst_map", "labels, types"):
+        read_labels(tmp_path / "two.mat")
+
+
 def test_one_nucleus_and_none_are_label_maps(tmp_path):
     one = np.where(TRUE == 2, 255, 0).astype(np.uint8)
     assert read_labels(saved(tmp_path / "one.png", one)).max() == 1

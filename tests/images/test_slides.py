@@ -9,6 +9,7 @@ from PIL import Image
 
 from nucseg.errors import InputError
 from nucseg.images.slides import open_slide, read_image
+from nucseg.inference.folder import find_images
 
 
 @pytest.fixture
@@ -165,6 +166,13 @@ def test_pictures_by_their_content(tmp_path, picture):
     check(tmp_path / "a.gif", np.asarray(Image.open(tmp_path / "a.gif").convert("RGB")))
 
 
+def test_a_cameras_jpeg_with_previews(tmp_path):
+    one = Image.fromarray(smooth())
+    one.save(tmp_path / "a.mpo", format="MPO", save_all=True, append_images=[one.resize((40, 32))], quality=98)
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.mpo").read_bytes())
+    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - smooth()).max() < 12
+
+
 @pytest.mark.parametrize("turn", range(2, 9))
 def test_orientation_tags_turn_nothing(tmp_path, picture, turn):
     """Neither TIFF's nor EXIF's: ImageJ and QuPath do not either, and masks are drawn on what they show."""
@@ -287,7 +295,7 @@ def hamamatsu(path, image):
             )  # fmt: skip
 
 
-def dicom(path, image, tile=256, um=0.5):
+def dicom(path, image, tile=256, um=0.5, series=None):
     """A small DICOM whole-slide image of one level, tiled, JPEG (VL Whole Slide Microscopy Image Storage)."""
     pydicom = pytest.importorskip("pydicom")
     import imagecodecs
@@ -305,7 +313,8 @@ def dicom(path, image, tile=256, um=0.5):
     one = pydicom.Dataset()
     one.file_meta = meta
     one.SOPClassUID, one.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    one.SeriesInstanceUID, one.StudyInstanceUID, one.FrameOfReferenceUID, one.Modality = new(), new(), new(), "SM"
+    one.SeriesInstanceUID, one.Modality = series or new(), "SM"
+    one.StudyInstanceUID, one.FrameOfReferenceUID = new(), new()
     one.ImageType, one.Rows, one.Columns = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"], tile, tile
     one.TotalPixelMatrixRows, one.TotalPixelMatrixColumns = image.shape[:2]
     one.NumberOfFrames, one.SamplesPerPixel, one.PlanarConfiguration = len(frames), 3, 0
@@ -328,6 +337,18 @@ def test_slides_of_other_makers(tmp_path, make, name):
     with open_slide(tmp_path / name) as slide:
         assert slide.shape == (600, 800) and slide.um_per_px == pytest.approx(0.5)
         assert np.abs(slide.read(37, 101, 500, 600).astype(int) - image[37:537, 101:701]).max() <= 12
+
+
+def test_the_files_of_a_dicom_slide_are_one_image(tmp_path, monkeypatch):
+    pydicom = pytest.importorskip("pydicom")
+    image, series = smooth((600, 800)), pydicom.uid.generate_uid()
+    dicom(tmp_path / "1.dcm", image, series=series)
+    dicom(tmp_path / "2.dcm", image[::2, ::2], um=1.0, series=series)
+    dicom(tmp_path / "other.dcm", image)
+    with open_slide(tmp_path / "2.dcm") as slide:
+        assert [level.shape for level in slide.levels] == [(600, 800), (300, 400)]
+        assert slide.um_per_px == pytest.approx(0.5)
+    assert [job.name for job in find_images([tmp_path])] == ["1.dcm", "other.dcm"]
 
 
 def test_a_slide_without_openslide_says_what_to_install(tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def histories(draw):
     return before, fates, draw(outputs), draw(st.booleans()), draw(st.booleans())
 
 
-@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(histories())
 def test_predict_never_changes_a_byte_that_it_did_not_write(tmp_path, history):
     before, fates, outputs, same_folder, recursive = history

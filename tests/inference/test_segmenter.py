@@ -6,8 +6,10 @@ import itertools
 import numpy as np
 import pytest
 import tifffile
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import nucseg.inference.evaluate as evaluating
 import nucseg.inference.segmenter as predicting
@@ -18,7 +20,8 @@ from nucseg.images.slides import open_slide
 from nucseg.inference.confidence import FEATURES, features, fit
 from nucseg.inference.decoding import Decoding
 from nucseg.inference.evaluate import segment_whole
-from nucseg.inference.segmenter import Segmenter, segment, spans
+from nucseg.inference.fields import GRID, MARGIN, SIDES, spans
+from nucseg.inference.segmenter import Segmenter, segment
 from nucseg.instances import encode
 from nucseg.metrics import score
 from nucseg.model.network import build_model, predict
@@ -33,7 +36,9 @@ def model():
 def seen(monkeypatch):
     """The network's place is taken by one that finds both maps in the image's first two channels."""
     monkeypatch.setattr(
-        predicting, "predict", lambda model, image, scale: image[..., :2].transpose(2, 0, 1).astype(np.float32) / 255
+        predicting,
+        "predict",
+        lambda engine, images, scale, side: [i[..., :2].transpose(2, 0, 1).astype(np.float32) / 255 for i in images],
     )
 
 
@@ -56,24 +61,30 @@ def discs(height, width, count, seed=0, radius=14):
     return labels
 
 
-@given(st.integers(1, 5000), st.integers(64, 700))
-def test_cores_cover_a_side_once(length, side):
-    margin = round(side * predicting.MARGIN)
-    fields = spans(length, side, margin)
-    assert fields[0][1] == 0 and fields[-1][2] == length
-    assert all(a[2] == b[1] for a, b in itertools.pairwise(fields))
-    for start, low, high in fields:
-        assert 0 <= start <= low < high <= start + min(side, length) <= length
-        assert low == 0 or low - start >= margin
-        assert high == length or start + side - high >= margin
+@settings(deadline=None)
+@given(st.integers(1, 20000), st.sampled_from([0.25, 0.5, 1.0, 1.7, 3.0]), st.sampled_from([SIDES, (448,), (896,)]))
+def test_cores_cover_a_side_once_from_fields_on_the_grid(length, scale, sides):
+    fields = spans(length, scale, sides)
+    assert fields[0].low == 0 and fields[-1].high == length
+    assert all(a.high == b.low for a, b in itertools.pairwise(fields))
+    for field in fields:
+        assert 0 <= field.start <= field.low < field.high <= field.stop <= length
+        assert field.low == 0 or (field.low - field.start) * scale >= MARGIN - 1 - scale
+        assert field.high == length or (field.stop - field.high) * scale >= MARGIN - 1 - scale
+        assert (field.stop - field.start) * scale <= field.side + scale
+        if len(fields) > 1:
+            assert field.side in sides
+            assert abs(field.start * scale - GRID * round(field.start * scale / GRID)) <= scale / 2 + 1e-6
 
 
-def test_blocks_give_the_same_nuclei_as_the_whole(model, seen):
+def test_blocks_give_the_same_nuclei_as_the_whole(model, seen, monkeypatch):
     segmenter, truth = Segmenter([model]), discs(700, 900, 250)
     image = painted(truth)
     with open_slide(image) as slide:
         maps = np.zeros((2, *slide.shape), np.uint8)
-        assert list(segmenter.predict_rows(slide, maps, progress=False)) == [1, 2]
+        monkeypatch.setattr(Segmenter, "scale", lambda self, model: 1.0)  # three rows of fields of 448 px
+        assert list(segmenter.predict_rows(slide, maps, progress=False)) == [1, 2, 3]
+        assert segmenter.row_ends(slide.shape)[-1] == 700
         np.testing.assert_array_equal(maps, image[..., :2].transpose(2, 0, 1))
     whole, parts = np.zeros((700, 900), np.int32), np.zeros((700, 900), np.int32)
     [one] = segmenter.label_blocks(maps, whole, block=2000)
@@ -121,7 +132,7 @@ def test_one_field_is_what_evaluation_sees(model):
 
 
 def test_one_field_drops_what_evaluation_drops(model, seen, monkeypatch):
-    monkeypatch.setattr(evaluating, "predict", lambda model, image: predicting.predict(model, image, 1))
+    monkeypatch.setattr(evaluating, "predict", lambda model, image: predicting.predict(None, [image], 1, None)[0])
     labels = np.zeros((512, 512), np.int32)
     for number, side in enumerate((4, 6, 8, 10, 20), 1):  # 16, 36, 64, 100 and 400 px, around the 50 of `MIN_AREA`
         labels[40 : 40 + side, 60 * number : 60 * number + side] = number
@@ -146,18 +157,18 @@ def test_a_lower_ridge_cuts_fewer_apart():
 def test_scale_follows_the_micrometres(model, monkeypatch):
     asked = []
 
-    def fake(model, image, scale):
-        asked.append((image.shape[:2], round(scale, 4)))
-        return np.zeros((2, *image.shape[:2]), np.float32)
+    def fake(engine, images, scale, side):
+        asked.extend((image.shape[:2], round(scale, 4)) for image in images)
+        return [np.zeros((2, *image.shape[:2]), np.float32) for image in images]
 
     monkeypatch.setattr(predicting, "predict", fake)
     known = build_model(dataclasses.replace(model.config, um_per_px=0.25))
     image = np.full((300, 600, 3), 99, np.uint8)
     segment(image, known)
-    assert asked == [((300, 512), 0.25)] * 2  # 512 px are seen as 128
+    assert asked == [((300, 600), 0.25)]  # 512 px are seen as 128
     asked.clear()
     segment(image, known, um_per_px=0.5)  # each px is two of the training images'
-    assert set(asked) == {((256, 256), 0.5)}
+    assert asked == [((300, 600), 0.5)]
     assert Segmenter([known], um_per_px=0.5).smallest() == 12
     assert Segmenter([known], um_per_px=0.5, min_area=30).smallest() == 30  # px of these images, as it says
     assert Segmenter([known], um_per_px=0.5).smooth() == 1  # half the 2 px of the training images
@@ -168,15 +179,17 @@ def test_scale_follows_the_micrometres(model, monkeypatch):
 
 def test_flips_average_four_views_in_place(model, monkeypatch):
     monkeypatch.setattr(
-        predicting, "predict", lambda model, image, scale: np.stack([np.cumsum(np.ones(image.shape[:2]), axis=1)] * 2)
+        predicting,
+        "predict",
+        lambda engine, images, scale, side: [np.stack([np.cumsum(np.ones(i.shape[:2]), axis=1)] * 2) for i in images],
     )
-    maps = Segmenter([model], tta=True).maps(np.zeros((4, 9, 3), np.uint8), model)
+    maps = Segmenter([model], tta=True).maps([np.zeros((4, 9, 3), np.uint8)] * 2, model)
     np.testing.assert_allclose(maps, 5.0)  # 1..9 from the left and from the right
 
 
 def test_an_ensemble_averages_and_blank_fields_are_skipped(model, monkeypatch):
     values = iter([0.2, 1.0])
-    monkeypatch.setattr(predicting, "predict", lambda model, image, scale: np.full((2, 8, 8), next(values)))
+    monkeypatch.setattr(predicting, "predict", lambda *_: [np.full((2, 8, 8), next(values))])
     maps = np.zeros((2, 8, 8), np.uint8)
     with open_slide(np.full((8, 8, 3), 99, np.uint8)) as slide:
         list(Segmenter([model, model]).predict_rows(slide, maps, progress=False))
@@ -202,6 +215,20 @@ def test_bad_values_are_refused(model):
         Segmenter([model, build_model(ModelConfig(base="random", size=64, rank=1))]).check()
 
 
+def test_what_is_no_array_is_taken_or_refused_with_what_to_convert(model, seen):
+    image = painted(discs(128, 128, 4))
+    np.testing.assert_array_equal(segment(Image.fromarray(image), model), segment(image, model))
+    for thing, words in (
+        (torch.from_numpy(image), "not a tensor: pass image.permute"),
+        (image.tolist(), "not a list: pass numpy.asarray"),
+        (image / 255, r"float64 of shape 128 x 128 x 3: pass \(255 \* image\)"),
+        ("a.png", r"not a path: open the file first, as in PIL.Image.open\('a.png'\)"),
+        (image.transpose(2, 0, 1), "numpy.moveaxis"),
+    ):
+        with pytest.raises(InputError, match=words):
+            segment(thing, model)
+
+
 def test_the_command_line_has_the_same_defaults():
     options = vars(_parser().parse_args(["predict", "a.png", "--out", "out"]))
     for field in dataclasses.fields(Segmenter):
@@ -222,7 +249,7 @@ def test_a_file_says_its_own_resolution(model, monkeypatch, tmp_path):
     monkeypatch.setattr(
         predicting,
         "predict",
-        lambda model, image, scale: asked.append(round(scale, 4)) or np.zeros((2, *image.shape[:2]), np.float32),
+        lambda engine, images, scale, side: asked.append(round(scale, 4)) or [np.zeros((2, 100, 100), np.float32)],
     )
     known = build_model(dataclasses.replace(model.config, um_per_px=0.25))
     image = np.full((100, 100, 3), 99, np.uint8)
@@ -257,3 +284,71 @@ def test_a_tuned_adapter_decides_how_it_is_decoded_and_options_come_first(model,
         segment(image, model, min_confidence=0.5)
     with pytest.raises(InputError, match="min_confidence"):
         segment(image, adapter, min_confidence=1.5)
+
+
+# ---------------------------------------------------------------- black, glass and levels
+
+
+def test_black_has_no_nuclei_and_is_seen_as_white(model, monkeypatch):
+    views = []
+
+    def everything(model, image, scale):
+        views.append(image.copy())
+        return np.ones((2, *image.shape[:2]), np.float32)
+
+    monkeypatch.setattr(predicting, "predict", everything)
+    assert segment(np.zeros((512, 512, 3), np.uint8), model).max() == 0 and not views  # as a glass slide: not asked
+    image = np.full((200, 300, 3), 150, np.uint8)
+    image[:, :120] = 0
+    maps = np.zeros((2, 200, 300), np.uint8)
+    with open_slide(image) as slide:
+        list(Segmenter([model]).predict_rows(slide, maps, progress=False))
+    assert (views[0][:, :120] == 255).all() and (views[0][:, 120:] == 150).all()
+    assert not maps[:, :, :120].any() and (maps[:, :, 120:] == 255).all()
+
+
+def test_glass_is_passed_over_in_large_images(model, monkeypatch):
+    rng = np.random.default_rng(0)
+    image = rng.integers(215, 250, (1200, 3000, 1), dtype=np.uint8).repeat(3, axis=2)  # no field of it is all white
+    image[400:800, 1500:2100] = np.array([190, 110, 170]) + rng.integers(-20, 20, (400, 600, 3))
+    asked = []
+
+    def counting(model, image, scale):
+        asked.append(1)
+        return np.zeros((2, *image.shape[:2]), np.float32)
+
+    monkeypatch.setattr(predicting, "predict", counting)
+    monkeypatch.setattr(predicting, "LARGE", 2048)
+    counts = {}
+    for tissue_mask in (True, False):
+        asked.clear()
+        Segmenter([model], tissue_mask=tissue_mask).segment(image)
+        counts[tissue_mask] = len(asked)
+    fields = len(spans(1200, 512, 64)) * len(spans(3000, 512, 64))
+    assert counts[False] == fields and 2 <= counts[True] <= fields / 2
+    with open_slide(image) as slide:
+        found = Segmenter([model]).tissue(slide)
+    down = found.shape[0] / 1200
+    inside = np.s_[round(410 * down) : round(790 * down), round(1510 * down) : round(2090 * down)]
+    assert found[inside].all() and found.mean() < 1.3 * 400 * 600 / (1200 * 3000)
+
+
+def test_a_slide_is_read_at_the_level_that_the_model_sees(model, monkeypatch, tmp_path):
+    """A pyramid at 0.25 µm/px, a model of 0.5 µm/px: the level of half the size is read, the maps fit level 0."""
+    truth = discs(600, 800, 60, radius=20)
+    image = painted(truth)
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif") as writer:
+        about = {"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeXUnit": "µm"}
+        writer.write(image, tile=(64, 64), photometric="rgb", subifds=1, metadata=about)
+        writer.write(image[::2, ::2].copy(), tile=(64, 64), photometric="rgb", subfiletype=1)
+    shapes = []
+
+    def reading_off(model, view, scale):
+        shapes.append((view.shape[:2], round(scale, 3)))
+        return view[..., :2].transpose(2, 0, 1).astype(np.float32) / 255
+
+    monkeypatch.setattr(predicting, "predict", reading_off)
+    coarse = build_model(dataclasses.replace(model.config, size=512, field_px=512, um_per_px=0.5))
+    found = Segmenter([coarse]).segment(tmp_path / "a.ome.tif")
+    assert shapes == [((300, 400), 1.0)]  # seen as it is stored in that level
+    assert found.shape == (600, 800) and score(truth, found).pq > 0.8

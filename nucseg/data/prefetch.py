@@ -2,19 +2,19 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 _END = object()
 
 
-def ahead(items: Iterable[T], limit: int = 2) -> Iterator[T]:
+def ahead(items: Iterable[T], limit: int = 2) -> Generator[T, None, None]:
     """Yield the items of an iterable that is run in a thread, up to ``limit`` items ahead (0: without limit).
 
     NumPy, torch and file reading release Python's lock, so that the thread works while the caller does. An error
-    in the thread is raised here, in its place. If the caller stops early, so does the thread, after the item that it
-    is working on.
+    in the thread is raised here, in its place. Close the generator if you stop early (`contextlib.closing`): the
+    thread then ends after the item that it is working on.
     """
     line: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(limit)
     stopped = threading.Event()
@@ -36,6 +36,9 @@ def ahead(items: Iterable[T], limit: int = 2) -> Iterator[T]:
             put(_END)
         except BaseException as error:
             put(_END, error)
+        finally:
+            if isinstance(items, Generator):
+                items.close()  # here, so that what it has open is closed in its own thread
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
