@@ -6,6 +6,7 @@ classes, is refused with a sentence that says what it seems to be and how to con
 
 import importlib
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from scipy import io as matlab
 from scipy.ndimage import find_objects
 from skimage.measure import label as connected_components
 
-from nucseg.errors import InputError
+from nucseg.errors import InputError, Notice
 from nucseg.images.coco import coco_annotation
 from nucseg.images.polygons import ROI_SUFFIXES, Annotation, geojson_annotation, roi_annotation
 from nucseg.images.raster import TIFFS, check_size, header, is_tiff, lossy_picture, open_picture, reading
@@ -267,8 +268,7 @@ def _look(path: Path, values: np.ndarray, ids: np.ndarray, palette: bool) -> Non
     scattered = _scattered(parts, areas, owner, ids, n)
     binary = "(--instances components makes a nucleus of each connected component of a binary mask)"
     if n == 1:
-        usual = int(values[1]) in (1, 255, 65_535)
-        if len(areas) > 1 and (usual or scattered[1]):
+        if np.count_nonzero(areas >= 0.1 * areas.max()) > 1:
             raise InputError(
                 f"The mask '{path}' seems to be binary: all of its {len(areas)} separate areas have the value "
                 f"{int(values[1])}; give each nucleus its own id {binary}."
@@ -277,6 +277,8 @@ def _look(path: Path, values: np.ndarray, ids: np.ndarray, palette: bool) -> Non
     covered = np.bincount(ids.ravel(), minlength=n + 1)[1:]
     few = scattered.sum() < n / 3 and covered[scattered[1:]].sum() < covered.sum() / 2
     if few or len(areas) < n + 2:  # one stray pixel is no evidence
+        for number in np.flatnonzero(scattered):
+            _point_out(path, int(values[number]), int(np.count_nonzero(owner == number)))
         return
     main = _dominant(ids)
     if covered[main - 1] > covered.sum() / 2 and (scattered.sum() > 1 or values[main] in (255, 65_535)) and n != 2:
@@ -289,6 +291,20 @@ def _look(path: Path, values: np.ndarray, ids: np.ndarray, palette: bool) -> Non
             "each nucleus its own id."
         )
     raise InputError(f"The mask '{path}' seems to be {kind}: give each nucleus its own id {binary}.")
+
+
+def _point_out(path: Path, value: int, places: int) -> None:
+    """Refuse a mask whose 255 is a border or "ignore" value; name any other id that lies in several places."""
+    if value in (255, 65_535):
+        raise InputError(
+            f"The mask '{path}' has the value {value} in {places} separate places, as a border or an area to ignore "
+            "has it: give these pixels the value 0."
+        )
+    warnings.warn(
+        f"'{path}': the id {value} lies in {places} separate places; if they are several nuclei, give each its own id.",
+        Notice,
+        stacklevel=4,
+    )
 
 
 def _refuse_inverted(path: Path, values: np.ndarray, ids: np.ndarray, palette: bool) -> None:

@@ -165,7 +165,7 @@ def geojson_annotation(path: str | Path, shape: tuple[int, int]) -> "Annotation"
         if not isinstance(features, list):
             raise ValueError("no features")
         for number, one in enumerate(features, 1):
-            geometry = one.get("nucleusGeometry") or one["geometry"]
+            geometry = one.get("nucleusGeometry") or one.get("geometry") or one  # a bare geometry
             shapes = geometry["coordinates"]
             if geometry["type"] == "Polygon":
                 shapes = [shapes]

@@ -5,6 +5,7 @@ other TIFFs with tifffile, tile by tile.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,14 +38,8 @@ from nucseg.images.tissue import BLACK, REACH, black
 
 __all__ = ["Level", "Slide", "open_slide", "read_image"]
 
-LARGEST_CHUNK = 2**30  # bytes of an unpacked tile or strip; a strip of the whole image cannot be read in parts
-NOT_THE_IMAGE = (
-    "label",
-    "macro",
-    "thumbnail",
-    "overview",
-    "map",
-)  # series of a slide that do not show the tissue at full resolution
+LARGEST_CHUNK = 2**30  # bytes of a tile or strip once unpacked; a whole-image strip cannot be read in parts
+NOT_THE_IMAGE = re.compile(r"\b(label|macro|thumbnail|overview|barcode)\b|^map$")  # series that show something else
 
 Read = Callable[[int, int, int, int], np.ndarray]  # top, left, height, width -> (height, width, 3) uint8 RGB
 
@@ -246,7 +241,7 @@ def _of_openslide(path: Path, file: Any) -> Slide:
         shape = (max(1, round(height / shrink)), max(1, round(width / shrink)))
         levels.append(Level(shape, partial(_read_region, file, number, shrink, x, y)))
     sides = [float(value) for side in "xy" if (value := about.get(f"openslide.mpp-{side}"))]
-    um_per_px = plausible(math.sqrt(math.prod(sides)) if len(sides) == 2 else None)
+    um_per_px = plausible(math.prod(sides) ** (1 / len(sides)) if sides else None)
     if um_per_px is None and (power := about.get("openslide.objective-power")):
         um_per_px = from_magnification(power, path)
     return Slide(path, (height, width), um_per_px, tuple(levels))
@@ -340,7 +335,7 @@ def _choose(path: Path, tiff: tifffile.TiffFile, series: int) -> int:
 
 def _is_main(series: Any) -> bool:
     reduced = int(series.keyframe.subfiletype) & 1
-    return not reduced and str(series.name).strip().casefold() not in NOT_THE_IMAGE
+    return not reduced and not NOT_THE_IMAGE.search(str(series.name).strip().casefold().replace("_", " "))
 
 
 def _is_colour(series: Any) -> bool:

@@ -62,7 +62,7 @@ class Job:
     @property
     def name(self) -> str:
         """The image's name in the summary."""
-        return (self.folder / self.path.name).as_posix()
+        return os.fsencode((self.folder / self.path.name).as_posix()).decode("utf-8", "replace")
 
 
 def find_images(paths: Sequence[str | Path], recursive: bool = False) -> list[Job]:

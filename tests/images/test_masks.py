@@ -124,6 +124,20 @@ def test_the_only_array_of_a_matlab_file(tmp_path):
         read_labels(tmp_path / "two.mat")
 
 
+def test_a_border_value_among_ids_is_refused_and_a_scattered_id_pointed_out(tmp_path):
+    y, x = np.mgrid[:128, :128]
+    many = np.zeros((128, 128), np.uint8)
+    for number, (cy, cx) in enumerate(np.ndindex(5, 5), 1):
+        many[(y - 25 * cy - 12) ** 2 + (x - 25 * cx - 12) ** 2 < 49] = number
+    edges = many.copy()
+    edges[(many > 0) & (np.roll(many, 2, axis=0) == 0)] = 255  # the upper edge of each
+    with refused("e.png", "value 255 in 25 separate places"):
+        read_labels(saved(tmp_path / "e.png", edges))
+    twice = np.where(many == 25, 1, many)
+    with pytest.warns(UserWarning, match=r"t\.png': the id 1 lies in 2 separate places"):
+        assert read_labels(saved(tmp_path / "t.png", twice)).max() == 24
+
+
 def test_one_nucleus_and_none_are_label_maps(tmp_path):
     one = np.where(TRUE == 2, 255, 0).astype(np.uint8)
     assert read_labels(saved(tmp_path / "one.png", one)).max() == 1

@@ -196,13 +196,14 @@ def test_three_channels_of_8_bits_are_rgb(tmp_path, picture, kind):
     check(path, picture)
 
 
-def test_the_largest_image_is_read_and_not_a_label_or_thumbnail(tmp_path, picture):
+@pytest.mark.parametrize("name", ["label", "label image", "Macro", "slide_overview"])
+def test_the_largest_image_is_read_and_not_a_label_or_thumbnail(tmp_path, picture, name):
     with tifffile.TiffWriter(tmp_path / "t.tif") as writer:
         writer.write(picture[::4, ::4].copy(), photometric="rgb", subfiletype=1)
         writer.write(picture, photometric="rgb", tile=(64, 64))
     check(tmp_path / "t.tif", picture)
     with tifffile.TiffWriter(tmp_path / "l.ome.tif", ome=True) as writer:
-        writer.write(np.full((500, 700, 3), 9, np.uint8), photometric="rgb", metadata={"axes": "YXS", "Name": "label"})
+        writer.write(np.full((500, 700, 3), 9, np.uint8), photometric="rgb", metadata={"axes": "YXS", "Name": name})
         about = {"axes": "YXS", "PhysicalSizeX": 0.25, "Name": "scan"}
         writer.write(picture, photometric="rgb", tile=(64, 64), subifds=1, metadata=about)
         writer.write(picture[::2, ::2].copy(), photometric="rgb", tile=(64, 64), subfiletype=1)
