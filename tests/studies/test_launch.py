@@ -56,7 +56,7 @@ def scores(out: Path) -> list[pd.DataFrame]:
 
 def assert_same(out: Path, expected: list[pd.DataFrame]) -> None:
     for ours, theirs in zip(scores(out), expected, strict=True):
-        pd.testing.assert_frame_equal(ours, theirs, rtol=1e-5)
+        pd.testing.assert_frame_equal(ours, theirs, atol=1e-4)  # sums depend on the number of threads
 
 
 # ---------------------------------------------------------------- words, states
