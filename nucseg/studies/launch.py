@@ -167,10 +167,8 @@ class Worker:
     """What a job runs. If Slurm preempts it or its time is over, submitit queues it again, and it resumes."""
 
     def __call__(self, words: list[str]) -> int:
-        """Run the command in this process; returns its exit code."""
-        from nucseg.cli import main
-
-        return main(words)
+        """Run the command and return its exit code."""
+        return subprocess.call([sys.executable, "-m", "nucseg", *words])
 
     def checkpoint(self, words: list[str]) -> Any:
         """Queue the same command again."""

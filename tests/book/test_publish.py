@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+import nucseg
+
 yaml = pytest.importorskip("yaml")
 
 ROOT = Path(__file__).parents[2]
@@ -167,7 +169,7 @@ class TestTopLevel:
         assert (cited["cff-version"], cited["type"]) == ("1.2.0", "software")
         assert (cited["title"], cited["version"], cited["license"]) == (
             project["name"],
-            project["version"],
+            nucseg.__version__,
             project["license"],
         )
         assert cited["authors"] == project["authors"] and cited["keywords"] == project["keywords"]

@@ -19,12 +19,12 @@ from nucseg.model.merged import merged
 from nucseg.model.network import NucleiModel, build_model, predict
 
 
-def trained(**config) -> NucleiModel:
-    """A model whose LoRA is not zero, and whose head does not look at the whole field."""
+def trained(std: float = 0.02, **config) -> NucleiModel:
+    """A model whose LoRA is not zero."""
     torch.manual_seed(0)
     model = build_model(ModelConfig(**({"base": "offline", "head": "instance", "size": 512, "rank": 4} | config)))
     for layer in lora.lora_layers(model).values():
-        nn.init.normal_(layer.lora_B, std=0.02)
+        nn.init.normal_(layer.lora_B, std=std)
     return model
 
 
@@ -120,12 +120,12 @@ def test_which_engine_auto_is(model, monkeypatch):
 def test_auto_takes_torch_for_an_image_of_one_field(model, monkeypatch):
     asked = []
     monkeypatch.setattr(engines, "engine_for", lambda model, name: asked.append(name) or TorchEngine(model))
-    Segmenter([model]).segment(np.full((64, 64, 3), 99, np.uint8))
+    Segmenter([model]).segment(np.random.default_rng(0).integers(60, 180, (64, 64, 3), dtype=np.uint8))
     assert asked == ["torch"]
 
 
 def test_fields_and_the_whole_image_agree(monkeypatch):
-    own = with_norm(trained(), PixelNorm)
+    own = with_norm(trained(std=0.1), PixelNorm)  # a strong LoRA: where attention windows are cut matters
     monkeypatch.setattr(segmenter, "SIDES", (448,))
     image = np.concatenate([generate(t, 0, size=512).image for t in ("human liver", "mouse kidney")], axis=1)[
         :448, :896
@@ -136,8 +136,8 @@ def test_fields_and_the_whole_image_agree(monkeypatch):
     with segmenter.open_slide(image) as slide:
         list(how.predict_rows(slide, maps, progress=False))
     whole = TorchEngine(own)(image[None])[0]
-    difference = np.abs(maps / 255 - whole)
-    assert np.quantile(difference, 0.999) < 0.05 and difference.mean() < 2e-3 + 0.5 / 255
+    difference = np.abs(maps / 255 - np.rint(255 * whole) / 255)
+    assert np.quantile(difference, 0.999) < 0.05 and difference.mean() < 1e-3
     shifted = np.roll(image, 56, axis=1)  # off the grid the windows cut elsewhere
     off = np.roll(TorchEngine(own)(shifted[None])[0], -56, axis=2)[:, :, 112:784]
     assert np.abs(off - whole[:, :, 112:784]).mean() > 2 * difference[:, :, 112:784].mean()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,6 +27,7 @@ class Stub:
     """A model without a network: dark is nucleus."""
 
     adapter_name, adapter_sha256, n_maps = "stub", "0" * 64, 2
+    mean, head, decoding = torch.zeros(1), torch.nn.Identity(), {}
 
     class config:
         head, without, um_per_px, nucleus_scale, size, field_px = "instance", "", 0.0, 1.0, 64, 64
@@ -33,10 +35,11 @@ class Stub:
 
 @pytest.fixture(autouse=True)
 def dark(monkeypatch):
-    def maps(model, image, scale):
-        dark = 1 - image.astype(np.float32).mean(-1) / 255
-        return np.stack([dark, dark])
+    def maps(engine, images, scale, side):
+        darkness = [1 - image.astype(np.float32).mean(-1) / 255 for image in images]
+        return [np.stack([dark, dark]) for dark in darkness]
 
+    monkeypatch.setattr("nucseg.inference.engines.engine_for", lambda model, name: None)
     monkeypatch.setattr("nucseg.inference.segmenter.predict", maps)
 
 
@@ -251,10 +254,10 @@ def test_an_image_that_does_not_fit_into_memory_is_one_sentence(tmp_path, monkey
     first, second = picture(tmp_path / "a.png"), picture(tmp_path / "b.png", 1)
     maps = Segmenter.maps
 
-    def full(self, image, *rest):
-        if (image[:8] == np.asarray(Image.open(first))[:8]).all():
+    def full(self, images, *rest):
+        if (images[0][:8] == np.asarray(Image.open(first))[:8]).all():
             raise error
-        return maps(self, image, *rest)
+        return maps(self, images, *rest)
 
     monkeypatch.setattr(Segmenter, "maps", full)
     summary, failures = segment(first, second, out=tmp_path / "out", outputs=["csv"])
