@@ -13,15 +13,16 @@ from torch.nn import functional as F
 from nucseg.errors import InputError
 from nucseg.inference.options import ENGINES
 from nucseg.model.merged import Merged, merged
-from nucseg.model.network import NucleiModel
+from nucseg.model.network import PLAIN, NucleiModel
 
 STRIDE = 16  # px: sides of what an engine takes are multiples of it
 
 
 class Engine(Protocol):
-    """A network that is ready to run. ``name``: torch or openvino."""
+    """A network that is ready to run. ``name``: torch or openvino. ``n_maps``: how many maps it gives."""
 
     name: str
+    n_maps: int
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """(B, H, W, 3) uint8 RGB, sides multiples of 16 px -> (B, C, H, W) float32 target maps, 0..1."""
@@ -33,7 +34,7 @@ class TorchEngine:
     name = "torch"
 
     def __init__(self, model: NucleiModel):
-        self.network, self.device = merged(model), model.mean.device
+        self.network, self.device, self.n_maps = merged(model), model.mean.device, model.n_maps
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -59,6 +60,7 @@ class OpenVINOEngine:
             raise InputError("The engine openvino runs on CPUs: pass --device cpu, or choose another engine.")
         self.network, self.precision = merged(model), {"float32": "f32", "bfloat16": "bf16"}[model.precision]
         self.network.model.precision = "float32"  # OpenVINO lowers the precision itself
+        self.n_maps = model.n_maps
         self.compiled: dict[tuple[int, ...], Any] = {}
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -116,11 +118,16 @@ def predict(
     """Target maps of images of one size: (H, W, 3) uint8 RGB each -> (C, H, W) float32 each, 0..1.
 
     The network sees ``scale`` px for each px, filled up by reflection to ``side`` (rows, columns) px, by default the
-    next multiples of 64.
+    next multiples of 64. In a plain image (`PLAIN`) there are no nuclei, and the network is not asked.
     """
     height, width = images[0].shape[:2]
+    if any(plain := [np.ptp(image, axis=(0, 1)).max(initial=0) <= PLAIN for image in images]):
+        rest = [image for image, skipped in zip(images, plain, strict=True) if not skipped]
+        found = iter(predict(engine, rest, scale, side) if rest else [])
+        return [np.zeros((engine.n_maps, height, width), np.float32) if skipped else next(found) for skipped in plain]
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
     side = side or (rows + -rows % 64, columns + -columns % 64)
+    rows, columns = min(rows, side[0]), min(columns, side[1])  # a field's ends are rounded to whole px of the image
     padding = ((0, side[0] - rows), (0, side[1] - columns), (0, 0))
     views = []
     for image in images:

@@ -8,7 +8,6 @@ from itertools import pairwise
 import numpy as np
 
 from nucseg.images.slides import Slide
-from nucseg.model.network import PLAIN
 
 GRID = 224  # px of the encoder's view: windows of 7 tokens at stride 8 and 16, and of 14 at stride 16, all end there
 MARGIN = GRID // 2  # px of the encoder's view at each rim of a field that are seen but not kept
@@ -30,26 +29,29 @@ class Span:
     side: int
 
 
-def spans(length: int, scale: float = 1.0, sides: Sequence[int] = SIDES) -> list[Span]:
+def spans(
+    length: int, scale: float = 1.0, sides: Sequence[int] = SIDES, margin: int = MARGIN, grid: int = GRID
+) -> list[Span]:
     """Lay fields along one side of an image of ``length`` px, of which the encoder sees ``scale`` px for each px.
 
-    They start on the grid of the encoder's view. The cores follow each other without a gap, and lie `MARGIN` px of the
-    view or more inside their field, except at the image's own border. Of the ``sides`` in px of the view, multiples
-    of the grid, the one with the least to compute is taken; where one field is enough, its core is all of it.
+    They start on a grid of ``grid`` px of the encoder's view. The cores follow each other without a gap, and lie
+    ``margin`` px of the view or more inside their field, except at the image's own border. Of the ``sides`` in px of
+    the view, the one with the least to compute is taken; where one field is enough, its core is all of it. A side
+    without its two margins must be a multiple of the grid.
 
     >>> [(s.start, s.stop, s.low, s.high) for s in spans(2048)]
     [(0, 1344, 0, 1008), (672, 2016, 1008, 1680), (1344, 2048, 1680, 2048)]
     """
-    view = max(1, round(length * scale))
+    view = max(1, math.ceil(length * scale))
     if view <= max(sides):
         return [Span(0, length, 0, length, view + -view % 64)]
 
     def count(side: int) -> int:
-        return 1 + math.ceil((view - side) / (side - 2 * MARGIN))
+        return 1 + math.ceil((view - side) / (side - 2 * margin))
 
     side = min(sides, key=lambda side: (count(side) * side, side))
-    last = math.ceil((view - side) / GRID)  # the last field, in steps of the grid
-    starts = [GRID * round(i * last / (count(side) - 1)) for i in range(count(side))]
+    last = math.ceil((view - side) / grid)  # the last field, in steps of the grid
+    starts = [grid * round(i * last / (count(side) - 1)) for i in range(count(side))]
     cuts = [0, *(round((a + side + b) / 2 / scale) for a, b in pairwise(starts)), length]
     return [
         Span(round(start / scale), min(length, round((start + side) / scale)), low, high, side)
@@ -73,5 +75,4 @@ def read_field(level: Slide, shape: tuple[int, int], window: tuple[int, int, int
     rows, columns = max(1, round(height * down)), max(1, round(width * across))
     y, x = min(round(top * down), level.shape[0] - rows), min(round(left * across), level.shape[1] - columns)
     image, void = level.read_tissue(y, x, rows, columns)
-    plain = np.ptp(image, axis=(0, 1)).max(initial=0) <= PLAIN
-    return None if plain or image.min() >= BLANK else Field(image, void, down)
+    return None if image.min() >= BLANK else Field(image, void, down)

@@ -35,7 +35,7 @@ from nucseg.images.tissue import tissue_mask
 from nucseg.inference import engines
 from nucseg.inference.decoding import Decoding, decoding_of
 from nucseg.inference.engines import predict
-from nucseg.inference.fields import GRID, SIDES, Field, Span, read_field, spans
+from nucseg.inference.fields import SIDES, Field, Span, read_field, spans
 from nucseg.inference.options import check_options
 from nucseg.instances import labels_from, renumber
 from nucseg.model.adapters import DEFAULT_ADAPTER, adapter_path
@@ -277,12 +277,16 @@ class Segmenter:
             bar.update()
 
     def layout(self, shape: tuple[int, int]) -> tuple[list[Span], list[Span]]:
-        """The fields of an image of ``shape``: rows and columns."""
-        sides: tuple[int, ...] = SIDES
-        if normalising := [model for model in self.models if _normalises(model)]:  # near what they were trained on
-            sides = (GRID * (1 + math.ceil(min(model.config.size for model in normalising) / GRID)),)
+        """The fields of an image of ``shape``: rows and columns.
+
+        Heads that normalise over the field get fields of the size that they were trained on: in larger ones they see
+        other statistics, and find fewer nuclei.
+        """
+        how: dict[str, Any] = {"sides": SIDES}
+        if normalising := [model.config.size for model in self.models if _normalises(model)]:
+            how = {"sides": (min(normalising),), "margin": min(normalising) // 8, "grid": 16}
         scale = self.scale(self.models[0])
-        return spans(shape[0], scale, sides), spans(shape[1], scale, sides)
+        return spans(shape[0], scale, **how), spans(shape[1], scale, **how)
 
     def row_ends(self, shape: tuple[int, int]) -> list[int]:
         """How far down, in px, the maps are filled after each row of fields."""
