@@ -32,6 +32,8 @@ class Stub:
     class config:
         head, without, um_per_px, nucleus_scale, size, field_px = "instance", "", 0.0, 1.0, 64, 64
 
+    head = torch.nn.Identity()
+
 
 @pytest.fixture(autouse=True)
 def dark(monkeypatch):
