@@ -164,6 +164,7 @@ def test_scale_follows_the_micrometres(model, monkeypatch):
     monkeypatch.setattr(predicting, "predict", fake)
     known = build_model(dataclasses.replace(model.config, um_per_px=0.25))
     image = np.full((300, 600, 3), 99, np.uint8)
+    image[::2] = 150  # a plain image is not shown to the network
     segment(image, known)
     assert asked == [((300, 600), 0.25)]  # 512 px are seen as 128
     asked.clear()
@@ -191,7 +192,9 @@ def test_an_ensemble_averages_and_blank_fields_are_skipped(model, monkeypatch):
     values = iter([0.2, 1.0])
     monkeypatch.setattr(predicting, "predict", lambda *_: [np.full((2, 8, 8), next(values))])
     maps = np.zeros((2, 8, 8), np.uint8)
-    with open_slide(np.full((8, 8, 3), 99, np.uint8)) as slide:
+    image = np.full((8, 8, 3), 99, np.uint8)
+    image[0] = 150
+    with open_slide(image) as slide:
         list(Segmenter([model, model]).predict_rows(slide, maps, progress=False))
     assert (maps == 153).all()
     assert segment(np.full((40, 40, 3), 240, np.uint8), model).max() == 0  # or the iterator would be empty
@@ -253,6 +256,7 @@ def test_a_file_says_its_own_resolution(model, monkeypatch, tmp_path):
     )
     known = build_model(dataclasses.replace(model.config, um_per_px=0.25))
     image = np.full((100, 100, 3), 99, np.uint8)
+    image[::2] = 150
     tifffile.imwrite(tmp_path / "a.tif", image, resolution=(20000, 20000), resolutionunit="CENTIMETER")  # 0.5 µm
     for segmenter in (Segmenter([known]), Segmenter([known], um_per_px=1)):
         assert segmenter.segment(tmp_path / "a.tif").shape == (100, 100)
