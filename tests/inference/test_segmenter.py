@@ -175,7 +175,7 @@ def test_scale_follows_the_micrometres(model, monkeypatch):
     assert Segmenter([known], um_per_px=0.5).smooth() == 1  # half the 2 px of the training images
     asked.clear()
     segment(image, model, um_per_px=0.5)  # the training resolution is not known: as they are
-    assert set(asked) == {((300, 512), 0.25)}
+    assert set(asked) == {((300, 600), 0.25)}
 
 
 def test_flips_average_four_views_in_place(model, monkeypatch):
