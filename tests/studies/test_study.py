@@ -217,7 +217,7 @@ def test_reproduce_writes_the_studies_to_results(tmp_path, monkeypatch, capsys):
         ("runs = 3", "table"),
         ("[runs.a]\nrank = 0.5", "rank"),
         ("[girth]\nlr = [1]", "girth"),
-        ('preset = "best"\n[grid]\nseed = [1]', "best"),
+        ('preset = "bestest"\n[grid]\nseed = [1]', "best"),
     ],
 )
 def test_invalid_studies_are_reported_in_one_sentence(text, word, tmp_path):
