@@ -238,6 +238,7 @@ def test_binary_mask_becomes_components_on_request(tmp_path, value):
     np.testing.assert_array_equal(read_labels(tmp_path / "bool.png", instances="components"), read)
 
 
+@pytest.mark.filterwarnings("ignore:.*separate places")
 def test_two_ids_are_never_split(tmp_path):
     mask = label_map()
     mask[7, 11] = 3  # a second piece of nucleus 3

@@ -42,7 +42,7 @@ def test_the_name_itself_goes_before_what_is_left_of_it(tmp_path):
     (["images/x.png", "masks/x.tif", "masks/x.zip"], "two masks, 'x.tif' and 'x.zip'"),
     (["images/x.png", "masks/x.labels.tif", "masks/x.geojson"], "two masks"),
     (["images/x.png", "images/x.ome.tif", "masks/x.tif"], "same name"),
-    (["images/x.png", "masks/x.xcf"], r"x\.xcf' is in no form that is read: save it as one of label maps"),
+    (["images/x.png", "masks/x.xcf"], r"x\.xcf' has an unsupported format: save it as one of label maps"),
     (["images/x.png", "images/y.png", "masks/x.tif"], r"y\.png' has no mask"),
     (["images/x.png", "masks/x.tif", "masks/y.tif"], r"y\.tif' has no image"),
     (["images/x.png", "masks/y.tif"], r"y\.tif' has no image"),

@@ -253,7 +253,7 @@ def test_a_cell_counts_by_its_nucleus(tmp_path):
 
 def test_large_outlines_lie_under_small_ones_and_are_pointed_out(tmp_path):
     value = collection(drawn(square(5, 15)), drawn(square(20, 30)), drawn(square(0, 64), "Tumor"))
-    with pytest.warns(UserWarning, match=r"feature 3 \(Tumor\) is 4096 px large.*Region\*"):
+    with pytest.warns(UserWarning, match=r"feature 3 \(Tumor\) has an area of 4096 px.*Region\*"):
         labels = read_geojson(geojson(tmp_path / "a.geojson", value), (64, 64))
     assert np.bincount(labels.ravel()).tolist() == [0, 100, 100, 64 * 64 - 200]
     value = collection(drawn(square(5, 15)), drawn(square(5, 15)), drawn(square(20, 30)), drawn(square(70, 80)))
