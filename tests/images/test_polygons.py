@@ -260,7 +260,7 @@ def test_large_outlines_lie_under_small_ones_and_are_pointed_out(tmp_path):
     with pytest.warns(UserWarning) as said:
         labels = read_geojson(geojson(tmp_path / "b.geojson", value), (64, 64))
     words = " ".join(str(one.message) for one in said)
-    assert "outside the image: feature 4" in words and "not another's: feature 1" in words
+    assert "outside the image: feature 4" in words and "covered by others: feature 1" in words
     assert np.bincount(labels.ravel()).tolist() == [64 * 64 - 200, 100, 100]  # numbered on
 
 
