@@ -333,13 +333,13 @@ def test_glass_is_passed_over_in_large_images(model, monkeypatch):
     counts = {}
     for tissue_mask in (True, False):
         asked.clear()
-        Segmenter([large], tissue_mask=tissue_mask).segment(image)
+        Segmenter([model], tissue_mask=tissue_mask).segment(image)
         counts[tissue_mask] = len(asked)
-    rows, columns = Segmenter([model]).layout((1200, 3000))
+    rows, columns = Segmenter([model]).layout((1200, 6000))
     fields = len(rows) * len(columns)
     assert counts[False] == fields and 1 <= counts[True] <= fields / 2
     with open_slide(image) as slide:
-        found = Segmenter([large]).tissue(slide)
+        found = Segmenter([model]).tissue(slide)
     down = found.shape[0] / 1200
     inside = np.s_[round(410 * down) : round(790 * down), round(4510 * down) : round(5090 * down)]
     assert found[inside].all() and found.mean() < 1.3 * 400 * 600 / (1200 * 6000)
