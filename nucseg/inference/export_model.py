@@ -102,8 +102,8 @@ def decoding(model: NucleiModel) -> dict[str, Any]:
     segmenter = Segmenter([model])
     return {
         "channels": list(CHANNELS[: model.n_maps]),
-        "threshold": segmenter.threshold,
-        "ridge": segmenter.ridge,
+        "threshold": segmenter.decoding().threshold,
+        "ridge": segmenter.decoding().ridge,
         "smooth_px": segmenter.smooth(),
         "min_area_px": segmenter.smallest(),
         "um_per_px": model.config.um_per_px or None,
