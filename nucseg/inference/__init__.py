@@ -1,4 +1,6 @@
-"""From an image to its nuclei: segmenting images of any size, many files, and scoring a model over a dataset.
+"""From an image to its nuclei, and a model scored over a dataset.
 
-Nothing here trains.
+`segmenter`: one image of any size (scale, fields, test-time augmentation, ensembles). `batch`, `folder`: many files
+and what is written about them. `engines`: what runs the network. `decoding`, `confidence`: from maps to nuclei.
+`options`: checks that need no PyTorch. `export_model`: the network for other programs. Nothing here trains.
 """
