@@ -5,14 +5,16 @@ classes, is refused with a sentence that says what it seems to be and how to con
 """
 
 import importlib
+import io
 import pickle
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import tifffile
-from scipy import io as matlab
 from scipy.ndimage import find_objects
 from skimage.measure import label as connected_components
 
@@ -183,18 +185,36 @@ def _numpy_mask(path: Path) -> np.ndarray:
     raise InputError(f"'{path}' has no array 'masks' in it: save the label map itself with numpy.save.")
 
 
+# SciPy's reader crashes the interpreter on some damaged files, so it runs in a process of its own.
+_READ_MATLAB = """
+import io, sys
+import numpy as np
+from scipy.io import matlab
+try:
+    names = [name for name, _, _ in matlab.whosmat(sys.argv[1])]
+    known = [name for name in ("inst_map", "instance_map", *(names if len(names) == 1 else ())) if name in names]
+    if not known:
+        sys.exit("no array inst_map (only " + (", ".join(names) or "nothing") + "): give the label map that name")
+    array = np.asarray(matlab.loadmat(sys.argv[1], variable_names=known[:1])[known[0]])
+except NotImplementedError:
+    sys.exit("is a MATLAB 7.3 file: save it with save(..., '-v7')")
+whole = io.BytesIO()
+np.save(whole, array, allow_pickle=False)
+sys.stdout.buffer.write(whole.getvalue())
+"""
+
+
 def _matlab_mask(path: Path) -> np.ndarray:
     """HoVer-Net's ``inst_map``, or the only array in the file."""
-    try:
-        names = [name for name, _, _ in matlab.whosmat(path)]
-        for name in ("inst_map", "instance_map", *(names if len(names) == 1 else ())):
-            if name in names:
-                return np.asarray(matlab.loadmat(path, variable_names=[name])[name])
-    except NotImplementedError as error:
-        raise InputError(f"'{path}' is a MATLAB 7.3 file: save it with save(..., '-v7').") from error
-    raise InputError(
-        f"'{path}' has no array inst_map (only {', '.join(names) or 'nothing'}): give the label map that name."
-    )
+    done = subprocess.run([sys.executable, "-c", _READ_MATLAB, str(path)], capture_output=True)
+    said = done.stderr.decode(errors="replace").strip()
+    if done.returncode == 1 and said.startswith("no array"):
+        raise InputError(f"'{path}' has {said}.")
+    if done.returncode == 1 and said.startswith("is a MATLAB"):
+        raise InputError(f"'{path}' {said}.")
+    if done.returncode:
+        raise InputError(f"'{path}' cannot be read as a MATLAB file: it is damaged, so save it again.")
+    return np.load(io.BytesIO(done.stdout), allow_pickle=False)
 
 
 # ---------------------------------------------------------------- interpretation
