@@ -337,7 +337,7 @@ def test_glass_is_passed_over_in_large_images(model, monkeypatch):
         counts[tissue_mask] = len(asked)
     rows, columns = Segmenter([model]).layout(image.shape[:2])
     fields = len(rows) * len(columns)
-    assert counts[False] == fields and 1 <= counts[True] <= fields / 2
+    assert counts[False] == fields and 2 <= counts[True] <= fields / 2
     with open_slide(image) as slide:
         found = Segmenter([model]).tissue(slide)
     down = found.shape[0] / 1200
