@@ -9,7 +9,7 @@ import numpy as np
 from nucseg.errors import InputError
 from nucseg.inference.confidence import Confidence, features, fit, out_of_image, true_objects
 from nucseg.instances import MIN_AREA, RIDGE, SMOOTH_PX, labels_from
-from nucseg.metrics import contingency, pq
+from nucseg.metrics import aji, contingency, dice, pq
 
 # The values that `tune` tries, one parameter after the other. The smallest area is not tuned: the confidence drops
 # fragments as well, and keeps small nuclei.
@@ -96,32 +96,36 @@ def keep(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.where(wanted, np.cumsum(wanted), 0)]).astype(np.int32)[labels]
 
 
-def mean_pq(truths: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> float:
-    """Mean of the images' PQ; ``truths`` and ``results`` hold one (H, W) label map per image."""
-    return float(np.mean([pq(contingency(t, r)) for t, r in zip(truths, results, strict=True)]))
+def mean_score(truths: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> float:
+    """Mean of Dice, AJI and PQ over images; ``truths`` and ``results`` hold one (H, W) label map per image.
+
+    PQ alone would drop every doubtful object: it counts objects, so a confidence tuned on it costs foreground (Dice).
+    """
+    tables = [contingency(t, r) for t, r in zip(truths, results, strict=True)]
+    return float(np.mean([(dice(table) + aji(table) + pq(table)) / 3 for table in tables]))
 
 
 def tune(
     maps: Sequence[np.ndarray], truths: Sequence[np.ndarray], start: Decoding = Decoding(), scale: float = 1.0
 ) -> tuple[Decoding, dict[str, float]]:
-    """Choose the decoding with the best mean PQ on validation images, and fit the object confidence there.
+    """Choose the decoding with the best `mean_score` on validation images, and fit the object confidence there.
 
     ``maps``: one (2, H, W) array per image, of images that the model was not trained on. ``truths``: (H, W) label
     maps. The values in `GRID` are tried for one parameter after the other. ``min_confidence`` is chosen on
     cross-fitted probabilities (`out_of_image`); the stored classifier is fitted on all images.
 
-    Returns the decoding and its scores: the mean PQ on these images before tuning (``pq_start``), with the tuned
-    parameters (``pq_decoding``) and with the confidence too (``pq_confidence``; only its classifier is cross-fitted),
-    ``log_loss`` and ``brier`` of the cross-fitted probabilities, the number of ``objects`` and the share of ``true``
-    ones.
+    Returns the decoding and its scores: `mean_score` on these images before tuning (``score_start``), with the tuned
+    parameters (``score_decoding``) and with the confidence too (``score_confidence``; only its classifier is
+    cross-fitted), ``log_loss`` and ``brier`` of the cross-fitted probabilities, the number of ``objects`` and the
+    share of ``true`` ones.
     """
     chosen = start
-    best = first = mean_pq(truths, [start.cut(m, scale) for m in maps])
+    best = first = mean_score(truths, [start.cut(m, scale) for m in maps])
     for name, values in GRID.items():
         for value in values:
             change: dict[str, Any] = {name: value}
             trial = replace(chosen, **change)
-            found = mean_pq(truths, [trial.cut(m, scale) for m in maps]) if trial != chosen else best
+            found = mean_score(truths, [trial.cut(m, scale) for m in maps]) if trial != chosen else best
             if found > best:
                 chosen, best = trial, found
     labels = [chosen.cut(m, scale) for m in maps]
@@ -129,16 +133,16 @@ def tune(
     per_image = [true_objects(t, l) for t, l in zip(truths, labels, strict=True)]  # noqa: E741
     true = np.concatenate(per_image)
     image = np.repeat(np.arange(len(maps)), [len(t) for t in per_image])
-    about = {"pq_start": first, "pq_decoding": best, "objects": len(true), "true": float(true.mean())}
+    about = {"score_start": first, "score_decoding": best, "objects": len(true), "true": float(true.mean())}
     if true.all() or not true.any():  # one class only: no classifier can be fitted
-        return chosen, about | {"pq_confidence": best}
+        return chosen, about | {"score_confidence": best}
     probability = out_of_image(table, true, image)
     scores = [
-        mean_pq(truths, [keep(l, probability[image == i] >= least) for i, l in enumerate(labels)])  # noqa: E741
+        mean_score(truths, [keep(l, probability[image == i] >= least) for i, l in enumerate(labels)])  # noqa: E741
         for least in CONFIDENCES
     ]
     k = int(np.argmax(scores))
     safe = np.clip(np.where(true, probability, 1 - probability), 1e-6, 1)
-    about |= {"pq_confidence": scores[k], "log_loss": float(-np.log(safe).mean())}
+    about |= {"score_confidence": scores[k], "log_loss": float(-np.log(safe).mean())}
     about |= {"brier": float(((probability - true) ** 2).mean())}
     return replace(chosen, min_confidence=CONFIDENCES[k], classifier=fit(table, true)), about

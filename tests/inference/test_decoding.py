@@ -6,7 +6,7 @@ from blobs import Blobs
 
 from nucseg.errors import InputError
 from nucseg.inference.confidence import features, fit
-from nucseg.inference.decoding import GRID, Decoding, keep, mean_pq, tune
+from nucseg.inference.decoding import GRID, Decoding, keep, mean_score, tune
 from nucseg.instances import decode, encode
 
 
@@ -34,11 +34,11 @@ def test_tuning_drops_what_is_not_there():
     pairs = [noisy(i) for i in range(8)]
     maps, truths = [m for m, _ in pairs[:6]], [t for _, t in pairs[:6]]
     chosen, about = tune(maps, truths)
-    assert about["pq_start"] <= about["pq_decoding"] <= about["pq_confidence"]
+    assert about["score_start"] <= about["score_decoding"] <= about["score_confidence"]
     assert 0 < about["true"] <= 1
     others = [m for m, _ in pairs[6:]], [t for _, t in pairs[6:]]
-    before = mean_pq(others[1], [Decoding().decode(m)[0] for m in others[0]])
-    after = mean_pq(others[1], [chosen.decode(m)[0] for m in others[0]])
+    before = mean_score(others[1], [Decoding().decode(m)[0] for m in others[0]])
+    after = mean_score(others[1], [chosen.decode(m)[0] for m in others[0]])
     assert after > before + 0.03
 
 
@@ -46,7 +46,7 @@ def test_a_grid_of_the_defaults_changes_nothing(monkeypatch):
     for name in GRID:
         monkeypatch.setitem(GRID, name, (getattr(Decoding(), name),))
     chosen, about = tune(*zip(*[noisy(i) for i in range(3)], strict=True))
-    assert about["pq_start"] == about["pq_decoding"]
+    assert about["score_start"] == about["score_decoding"]
     assert (chosen.threshold, chosen.ridge, chosen.min_area) == (0.5, Decoding().ridge, Decoding().min_area)
 
 

@@ -389,7 +389,7 @@ def test_the_decoding_is_tuned_on_validation_images_and_kept_in_the_adapter(tmp_
 
     def fake(maps, truths, scale):
         seen.append((len(maps), [truth.sum() for truth in truths], scale))
-        return Decoding(threshold=0.9, min_area=75.0), {"pq_start": 0.25}
+        return Decoding(threshold=0.9, min_area=75.0), {"score_start": 0.25}
 
     monkeypatch.setattr(loop, "tune", fake)
     config = small(head="instance", epochs=1, tune_decoding=True, val_images=1)
@@ -398,7 +398,7 @@ def test_the_decoding_is_tuned_on_validation_images_and_kept_in_the_adapter(tmp_
     assert len(split.val) > 1
     assert seen == [(len(split.val), [Blobs(20)[i].labels.sum() for i in split.val], 1.0)]
     about = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert about["decoding"]["threshold"] == 0.9 and about["decoding"]["pq_start"] == 0.25
+    assert about["decoding"]["threshold"] == 0.9 and about["decoding"]["score_start"] == 0.25
     model = load_model(tmp_path / "run" / "best.safetensors")
     assert model.decoding["min_area"] == 75
     again = evaluate(model, Blobs(20), split.test, fold=split.name, threshold=None, progress=False)
