@@ -338,7 +338,18 @@ def _rescore(arguments: argparse.Namespace) -> int:
     return 0
 
 
-STUDIES = ("folds", "ablation", "protocol", "report-grid", "tissues", "recipe")  # in the order of the book
+STUDIES = (  # in the order of the book
+    "folds",
+    "ablation",
+    "protocol",
+    "report-grid",
+    "tissues",
+    "recipe",
+    "best",
+    "lora-worth",
+    "lora-choices",
+    "learning-curve",
+)
 
 
 def _add_reproduce(commands: Any) -> None:

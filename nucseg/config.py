@@ -21,7 +21,7 @@ PIECES = ("distance", "stem", "fine", "middle")  # inputs and outputs of the ins
 LORA_TARGETS = ("all", "attention", "qkv", "mlp", "late")
 CHOICES: dict[str, tuple[str, ...]] = {
     "head": ("linear", "mask_decoder", "instance"),
-    "lora_target": (*LORA_TARGETS, "none", "full"),
+    "lora_target": (*LORA_TARGETS, "norms", "none", "full"),
     "decoder_lora_target": (*LORA_TARGETS, "none"),
     "head_start": ("base", "fresh"),
     "head_norm": ("group", "layer", "batch"),
@@ -94,12 +94,15 @@ class ModelConfig:
     um_per_px: float = option(0.0, "model", "pixel size of the training images, µm/px (0: unknown)")
     head: str = option("linear", "model", "linear (the report's 1x1 convolution), mask_decoder (SAM's) or instance")
     lora_target: str = option(
-        "all", "LoRA", "LoRA target modules: all, attention, qkv, mlp, late; none (head only); full (full fine-tuning)"
+        "all",
+        "LoRA",
+        "LoRA target modules: all, attention, qkv, mlp, late; without LoRA: norms (and biases), none (head only), full",
     )
     rank: int = option(8, "LoRA", "LoRA rank; the report's")
     alpha: float = option(8.0, "LoRA", "LoRA alpha, which scales the update by alpha / rank; the report's")
     dropout: float = option(0.1, "LoRA", "dropout on the input of LoRA; in the report's code, not in its text")
     lora_conv: bool = option(False, "LoRA", "adapt the encoder's convolutions as well, except depthwise ones")
+    dora: bool = option(False, "LoRA", "DoRA: train the norm of each row of an adapted Linear layer's weight as well")
     unused_head: bool = option(
         False, "LoRA", "adapt the encoder's unused classifier as well, as the report's code does"
     )
@@ -140,6 +143,8 @@ class ModelConfig:
             raise InputError(
                 "Option lora_conv needs lora_target = 'all' or 'late': the other targets include no convolution."
             )
+        if self.dora and (self.lora_conv or self.dropout or self.lora_target not in LORA_TARGETS):
+            raise InputError("Option dora needs LoRA on Linear layers alone: lora_conv = false and dropout = 0.")
         if self.without and self.head != "instance":
             raise InputError(f"Option without = {self.without!r} needs the head 'instance'.")
         if self.stages and (self.head != "instance" or self.lora_target != "full"):

@@ -159,6 +159,36 @@ class LoRALinear(LoRALayer):
         return _Adapted.apply(x, self.linear.weight, self.linear.bias, self.lora_A, self.lora_B, self.scaling)
 
 
+class DoRALinear(LoRALinear):
+    """DoRA (Liu et al. 2024, arXiv:2402.09353, eq. 5): LoRA changes the direction of each row of the weight, and
+    ``lora_magnitude``, (out_features,), is the trained norm of that row.
+
+    ``W' = m (W0 + scaling B A) / ||W0 + scaling B A||``, norms over each row, without gradient through the norm (their
+    section 4.3). It starts at ``W0``. There is no dropout. Errors as in `LoRALayer`.
+    """
+
+    def __init__(self, linear: nn.Linear, r: int, alpha: float):
+        super().__init__(linear, r, alpha)
+        self.lora_magnitude = nn.Parameter(linear.weight.detach().norm(dim=1))
+
+    def adapted(self) -> Tensor:
+        """The adapted weight W': (out_features, in_features)."""
+        direction = self.linear.weight + super().delta()
+        return (self.lora_magnitude / direction.detach().norm(dim=1)).unsqueeze(1) * direction
+
+    def delta(self) -> Tensor:
+        """The update of the weight, ``W' - W0``: (out_features, in_features)."""
+        return self.adapted() - self.linear.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        if self.merged:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):  # in bfloat16 a small update would vanish by rounding
+            weight = self.adapted()
+        return F.linear(x, weight, self.linear.bias)
+
+
 class LoRAConv2d(LoRALayer):
     """A frozen ``nn.Conv2d`` plus a convolution to r channels and a 1x1 convolution from them, as in peft.
 
@@ -193,12 +223,13 @@ def inject(
     lora_target: str = "all",
     skip: Sequence[str] = (),
     conv: bool = False,
+    dora: bool = False,
 ) -> list[str]:
     """Wrap the target modules of ``model`` in `LoRALinear`; return their names.
 
     ``lora_target`` is a key of ``TARGETS``. ``skip``: prefixes of names to leave out, such as layers that
-    never run. ``conv``: wrap convolutions too (`LoRAConv2d`), except depthwise ones. The weights of these layers are
-    frozen; freezing the rest is up to the caller.
+    never run. ``conv``: wrap convolutions too (`LoRAConv2d`), except depthwise ones. ``dora``: wrap Linear layers in
+    `DoRALinear` instead, without dropout. The weights of these layers are frozen; freezing the rest is the caller's.
 
     Raises ``InputError`` for unknown target modules, a pattern that matches no layer, a rank that does not fit, or a
     model that is already wrapped. The model is then left unchanged.
@@ -219,8 +250,13 @@ def inject(
     wrapped: dict[str, LoRALayer] = {}
     for name in names:
         layer = model.get_submodule(name)
-        kind: Any = LoRALinear if isinstance(layer, nn.Linear) else LoRAConv2d
-        wrapped[name] = kind(layer, r, alpha, dropout)
+        if not isinstance(layer, nn.Linear):
+            assert isinstance(layer, nn.Conv2d)
+            wrapped[name] = LoRAConv2d(layer, r, alpha, dropout)
+        elif dora:
+            wrapped[name] = DoRALinear(layer, r, alpha)
+        else:
+            wrapped[name] = LoRALinear(layer, r, alpha, dropout)
     for name, new in wrapped.items():
         parent, _, child = name.rpartition(".")
         new.train(model.training)

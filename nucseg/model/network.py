@@ -124,14 +124,26 @@ def build_model(config: ModelConfig, base: Base | None = None) -> NucleiModel:
         model.head.prompt_encoder.load_state_dict(part(base.state, "prompt_encoder."))
         model.head.mask_decoder.load_state_dict(part(base.state, "mask_decoder."))
         model.head.requires_grad_(config.lora_target == "full")
-    if config.lora_target not in ("none", "full"):
-        skip = (*(() if config.unused_head else ENCODER_UNUSED), *(("neck",) if config.head == "instance" else ()))
+    skip = (*(() if config.unused_head else ENCODER_UNUSED), *(("neck",) if config.head == "instance" else ()))
+    if config.lora_target == "norms":
+        _train_norms_and_biases(model.encoder, skip)
+    if config.lora_target in lora.TARGETS:
         target = config.lora_target
-        lora.inject(model.encoder, config.rank, config.alpha, config.dropout, target, skip, config.lora_conv)
+        lora.inject(
+            model.encoder, config.rank, config.alpha, config.dropout, target, skip, config.lora_conv, config.dora
+        )
     if config.decoder_lora_target != "none":
         decoder = model.head.get_submodule("mask_decoder")
         lora.inject(decoder, config.rank, config.alpha, config.dropout, config.decoder_lora_target, DECODER_UNUSED)
     return model.eval()
+
+
+def _train_norms_and_biases(encoder: nn.Module, skip: tuple[str, ...]) -> None:
+    """Unfreeze the norms' weights and all biases, as in BitFit (Ben Zaken et al. 2022), except under ``skip``."""
+    for path, module in encoder.named_modules():
+        if not path.startswith((*skip, "norm_head")):
+            for name, parameter in module.named_parameters(recurse=False):
+                parameter.requires_grad_(name == "bias" or (name == "weight" and "Norm" in type(module).__name__))
 
 
 def save_model(path: str | Path, model: NucleiModel) -> None:
@@ -167,7 +179,7 @@ def parameter_ledger(model: NucleiModel) -> dict[str, int]:
     ``lora``, ``head``: added parameters. ``trainable``: those that are trained. ``total``: base + lora + head.
     """
     base = sam_parameters()
-    added_lora = sum(l.lora_A.numel() + l.lora_B.numel() for l in lora.lora_layers(model).values())  # noqa: E741
+    added_lora = sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
     head = 0 if isinstance(model.head, MaskDecoderHead) else sum(p.numel() for p in model.head.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {

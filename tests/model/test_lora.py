@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from nucseg.errors import InputError
 from nucseg.model import lora
 from nucseg.model.adapters import read_adapter, read_decoding, save_adapter
-from nucseg.model.lora import LoRAConv2d, LoRALinear, inject
+from nucseg.model.lora import DoRALinear, LoRAConv2d, LoRALinear, inject
 
 
 def test_the_update_is_the_papers_equation_by_hand():
@@ -51,6 +51,41 @@ def test_invariants(inputs, outputs, share, alpha, seed):
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
     layer.unmerge()
     assert torch.equal(linear.weight, weight)
+
+
+def test_dora_is_the_papers_equation_by_hand():
+    layer = DoRALinear(nn.Linear(2, 2), r=1, alpha=1.0)
+    with torch.no_grad():
+        layer.linear.weight.copy_(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
+        layer.linear.bias.zero_()
+        layer.lora_magnitude.copy_(torch.tensor([10.0, 2.0]))
+    # row norms of W0 are 5 and 2, so the first row becomes 10 / 5 * (3, 4)
+    assert layer(torch.tensor([1.0, 1.0])).tolist() == pytest.approx([14.0, 2.0])
+    with torch.no_grad():
+        layer.lora_A.copy_(torch.tensor([[1.0, 0.0]]))
+        layer.lora_B.copy_(torch.tensor([[0.0], [2.0]]))
+    # the second row of W0 + B A is (2, 2), of norm 2 sqrt(2): 2 / (2 sqrt(2)) * (2, 2) = (sqrt(2), sqrt(2))
+    assert layer(torch.tensor([1.0, 1.0])).tolist() == pytest.approx([14.0, 2 * math.sqrt(2)])
+
+
+@settings(max_examples=20, deadline=None)
+@given(inputs=st.integers(1, 6), outputs=st.integers(1, 6), seed=st.integers(0, 99))
+def test_dora_starts_at_the_frozen_layer_and_merges(inputs, outputs, seed):
+    torch.manual_seed(seed)
+    linear, x = nn.Linear(inputs, outputs), torch.randn(3, inputs)
+    frozen, weight = linear(x), linear.weight.clone()
+    layer = DoRALinear(linear, 1, 1.0)
+    torch.testing.assert_close(layer(x), frozen)
+    nn.init.normal_(layer.lora_B)
+    nn.init.uniform_(layer.lora_magnitude)
+    torch.testing.assert_close(layer.adapted().norm(dim=1), layer.lora_magnitude)  # the row norms are the magnitudes
+    before = layer(x)
+    layer.merge()
+    torch.testing.assert_close(layer(x), before)
+    layer.unmerge()
+    assert torch.equal(layer.linear.weight, weight)
+    trained = [name for name, p in layer.named_parameters() if p.requires_grad]
+    assert sorted(trained) == ["lora_A", "lora_B", "lora_magnitude"]
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -74,6 +74,30 @@ def test_parameter_ledger(base, changes, trainable, total):
         assert ledger["total"] == total
 
 
+def test_dora_trains_a_norm_for_each_row_too(base):
+    plain = make(base, lora_target="qkv", rank=4)
+    model = make(base, lora_target="qkv", rank=4, dora=True)
+    rows = sum(layer.linear.out_features for layer in lora.lora_layers(model).values())
+    assert parameter_ledger(model)["trainable"] == parameter_ledger(plain)["trainable"] + rows
+    x = images()
+    assert torch.allclose(model(x), plain(x), atol=1e-5)  # both start at the base
+
+
+def test_norms_and_biases_alone(base, tmp_path):
+    model = make(base, head="instance", lora_target="norms")
+    trained = {name for name, p in model.encoder.named_parameters() if p.requires_grad}
+    assert {name.rpartition(".")[2] for name in trained} == {"weight", "bias"}
+    parts = dict(model.encoder.named_parameters())
+    assert all(parts[name].ndim == 1 for name in trained)  # no matrix and no kernel
+    assert not [name for name in trained if name.startswith(("head", "neck", "norm_head"))]
+    left = {name for name, p in parts.items() if p.ndim == 1 and not name.startswith(("head", "neck", "norm_head"))}
+    assert trained == left
+    with torch.no_grad():
+        parts["layers.1.blocks.0.mlp.fc1.bias"] += 1
+    save_model(tmp_path / "a.safetensors", model)
+    assert torch.equal(load_model(tmp_path / "a.safetensors", base)(images()), model(images()))
+
+
 def test_late_placement_is_the_last_two_stages(base):
     names = lora.lora_layers(make(base, lora_target="late"))
     assert len(names) == 8 * 4  # 6 + 2 blocks of qkv, proj, fc1, fc2
@@ -355,6 +379,8 @@ def test_an_adapter_with_non_finite_values_is_not_written(base, tmp_path):
         ({"head_width": 100}, "multiple of 32"),
         ({"head": "instance", "head_width": 96}, "fresh"),
         ({"lora_conv": True, "lora_target": "qkv"}, "lora_conv"),
+        ({"dora": True, "dropout": 0.1}, "dora"),
+        ({"dora": True, "lora_target": "none", "dropout": 0.0}, "dora"),
     ],
 )
 def test_bad_configs_are_one_sentence(base, changes, word):
