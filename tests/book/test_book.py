@@ -16,7 +16,9 @@ yaml = pytest.importorskip("yaml")
 nbformat = pytest.importorskip("nbformat")
 jupytext = pytest.importorskip("jupytext")
 
-from shape import BOOK, ROOT, for_each
+from shape import BOOK, NOT_YET, ROOT, for_each
+
+from tools import count_cells
 
 if not BOOK.is_dir():
     pytest.skip("the book is not part of an installed package", allow_module_level=True)
@@ -37,6 +39,7 @@ TOC = yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8"))
 NOTEBOOKS = sorted((BOOK / "chapters").glob("*.ipynb"))
 
 SETUP = (BOOK / "scripts" / "_template.py").read_text(encoding="utf-8").splitlines()[1]
+SETUP_CELL = f'# %% tags=["remove-cell"]\n{SETUP}\n\n'
 
 a_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 a_chapter = for_each([BOOK / "scripts" / "_template.py", *(BOOK / "scripts" / f"{n.stem}.py" for n in NOTEBOOKS)])
@@ -430,3 +433,48 @@ class TestPlumbing:
         names = [d.split("=")[0] for d in content["dependencies"] if isinstance(d, str)]
         (pip,) = (d["pip"] for d in content["dependencies"] if isinstance(d, dict))
         assert names == ["python", "pip"] and pip == ["-e .[book]"]
+
+
+class TestGlossary:
+    TERMS = count_cells.glossary_terms()
+
+    def test_it_is_in_order_and_long_enough(self):
+        assert len(self.TERMS) >= 40 and len(set(self.TERMS)) == len(self.TERMS)
+        assert sorted(self.TERMS, key=str.lower) == self.TERMS
+
+    @pytest.mark.parametrize("path", [*BOOK.glob("*.md"), *BOOK.glob("scripts/*.py")], ids=lambda p: p.stem)
+    def test_every_term_that_a_page_links_is_defined(self, path):
+        known = {term.lower() for term in self.TERMS}
+        text = re.sub(r"\n(?:# )?", " ", path.read_text(encoding="utf-8"))  # a link may run over two lines
+        used = [re.sub(r".*<(.+)>", r"\1", link) for link in re.findall(r"\{term\}`([^`]+)`", text)]
+        assert {term for term in used if term.lower() not in known} == set()
+
+
+class TestCounts:
+    """What the book's chapters hold, counted as ``tools/count_cells.py`` prints it."""
+
+    @pytest.fixture
+    def counts(self) -> count_cells.Counts:
+        """The sum over the chapters in their final shape."""
+        ready = [path for path in count_cells.twins() if path.stem not in NOT_YET]
+        if not ready:
+            pytest.skip("no chapter is in its final shape yet")
+        return sum(map(count_cells.count, ready), count_cells.Counts())
+
+    def test_most_code_is_visible_and_none_removed(self, counts):
+        assert counts.removed == 0
+        assert counts.visible >= 0.6 * (counts.visible + counts.folded)
+
+    def test_no_words_stand_in_f_strings(self, counts):
+        assert counts.words_in_f_strings == 0
+
+    def test_there_are_exercises_with_solutions(self, counts):
+        assert counts.exercises == counts.solutions and (NOT_YET or counts.exercises >= 30)
+
+    def test_cells_are_counted_by_what_a_reader_sees(self, tmp_path):
+        heads = ["", ' tags=["hide-input"]', ' tags=["remove-input"]', ' tags=["hide-input", "remove-output"]', ""]
+        body = "f'Of {n} images here were {m} in one of the folds'"
+        text = SETUP_CELL + "".join(f"# %%{head}\n1\n\n" for head in heads) + f"# %%\n{body}\n\n"
+        text += "# %% [markdown]\n# ```{exercise} A\n# :label: ex-a\n# Why {term}`rank`?\n# ```\n"
+        (tmp_path / "x.py").write_text(text, encoding="utf-8")
+        assert count_cells.count(tmp_path / "x.py") == count_cells.Counts(3, 2, 1, 9, 1, 0, 1)
