@@ -1,23 +1,12 @@
 # %% tags=["remove-cell"]
-import os
-import subprocess
-import sys
-
-if (
-    "google.colab" in sys.modules
-):  # Colab starts without the package and the recorded runs
-    url = "https://github.com/nucseg/nucseg"
-    subprocess.run(["git", "clone", "--quiet", "--depth=1", url], check=True)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "./nucseg"], check=True
-    )
-    os.chdir("nucseg/book/chapters")
+if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request").request.urlopen("https://raw.githubusercontent.com/nucseg/nucseg/main/book/colab.py").read())  # fmt: skip
 
 # %% [markdown]
 # # What holds
 
 # %% tags=["hide-input"]
 import copy
+import os
 import random
 import re
 import time

@@ -34,8 +34,9 @@ BASE_NAMES = {
 
 
 def provenance_note(dataset: Dataset | None = None, model: NucleiModel | None = None, runs: Sequence[Run] = ()) -> str:
-    """One line of Markdown that names the data, base and device behind a page.
+    """Markdown of a folded note that names the data, base and device behind a page.
 
+    It begins folded on the page and in Jupyter alike: a ``details`` element around a list.
     ``dataset`` and ``model``: those used by the page itself. ``runs``: the recorded runs that it reads, all on the same
     data.
     """
@@ -43,14 +44,16 @@ def provenance_note(dataset: Dataset | None = None, model: NucleiModel | None = 
     if dataset is not None:
         name = getattr(dataset, "name", "folder")
         images, tissues = f"{len(dataset):,} images", plural(dataset.table["tissue"].nunique(), "tissue")
-        parts.append(f"{DATA_NAMES.get(name, name)} ({images} of {tissues})")
+        parts.append(f"data: {DATA_NAMES.get(name, name)} ({images} of {tissues})")
     if model is not None:
         base = BASE_NAMES.get(model.base_name, model.base_name)
         parts.append(f"base: {base} (SHA-256 {model.base_sha256[:8]}…)")
         parts.append(f"device: {device_name(model.mean.device)}")
     if runs:
         parts += _note_on_runs(runs)
-    return "**Behind this page:** " + " · ".join(parts or ["no data and no model"])
+    points = "\n".join(f"- {part}" for part in parts or ["no data and no model"])
+    # Markdown within HTML needs the blank lines
+    return f'<details class="provenance"><summary>Behind this page</summary>\n\n{points}\n\n</details>'
 
 
 def _note_on_runs(runs: Sequence[Run]) -> list[str]:
@@ -62,10 +65,10 @@ def _note_on_runs(runs: Sequence[Run]) -> list[str]:
     commits = sorted({run.about["commit"][:7] for run in runs})
     period = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     return [
-        f"{len(runs)} recorded runs on {DATA_NAMES.get(data['name'], data['name'])}{note}",
-        f"base: {', '.join(bases)}",
-        f"device: {', '.join(devices)}",
-        f"commit {', '.join(commits)}, {period}",
+        f"{plural(len(runs), 'recorded run')} on {DATA_NAMES.get(data['name'], data['name'])}{note}",
+        f"base of the runs: {', '.join(bases)}",
+        f"device of the runs: {', '.join(devices)}",
+        f"commit of the runs: {', '.join(commits)}, {period}",
     ]
 
 

@@ -1,9 +1,11 @@
+import ast
 import importlib.util
 import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import ModuleType
@@ -14,8 +16,10 @@ yaml = pytest.importorskip("yaml")
 nbformat = pytest.importorskip("nbformat")
 jupytext = pytest.importorskip("jupytext")
 
-ROOT = Path(__file__).parents[2]
-BOOK = ROOT / "book"
+from shape import BOOK, NOT_YET, ROOT, for_each
+
+from tools import count_cells
+
 if not BOOK.is_dir():
     pytest.skip("the book is not part of an installed package", allow_module_level=True)
 
@@ -34,7 +38,11 @@ CONFIG = yaml.safe_load((BOOK / "_config.yml").read_text(encoding="utf-8"))
 TOC = yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8"))
 NOTEBOOKS = sorted((BOOK / "chapters").glob("*.ipynb"))
 
+SETUP = (BOOK / "scripts" / "_template.py").read_text(encoding="utf-8").splitlines()[1]
+SETUP_CELL = f'# %% tags=["remove-cell"]\n{SETUP}\n\n'
+
 a_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+a_chapter = for_each([BOOK / "scripts" / "_template.py", *(BOOK / "scripts" / f"{n.stem}.py" for n in NOTEBOOKS)])
 
 
 def cells(path: Path, kind: str) -> list:
@@ -63,21 +71,6 @@ class TestNotebooks:
             assert not cell.outputs and cell.execution_count is None
 
     @a_notebook
-    def test_it_has_the_parts_of_the_template(self, path):
-        text = "\n".join(cell.source for cell in cells(path, "markdown"))
-        text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-        wanted = ["Overview", "What you need", "Summary", "Further reading"]
-        headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
-        assert [heading for heading in headings if heading in wanted] == wanted
-        assert headings[:2] == wanted[:2] and headings[-2:] == wanted[2:] and len(headings) > 4
-        assert len(re.findall(r"^# .+$", text, re.MULTILINE)) == 1
-
-    @a_notebook
-    def test_its_first_words_say_what_is_behind_it(self, path):
-        first = next(cell.source for cell in cells(path, "code") if "remove-cell" not in cell.metadata.tags)
-        assert "provenance_note(" in first.splitlines()[-1]
-
-    @a_notebook
     def test_every_picture_has_alternative_text_a_caption_and_a_name(self, path):
         names = []
         for cell in cells(path, "code"):
@@ -94,14 +87,128 @@ class TestNotebooks:
             assert not re.search(r"!\[\s*\]", cell.source)
 
     @a_notebook
-    def test_it_installs_the_package_on_colab_from_the_books_repository(self, path):
-        first = cells(path, "code")[0]
-        assert "remove-cell" in first.metadata.tags and '"google.colab" in sys.modules' in first.source
-        assert re.findall(r"url = \"(\S+?)\"", first.source) == [CONFIG["repository"]["url"]]
-
-    @a_notebook
     def test_it_is_in_the_table_of_contents(self, path):
-        assert f"chapters/{path.stem}" in [entry["file"] for entry in TOC["chapters"]]
+        entries = [entry for top in TOC["chapters"] for entry in (top, *top.get("sections", []))]
+        assert f"chapters/{path.stem}" in [entry["file"] for entry in entries]
+
+
+def directives(text: str, name: str) -> dict[str, str]:
+    """{label: text} of the exercises or solutions in a chapter's Markdown; ``name`` may be a pattern."""
+    pattern = rf"^(`{{3,}}|:{{3,}})\{{{name}\}} *(.*)\n((?:.*\n)*?)\1`*$"
+    found = re.findall(pattern, text, re.MULTILINE)
+    labels = [re.findall(r"^:label: (\S+)", body, re.MULTILINE) or [title] for _, title, body in found]
+    return {label[0]: body for label, (_, _, body) in zip(labels, found, strict=True)}
+
+
+class TestShape:
+    """A chapter has the parts of the template, in its order."""
+
+    @pytest.fixture
+    def chapter(self, path) -> list:
+        return jupytext.read(path).cells
+
+    @pytest.fixture
+    def text(self, chapter) -> str:
+        return "\n\n".join(cell.source for cell in chapter if cell.cell_type == "markdown") + "\n"
+
+    @a_chapter
+    def test_it_has_the_parts_of_the_template(self, text):
+        bare = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+        headings = re.findall(r"^## (.+)$", bare, re.MULTILINE)
+        last = ["Summary", "Exercises", "Further reading"]
+        assert headings[0] == "Overview" and headings[-3:] == last and len(headings) > 4
+        assert len(set(headings)) == len(headings) and len(re.findall(r"^# .+$", bare, re.MULTILINE)) == 1
+        lead = bare.partition("## Overview")[0].partition("\n")[2]
+        assert len(lead.split()) > 8, "a lead paragraph follows the title"
+
+    @a_chapter
+    def test_it_begins_with_its_objectives(self, text):
+        overview = text.partition("## Overview")[2].partition("\n## ")[0]
+        (box,) = re.findall(r"```\{admonition\} In this chapter\n:class: objectives\n(.*?)```", overview, re.DOTALL)
+        assert re.findall(r"\*\*(.+?)\*\*", box)[:3] == ["You will learn", "You need", "Time"]
+
+    @a_chapter
+    def test_one_folded_note_says_what_is_behind_it(self, chapter):
+        calls = [cell.source for cell in chapter if cell.cell_type == "code" and "provenance_note(" in cell.source]
+        assert len(calls) == 1
+        assert ast.unparse(ast.parse(calls[0]).body[-1]).startswith("Markdown(provenance_note(")
+
+    @a_chapter
+    def test_no_code_is_removed_but_the_line_for_colab(self, chapter):
+        first, *others = [cell for cell in chapter if cell.cell_type == "code"]
+        assert first == chapter[0] and first.metadata.tags == ["remove-cell"] and first.source == SETUP
+        removed = [c.source for c in others if {"remove-input", "remove-cell"} & set(c.metadata.get("tags", []))]
+        assert removed == []
+
+    @a_chapter
+    def test_each_exercise_has_one_folded_solution(self, path, text):
+        exercises, solutions = directives(text, "exercise(?:-start)?"), directives(text, "solution(?:-start)?")
+        assert list(exercises) == list(solutions) and all(label.startswith("ex-") for label in exercises)
+        assert all(re.search("^:class: dropdown$", body, re.MULTILINE) for body in solutions.values())
+        others = [p.read_text(encoding="utf-8") for p in (BOOK / "scripts").glob("*.py") if p != path]
+        elsewhere = {label for other in others for label in re.findall(r"^# :label: (ex-\S+)", other, re.MULTILINE)}
+        assert not elsewhere & set(exercises)
+        if path.stem != "_template":
+            assert len(exercises) >= 5, "two quick questions, and three exercises"
+            assert len(directives(text, "solution")) >= 2 and len(directives(text, "solution-start")) >= 2
+
+    @a_chapter
+    def test_the_code_of_a_solution_ends_with_an_assertion(self, chapter):
+        code: list | None = None
+        for cell in chapter:
+            if cell.cell_type == "code":
+                if code is not None:
+                    assert not cell.metadata.get("tags")
+                    code.append(cell.source)
+            elif "{solution-start}" in cell.source:
+                assert code is None
+                code = []
+            elif "{solution-end}" in cell.source:
+                assert code and isinstance(ast.parse(code[-1]).body[-1], ast.Assert)
+                code = None
+        assert code is None
+
+
+class TestColab:
+    """The first cell of a chapter, and the file that it runs on Colab."""
+
+    @pytest.fixture
+    def colab(self, tmp_path, monkeypatch) -> list[list[str]]:
+        """The programs that the file starts; cloning makes the folder of the chapters."""
+        commands: list[list[str]] = []
+
+        def run(command, check):
+            assert check
+            commands.append(command)
+            (tmp_path / "nucseg/book/chapters").mkdir(parents=True, exist_ok=True)
+
+        monkeypatch.setattr(subprocess, "run", run)
+        monkeypatch.chdir(tmp_path)
+        return commands
+
+    def test_the_cell_runs_the_file_of_the_books_repository(self):
+        about = CONFIG["repository"]
+        raw = about["url"].replace("https://github.com/", "https://raw.githubusercontent.com/")
+        assert re.findall(r'"(https:\S+?)"', SETUP) == [f"{raw}/{about['branch']}/{about['path_to_book']}/colab.py"]
+        assert (BOOK / "colab.py").exists() and about["url"] == load(BOOK / "colab.py").URL
+
+    def test_elsewhere_nothing_is_fetched(self, colab, monkeypatch):
+        monkeypatch.setattr("urllib.request.urlopen", lambda url: pytest.fail(url))
+        exec(SETUP, {})
+        load(BOOK / "colab.py")
+        assert colab == []
+
+    def test_on_colab_it_clones_installs_and_enters_the_folder_once(self, colab, monkeypatch, tmp_path):
+        monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+        monkeypatch.setattr("urllib.request.urlopen", lambda url: (BOOK / "colab.py").open("rb"))
+        exec(SETUP, {})
+        assert [command[1] for command in colab] == ["clone", "-m"] and colab[0][-1] == CONFIG["repository"]["url"]
+        assert Path.cwd() == tmp_path / "nucseg/book/chapters"
+        exec(SETUP, {})
+        assert len(colab) == 2 and Path.cwd() == tmp_path / "nucseg/book/chapters"
+        monkeypatch.chdir(tmp_path)  # a restarted kernel begins above the clone
+        exec(SETUP, {})
+        assert [command[1] for command in colab] == ["clone", "-m", "-m"]
 
 
 class TestSync:
@@ -326,3 +433,48 @@ class TestPlumbing:
         names = [d.split("=")[0] for d in content["dependencies"] if isinstance(d, str)]
         (pip,) = (d["pip"] for d in content["dependencies"] if isinstance(d, dict))
         assert names == ["python", "pip"] and pip == ["-e .[book]"]
+
+
+class TestGlossary:
+    TERMS = count_cells.glossary_terms()
+
+    def test_it_is_in_order_and_long_enough(self):
+        assert len(self.TERMS) >= 40 and len(set(self.TERMS)) == len(self.TERMS)
+        assert sorted(self.TERMS, key=str.lower) == self.TERMS
+
+    @pytest.mark.parametrize("path", [*BOOK.glob("*.md"), *BOOK.glob("scripts/*.py")], ids=lambda p: p.stem)
+    def test_every_term_that_a_page_links_is_defined(self, path):
+        known = {term.lower() for term in self.TERMS}
+        text = re.sub(r"\n(?:# )?", " ", path.read_text(encoding="utf-8"))  # a link may run over two lines
+        used = [re.sub(r".*<(.+)>", r"\1", link) for link in re.findall(r"\{term\}`([^`]+)`", text)]
+        assert {term for term in used if term.lower() not in known} == set()
+
+
+class TestCounts:
+    """What the book's chapters hold, counted as ``tools/count_cells.py`` prints it."""
+
+    @pytest.fixture
+    def counts(self) -> count_cells.Counts:
+        """The sum over the chapters in their final shape."""
+        ready = [path for path in count_cells.twins() if path.stem not in NOT_YET]
+        if not ready:
+            pytest.skip("no chapter is in its final shape yet")
+        return sum(map(count_cells.count, ready), count_cells.Counts())
+
+    def test_most_code_is_visible_and_none_removed(self, counts):
+        assert counts.removed == 0
+        assert counts.visible >= 0.6 * (counts.visible + counts.folded)
+
+    def test_no_words_stand_in_f_strings(self, counts):
+        assert counts.words_in_f_strings == 0
+
+    def test_there_are_exercises_with_solutions(self, counts):
+        assert counts.exercises == counts.solutions and (NOT_YET or counts.exercises >= 30)
+
+    def test_cells_are_counted_by_what_a_reader_sees(self, tmp_path):
+        heads = ["", ' tags=["hide-input"]', ' tags=["remove-input"]', ' tags=["hide-input", "remove-output"]', ""]
+        body = "f'Of {n} images here were {m} in one of the folds'"
+        text = SETUP_CELL + "".join(f"# %%{head}\n1\n\n" for head in heads) + f"# %%\n{body}\n\n"
+        text += "# %% [markdown]\n# ```{exercise} A\n# :label: ex-a\n# Why {term}`rank`?\n# ```\n"
+        (tmp_path / "x.py").write_text(text, encoding="utf-8")
+        assert count_cells.count(tmp_path / "x.py") == count_cells.Counts(3, 2, 1, 9, 1, 0, 1)

@@ -1,19 +1,34 @@
-"""No measured number is typed by hand: numbers in the text are from a recorded table or computed by a cell.
+"""No measured number is typed without a check, and no sentence is made by code.
 
-Tables and most numbers of the book are made by cells from results/, so they cannot differ from it. What is left are
-the digits in plain text, in the notebooks' Markdown and in strings that cells print.
+A number in a chapter's text is quoted from a table in ``book/reference``, is a constant of ``KNOWN``, or is the text of
+a ``check("…", value)`` in the same section, which stops the build once the results say otherwise.
 """
 
 import ast
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted((ROOT / "book" / "scripts").glob("*.py"))
-NUMBER = re.compile(r"(?<![\w.,/=-])\d+\.\d+(?![\w.])|(?<![\w.,/=-])\d{1,3}(?:,\d{3})+(?![\w,])")
+pytest.importorskip("jupytext")
+
+from shape import BOOK, ROOT, for_each
+
+from tools.count_cells import Cell, cells, sections, twins, words_in_f_strings
+
+if not BOOK.is_dir():
+    pytest.skip("the book is not part of an installed package", allow_module_level=True)
+
+TEMPLATE = BOOK / "scripts" / "_template.py"
+# decimals, numbers with a thousands comma, and percentages, with the sign in front
+NUMBER = re.compile(
+    r"(?<![\w.,/=-])[−+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?(?: ?%)?|\d+\.\d+(?: ?%)?|\d+ ?%)(?![\w]|[.,]\d)"
+)
 # numbers that are no measurement, each with its reason
 KNOWN = {
     "0.25": "µm a pixel: an assumption, said to be one",
@@ -21,42 +36,214 @@ KNOWN = {
     "1.6": "GB of NuInsSeg.zip, at Zenodo",
     "3.11": "the Python version",
     "1.0": "the other end of a scale",
-    "5516": "a course",
+    "0.0": "one end of a scale",
+    "95%": "the level of every interval",
+    "100%": "the whole",
 }
+# directives whose content is text; that of others, such as code and formulas, is not
+TEXTUAL = (
+    r"\{(?:exercise|solution|admonition|note|tip|warning|important|hint|dropdown|list-table|table|figure|epigraph)"
+)
 
 
-def reference_numbers():
+def prose(markdown: str) -> str:
+    """Markdown without code, formulas, roles, link targets and directives' options."""
+    kept, fences, hidden = [], [], 0
+    for line in markdown.splitlines():
+        fence = re.match(r"\s*(`{3,}|:{3,})(.*)", line)
+        if fence and fences and not fence[2].strip() and len(fence[1]) >= len(fences[-1][0]):
+            hidden -= fences.pop()[1]
+        elif fence and not hidden:
+            textual = re.match(TEXTUAL, fence[2].strip()) is not None
+            fences.append((fence[1], not textual))
+            hidden += not textual
+            kept.append(fence[2].partition("}")[2])
+        elif not hidden and not re.match(r"\s*:[\w-]+:( |$)", line):
+            kept.append(line)
+    text = "\n".join(kept)
+    text = re.sub(r"\$\$.*?\$\$|`[^`]*`|\$[^$\n]*\$|\]\([^)]*\)|<https?://[^>]*>", " ", text, flags=re.DOTALL)
+    return text
+
+
+def numbers(text: str) -> list[str]:
+    """The numbers of a text as written, with the sign and without a space before the percent sign."""
+    return [found.replace(" %", "%") for found in NUMBER.findall(text)]
+
+
+def reference_numbers() -> set[str]:
     """Every number of the report and of published tables that the book quotes, as it may be written."""
     found = set()
-    for path in (ROOT / "book" / "reference").glob("*.csv"):
+    for path in (BOOK / "reference").glob("*.csv"):
         for text in pd.read_csv(path, dtype=str).fillna("").to_numpy().ravel():
-            found |= set(re.findall(r"\d+(?:[.,]\d+)*", text))
+            for number, percent in re.findall(r"(\d+(?:[.,]\d+)*)( ?%)?", text):
+                found |= {number, number + "%"} if percent or "." in number else {number}
     return found
 
 
-def texts(path):
-    """(where, text) of all prose in a script: its Markdown cells, and strings with words in its code cells."""
-    for cell in re.split(r"^# %%", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
-        head, _, body = cell.partition("\n")
-        if "[markdown]" in head:
-            yield "markdown", re.sub(r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$", "", body, flags=re.DOTALL)
+ALLOWED = reference_numbers() | KNOWN.keys()
+ALLOWED |= {number.replace(",", "") for number in ALLOWED}
+
+
+def checked(section: list[Cell]) -> set[str]:
+    """The texts of the section's ``check`` calls, without sign, and with it if there is one."""
+    found = set()
+    for cell in section:
+        for node in ast.walk(ast.parse(cell.source if cell.kind == "code" else "")):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "check":
+                if isinstance(node.args[0], ast.Constant):
+                    text = node.args[0].value.replace("-", "−").replace(" %", "%")
+                    found |= {text, text.lstrip("−+")}
+                else:  # one check in a loop over pairs: the texts are the section's strings
+                    for other in ast.walk(ast.parse(cell.source)):
+                        if isinstance(other, ast.Constant) and isinstance(other.value, str):
+                            text = other.value.replace("-", "−").replace(" %", "%")
+                            found |= {text, text.lstrip("−+")}
+    return found
+
+
+def unchecked(section: list[Cell]) -> list[str]:
+    """The numbers in a section's text, captions and longer strings that nothing vouches for."""
+    known = checked(section)
+    texts = [text for cell in section for text in cell.captions]
+    for cell in section:
+        if cell.kind == "markdown":
+            texts.append(prose(cell.source))
             continue
-        for node in ast.walk(ast.parse(body)):
+        for node in ast.walk(ast.parse(cell.source)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value.split()) > 3:
-                yield "a string", re.sub(r"`[^`]*`", "", node.value)
+                texts.append(re.sub(r"`[^`]*`", "", node.value))
+    found = [number for text in texts for number in numbers(text)]
+    # a number written with its sign needs a check with that sign
+    return [
+        number
+        for number in found
+        if number not in known and number.lstrip("−+").replace(",", "") not in ALLOWED and number not in ALLOWED
+    ]
 
 
-@pytest.mark.skipif(not SCRIPTS, reason="the book is not part of an installed package")
-@pytest.mark.parametrize("path", [*SCRIPTS, ROOT / "book" / "intro.md"], ids=lambda p: p.stem)
-def test_numbers_in_the_text_are_known(path):
-    allowed = reference_numbers() | KNOWN.keys()
-    allowed |= {number.replace(",", "") for number in allowed}
-    prose = (
-        texts(path) if path.suffix == ".py" else [("text", re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL))]
+a_chapter = for_each([TEMPLATE, *twins()])
+
+
+@a_chapter
+def test_each_number_in_the_text_is_checked_in_its_section(path):
+    found = {heading: unchecked(section) for heading, section in sections(cells(path))}
+    assert {heading: left for heading, left in found.items() if left} == {}
+
+
+@pytest.mark.parametrize("path", sorted(BOOK.glob("*.md")), ids=lambda p: p.stem)
+def test_each_number_of_other_pages_is_known(path):
+    page = Cell("markdown", path.read_text(encoding="utf-8"), frozenset())
+    assert unchecked([page]) == []
+
+
+@a_chapter
+def test_no_sentence_is_made_by_code(path):
+    for cell in cells(path):
+        if cell.kind != "code":
+            continue
+        assert words_in_f_strings(cell.source) == 0, cell.source
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Markdown":
+                assert not made_by_code(node), ast.unparse(node)
+
+
+def made_by_code(call: ast.Call) -> bool:
+    """Whether the text that ``Markdown`` is called with is put together on the spot."""
+    parts = [part for argument in call.args for part in ast.walk(argument)]
+    methods = [p.func.attr for p in parts if isinstance(p, ast.Call) and isinstance(p.func, ast.Attribute)]
+    kinds = (ast.JoinedStr, ast.BinOp, ast.IfExp)
+    return any(isinstance(part, kinds) for part in parts) or bool({"format", "join", "replace"} & set(methods))
+
+
+class TestTheRules:
+    """Each rule finds what it is there to find."""
+
+    def section(self, text: str, code: str = "") -> list[Cell]:
+        return [Cell("markdown", text, frozenset()), Cell("code", code, frozenset({"hide-input"}))]
+
+    @pytest.mark.parametrize(
+        ("text", "found"),
+        [
+            ("a Dice of 0.738 and 124,321 weights, alpha=0.25, v1.2.3, 512 px.", ["0.738", "124,321"]),
+            ("It falls by −0.026 (+0.014 to 0.033).", ["−0.026", "+0.014", "0.033"]),
+            ("1.21% or 60 % of 12 images, in 2026; 3.5.", ["1.21%", "60%", "3.5"]),
+            ("`0.1` and $r = 0.2$ and [0.3](page-0.4.html) {term}`a 0.5`", ["0.3"]),
+            ("```python\nx = 0.1\n```\n```{note}\n:width: 0.2\nIt is 0.3.\n```\nand 0.4", ["0.3", "0.4"]),
+            ("```{exercise} Of 0.1\n:label: ex-x\nIt is 0.2.\n```", ["0.1", "0.2"]),
+        ],
     )
-    typed = [(where, n) for where, text in prose for n in NUMBER.findall(text) if n.replace(",", "") not in allowed]
-    assert typed == []
+    def test_numbers_are_found_in_prose(self, text, found):
+        assert numbers(prose(text)) == found
+
+    @pytest.mark.parametrize(
+        ("text", "code", "left"),
+        [
+            ("It is 0.738.", "", ["0.738"]),
+            ("It is 0.738.", 'check("0.738", x)', []),
+            ("It is 0.738.", 'check("0.737", x)', ["0.738"]),
+            ("It is 0.738.", '"0.738"', ["0.738"]),
+            ("It is −0.738.", 'check("0.738", x)', ["−0.738"]),
+            ("It is −0.738.", 'check("−0.738", x)', []),
+            ("It falls by 0.738.", 'check("−0.738", x)', []),
+            ("It is 71.77%.", 'check("71.77%", x)', []),
+            ("It is 71.77%.", 'check("71.77", x)', ["71.77%"]),
+            ("It is 0.738.", 'for text, x in [("0.738", a)]:\n    check(text, x)', []),
+            ("It is said to be 0.7968.", "", []),  # the report's Dice coefficient
+        ],
+    )
+    def test_a_number_needs_a_check_of_its_own(self, text, code, left):
+        assert unchecked(self.section(text, code)) == left
+
+    def test_a_check_in_another_section_does_not_count(self):
+        chapter = [*self.section("## A\nIt is 0.738."), *self.section("## B\nAgain.", 'check("0.738", x)')]
+        assert [unchecked(section) for _, section in sections(chapter)] == [[], ["0.738"], []]
+
+    def test_captions_are_text(self):
+        assert unchecked([Cell("code", "plt.show()", frozenset(), ("It is 0.738.",))]) == ["0.738"]
+
+    @pytest.mark.parametrize(
+        ("code", "made"),
+        [
+            ('Markdown(f"It is {x}.")', True),
+            ('Markdown("It is " + x)', True),
+            ('Markdown("It is {}".format(x))', True),
+            ('Markdown("It is %s" % x)', True),
+            ('Markdown("yes" if x else "no")', True),
+            ("Markdown(provenance_note(runs=[*a, *b]))", False),
+        ],
+    )
+    def test_a_sentence_made_by_code_is_found(self, code, made):
+        node = ast.parse(code).body[0].value
+        assert made_by_code(node) == made
+
+    def test_f_strings_may_label_but_not_tell(self):
+        assert words_in_f_strings('plt.title(f"rank {r}, {n} images of the fold")') == 0
+        assert words_in_f_strings('f"Of the {n} images that were tried here {m} did better."') == 9
 
 
-def test_a_typed_number_would_be_found():
-    assert NUMBER.findall("a Dice of 0.738 and 124,321 weights, alpha=0.25, v1.2.3, 512 px") == ["0.738", "124,321"]
+class TestChangedResults:
+    """A recorded number that changes stops the cell that checks the sentence which quotes it."""
+
+    def run(self, folder: Path, code: str) -> subprocess.CompletedProcess:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        )
+
+    def test_the_checks_of_a_section(self, tmp_path):
+        code = """
+from nucseg.records.quotes import check
+from nucseg.records.runs import study_runs
+from nucseg.records.statistics import summarise
+import pandas as pd
+scores = pd.concat([run.scores for run in study_runs("folds")["offline-small"].values()])
+check("0.453", summarise(scores)["fold_mean"]["pq"])
+"""
+        (tmp_path / "nucseg").mkdir()  # so that the folder is taken for the repository
+        shutil.copytree(ROOT / "results" / "folds", tmp_path / "results" / "folds")
+        assert self.run(tmp_path, code).stderr == ""
+        path = tmp_path / "results" / "folds" / "offline-small" / "fold_1" / "scores.csv"
+        scores = pd.read_csv(path, dtype=str)
+        scores["pq"] = "0.9"
+        scores.to_csv(path, index=False)
+        assert "The text says 0.453, but the value is" in self.run(tmp_path, code).stderr

@@ -21,9 +21,24 @@ def test_note_names_the_base_with_its_hash_and_the_device():
 def test_note_names_what_the_recorded_runs_used():
     runs = [read_run(path) for path in sorted((results_folder(__file__) / "folds" / "offline-small").iterdir())]
     about = runs[0].about
-    parts = ["5 recorded runs", "re-encoded", "base: offline", about["device"], about["commit"][:7], about["date"][:10]]
+    parts = [
+        "5 recorded runs",
+        "re-encoded",
+        "base of the runs: offline",
+        about["device"],
+        about["commit"][:7],
+        about["date"][:10],
+    ]
     note = provenance_note(runs=runs)
     assert [part for part in parts if part not in note] == []
+
+
+def test_note_is_folded_markdown_with_a_point_for_each_part():
+    note = provenance_note(Blobs(5))
+    head, body = note.split("\n\n", 1)  # the blank line ends the HTML, so that the list is read as Markdown
+    assert head == '<details class="provenance"><summary>Behind this page</summary>'
+    points, tail = body.rsplit("\n\n", 1)
+    assert tail == "</details>" and points.startswith("- data: ") and "\n" not in points
 
 
 def test_note_says_when_there_is_nothing_behind_a_page():
