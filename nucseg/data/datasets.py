@@ -23,7 +23,7 @@ from nucseg.images.tissue import whitened
 
 Name = tuple[str, str]  # (tissue, stem)
 # Some copies of NuInsSeg correct the authors' misspelt folders; the benchmark's list keeps them.
-_SPELLING = {"human salivary gland": "human salivory gland", "human tonsil": "human tonsile"}
+SPELLING = {"human salivary gland": "human salivory gland", "human tonsil": "human tonsile"}
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class NuInsSeg(_FileDataset):
 
     @staticmethod
     def _list(folder: Path) -> Iterator[_Files]:
-        tissue = _SPELLING.get(folder.name, folder.name)
+        tissue = SPELLING.get(folder.name, folder.name)
         masks: dict[str, Path] = {}
         vague: dict[str, Path] = {}
         if (folder / "label masks modify").is_dir():

@@ -6,12 +6,15 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,9 +23,14 @@ import requests
 from PIL import Image
 from pooch.downloaders import DOIDownloader, doi_to_repository
 from pooch.hashes import hash_matches
+from remotezip import RangeNotSupported, RemoteIOError, RemoteZip, RemoteZipError
+from requests.adapters import HTTPAdapter
 from tqdm import tqdm
+from urllib3.exceptions import HTTPError
+from urllib3.util import Retry
 
-from nucseg.data.datasets import ImageFolder, NuInsSeg, nuinsseg_list
+from nucseg.data.datasets import SPELLING, ImageFolder, NuInsSeg, nuinsseg_list
+from nucseg.data.preview import preview_list
 from nucseg.errors import InputError
 from nucseg.files import sha256
 
@@ -34,6 +42,9 @@ BBBC038_URL = "https://data.broadinstitute.org/bbbc/BBBC038/stage1_train.zip"
 MAX_UNPACKED_BYTES = 30 * 10**9  # far above the size of NuInsSeg, far below that of a zip bomb
 MAX_BBBC038_BYTES = 10**9  # the same for BBBC038, whose files are decoded in memory, one at a time
 MAX_MEMBERS = 200_000
+MAX_PREVIEW_FILE_BYTES = 20 * 10**6  # far above the largest file of the preview; each is unpacked in memory
+TRIES = 3  # of the preview, when the connection breaks off
+PAUSE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class _Source:
             f"{self.page} and give the path of that file as the archive"
         )
 
-    def unlike(self, archive: Path, reason: str) -> InputError:
+    def unlike(self, archive: Path | str, reason: str) -> InputError:
         return InputError(f"'{archive}' is not {self.name} as published ({reason}): {self.get_another}.")
 
 
@@ -468,3 +479,192 @@ def _check_archive(source: _Source, archive: Path, known_hash: str | None) -> No
         ) from error
     if not matches:
         raise InputError(f"The archive '{archive}' does not have the hash {known_hash}: {source.get_another}.")
+
+
+class _Patient(Retry):
+    """Repeat a request that the server refuses for now, after the time it names: Zenodo limits requests a minute."""
+
+    def get_retry_after(self, response: Any) -> float | None:
+        seconds = super().get_retry_after(response)
+        if seconds is None:
+            return None
+        seconds = min(seconds, 120.0)
+        if seconds > 1:
+            _say(f"The server asks to wait {seconds:.0f} s")
+        return seconds
+
+
+_WAITING = _Patient(
+    total=6, connect=1, read=1, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False
+)
+
+
+def _stop_at_whole(response: requests.Response, *_: Any, **__: Any) -> None:
+    """Hang up on a server that answers the request for a part with the whole file."""
+    if "Range" in response.request.headers and response.status_code == 200:
+        response.close()
+        raise RangeNotSupported("the server sends whole files only")
+
+
+@contextmanager
+def _remote_zip(address: str) -> Iterator[zipfile.ZipFile]:
+    """Open a zip file at an http address, of which only the parts that are read are transferred.
+
+    Raises `RangeNotSupported` if the server sends whole files only.
+    """
+    headers = {"User-Agent": "nucseg", "Accept-Encoding": "identity"}
+    options = {"headers": headers, "timeout": (10, 60), "allow_redirects": True, "initial_buffer_size": 1 << 20}
+    with requests.Session() as session:
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(max_retries=_WAITING))
+        session.hooks["response"].append(_stop_at_whole)
+        try:
+            pack = RemoteZip(address, session=session, **options)
+        except (RangeNotSupported, RemoteIOError) as error:
+            answer = getattr(error.__context__, "response", None)
+            if isinstance(error, RemoteIOError) and (answer is None or answer.status_code not in (400, 416, 501)):
+                raise
+            try:  # some servers know no ranges that count from the end, or refuse one longer than the file
+                pack = RemoteZip(address, session=session, support_suffix_range=False, **options)
+            except RemoteZipError:
+                raise error from None
+        with pack:
+            yield pack
+
+
+def _preview_files() -> list[tuple[str, ...]]:
+    """The preview's files, as (tissue, folder, name): for each image, itself and its label map."""
+    listed = preview_list()
+    names = list(zip(listed["tissue"], listed["stem"], strict=True))
+    images = [(tissue, "tissue images", f"{stem}.png") for tissue, stem in names]
+    return [*images, *((tissue, "label masks modify", f"{stem}.tif") for tissue, stem in names)]
+
+
+def _holds_preview(folder: Path) -> bool:
+    """Whether ``folder`` is NuInsSeg with all images of the preview; raises `InputError` if it is something else."""
+    table = NuInsSeg(folder).table
+    have = set(zip(table["tissue"], table["stem"], strict=True))
+    listed = preview_list()
+    return have >= set(zip(listed["tissue"], listed["stem"], strict=True))
+
+
+def _write_preview(archive: str, pack: zipfile.ZipFile, folder: Path, progress: bool) -> None:
+    """Write the preview's files under ``folder``, under pinned names, each with the archive's CRC; keep those there."""
+    members: dict[tuple[str, ...], zipfile.ZipInfo] = {}
+    for info in pack.infolist():
+        *parents, tissue, kind, name = ["", "", *info.filename.replace("\\", "/").split("/")]
+        if "__MACOSX" not in parents:
+            members.setdefault((SPELLING.get(tissue, tissue), kind, name), info)
+    wanted = {}
+    for parts in _preview_files():
+        if parts not in members:
+            raise _NUINSSEG.unlike(archive, f"it has no '{'/'.join(parts)}'")
+        info = members[parts]
+        if info.file_size > MAX_PREVIEW_FILE_BYTES or info.flag_bits & 1:
+            raise _NUINSSEG.unlike(archive, f"'{info.filename}' is too large, or encrypted")
+        path = folder.joinpath(*parts)
+        if not (path.is_file() and path.stat().st_size == info.file_size and zlib.crc32(path.read_bytes()) == info.CRC):
+            wanted[path] = info
+    total = sum(info.file_size for info in wanted.values())
+    _check_space(folder, total)
+    _say(f"Fetching {len(wanted)} files, {_size(sum(info.compress_size for info in wanted.values()))}, from {archive}")
+    with tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
+        for path, info in sorted(wanted.items(), key=lambda item: item[1].header_offset):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f"{path.name}.part")
+            with pack.open(info) as member, open(part, "wb") as out:
+                while piece := member.read(1 << 20):  # checks the CRC at the end
+                    out.write(piece)
+                    bar.update(len(piece))
+            part.replace(path)
+
+
+def _download_preview(url: str, folder: Path, progress: bool) -> None:
+    """Transfer the preview's files from the archive at ``url`` into ``folder``; go on after the connection broke."""
+    instead = f"get all of NuInsSeg ({_size(ARCHIVE_BYTES)}) with nucseg fetch nuinsseg"
+    again = f"run it again to go on where it stopped, or {instead}"
+    try:
+        address, _ = _resolve(url, None)
+    except (requests.RequestException, ValueError, KeyError) as error:
+        raise InputError(f"'{url}' could not be looked up ({_reason(error)}): {again}.") from error
+    for left in reversed(range(TRIES)):
+        try:
+            with _remote_zip(address) as pack:
+                _write_preview(address, pack, folder, progress)
+            return
+        except RangeNotSupported as error:
+            raise InputError(
+                f"The server of '{address}' does not send parts of a file, so the preview cannot be taken out of it: "
+                f"{instead}."
+            ) from error
+        except (
+            RemoteZipError,
+            requests.RequestException,
+            HTTPError,
+            EOFError,
+            zlib.error,
+            zipfile.BadZipFile,
+        ) as error:
+            cause = error.__context__ if isinstance(error, RemoteIOError) else error
+            reason = _reason(cause) if isinstance(cause, requests.RequestException) else " ".join(str(error).split())
+            if not left or isinstance(cause, requests.HTTPError):  # the session has tried such answers again already
+                raise InputError(f"The preview could not be taken out of '{address}' ({reason}): {again}.") from error
+            _say(f"It broke off ({reason}): trying again")
+            time.sleep(PAUSE_S)
+
+
+def fetch_preview(
+    dest: str | Path, *, archive: str | Path | None = None, url: str = URL, progress: bool = True
+) -> Path:
+    """Fetch the 45 images of NuInsSeg's preview (20 MB, CC BY 4.0) into the new folder ``dest``; return ``dest``.
+
+    The images and label maps of `preview.preview_list` are read out of the archive by HTTP range requests, without
+    the rest of its 1.6 GB. ``dest`` has the authors' layout, so that `NuInsSeg` reads it. Its images are for looking
+    at: they have no folds, and no adapter should be scored on them.
+
+    If ``dest`` already holds these images, nothing happens. Otherwise ``dest`` appears when it is complete. Until then
+    the files are kept in ``.<dest>.partial`` beside it; run it again to resume an interrupted download.
+
+    - ``archive``: path of a NuInsSeg.zip you already have; nothing is downloaded.
+    - ``url``: ``doi:<DOI>/<file>`` or an http address. Each file is checked against the archive's CRC.
+    - ``progress``: whether to draw a progress bar. Each step and its size are reported on stderr.
+
+    Source: Mahbod et al. 2024, doi 10.1038/s41597-024-03117-2; data at doi 10.5281/zenodo.10518968.
+
+    Raises `InputError` when there is no network, the server sends whole files only (nothing is then downloaded), a
+    listed image is missing or damaged, the disk is too full, or ``dest`` holds other data.
+    """
+    dest = Path(dest).absolute()
+    if dest.exists() and not (dest.is_dir() and not any(dest.iterdir())):
+        try:
+            complete = _holds_preview(dest)
+        except InputError as error:
+            raise InputError(f"'{dest}' exists and is not NuInsSeg: choose a new or empty folder.") from error
+        if not complete:
+            raise InputError(f"'{dest}' is a part of NuInsSeg that lacks images of the preview: choose a new folder.")
+        _say(f"NuInsSeg's preview is already in '{dest}'")
+        return dest
+    work = dest.parent / f".{dest.name}.partial"
+    folder = work / "preview"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if archive is None:
+            _say(f"NuInsSeg's preview: {len(preview_list())} of its images, CC BY 4.0 ({_NUINSSEG.page})")
+            _download_preview(url, folder, progress)
+        else:
+            _check_archive(_NUINSSEG, Path(archive), None)
+            with zipfile.ZipFile(archive) as pack:
+                _write_preview(str(archive), pack, folder, progress)
+        if dest.exists():
+            dest.rmdir()  # empty, as checked above
+        folder.rename(dest)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise InputError(f"'{archive or url}' is not a whole zip file ({error}): {_NUINSSEG.get_another}.") from error
+    except OSError as error:
+        raise InputError(f"NuInsSeg could not be written to '{dest}' ({error}): choose another.") from error
+    finally:
+        for empty in (folder, work):
+            if empty.is_dir() and not any(empty.iterdir()):
+                empty.rmdir()
+    _say(f"NuInsSeg's preview is in '{dest}': {len(preview_list())} images")
+    return dest

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nucseg.data.datasets import Dataset, Name, _names, _order, _pinned
+from nucseg.data.preview import check_no_preview
 from nucseg.errors import InputError
 
 
@@ -105,9 +106,10 @@ def folds(dataset: Dataset, n: int = 5, seed: int = 19, val_fraction: float = 0.
 
     The folds are not stratified by tissue, and patches of one slide very probably occur in both training and test.
 
-    Raises `InputError` for n below 2, too few images, or a partial copy with an empty fold.
+    Raises `InputError` for n below 2, too few images, a partial copy with an empty fold, or the preview.
     """
     _check_options(val_fraction, seed)
+    check_no_preview(dataset)
     names = _names(dataset)
     if not 2 <= n <= len(names):
         raise InputError(f"n = {n} folds of {len(names)} images: use at least 2 folds, and at most one per image.")
@@ -127,9 +129,10 @@ def leave_one_tissue_out(dataset: Dataset, val_fraction: float = 0.15, seed: int
     NuInsSeg's images of a tissue very probably come from one slide, so this is close to leave-one-slide-out. The val
     part is ``val_fraction`` of the other tissues' images, stratified by tissue. Splits are sorted by name.
 
-    Raises `InputError` if there are fewer than two tissues.
+    Raises `InputError` if there are fewer than two tissues, or for the preview.
     """
     _check_options(val_fraction, seed)
+    check_no_preview(dataset)
     names = _names(dataset)
     tissues = sorted({tissue for tissue, _ in names})
     if len(tissues) < 2:
@@ -165,8 +168,9 @@ def report_folds(dataset: Dataset, n: int = 5) -> list[Split]:
     test images are therefore also training images: of NuInsSeg's 133, 68 to 75 are in train and more in val. Only in
     this protocol do the parts of a `Split` overlap. Names: "report fold 1" to "report fold n".
 
-    Raises `InputError` if n is below 2 or above 70% of the images, or there are fewer than 5 images.
+    Raises `InputError` if n is below 2 or above 70% of the images, there are fewer than 5 images, or for the preview.
     """
+    check_no_preview(dataset)
     order = _order(_names(dataset))
     count = len(order)
     used = int(0.7 * count)

@@ -1,7 +1,11 @@
 """The book beyond its chapters: the check of links, the reference pages, the citation, the workflows."""
 
 import importlib.util
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -198,3 +202,69 @@ class TestTopLevel:
                 assert (ROOT / test).exists(), test
             for uses in re.findall(r"uses: (\S+)", text):
                 assert re.fullmatch(r"actions/[\w-]+@v\d+", uses), uses
+
+
+class TestPublishing:
+    @pytest.fixture
+    def steps(self) -> list[dict]:
+        text = (ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
+        return yaml.safe_load(text)["jobs"]["build"]["steps"]
+
+    def test_the_preview_is_cached_by_its_list_and_fetched_before_the_build(self, steps):
+        runs = [step.get("run", "") for step in steps]
+        fetch = next(k for k, run in enumerate(runs) if "fetch nuinsseg --preview" in run)
+        cache = next(k for k, step in enumerate(steps) if step.get("uses", "").startswith("actions/cache@"))
+        assert runs.index("make install PYTHON=python") < fetch and cache < fetch < runs.index(
+            "make book PYTHON=python"
+        )
+        folder = steps[cache]["with"]["path"]
+        assert f"--out {folder}" in runs[fetch] and f"$PWD/{folder}" in runs[fetch]
+        (pinned,) = re.findall(r"hashFiles\('(.+?)'\)", steps[cache]["with"]["key"])
+        assert (ROOT / pinned).is_file() and Path(pinned).name == "nuinsseg_preview.csv"
+
+    @pytest.mark.skipif(os.name != "posix" or not shutil.which("bash"), reason="the workflow runs on Linux")
+    @pytest.mark.parametrize("code", [0, 1, 2])
+    def test_a_failed_fetch_is_a_warning_and_the_build_goes_on(self, steps, tmp_path, code):
+        """The step itself, run with a Python that does nothing but exit."""
+        (script,) = [step["run"] for step in steps if "fetch nuinsseg --preview" in step.get("run", "")]
+        python = tmp_path / ".venv" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(f'#!/bin/sh\necho "$@"\nexit {code}\n')
+        python.chmod(0o755)
+        exported = tmp_path / "env"
+        done = subprocess.run(
+            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script],
+            cwd=tmp_path,
+            env={**os.environ, "GITHUB_ENV": str(exported)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0
+        assert "-m nucseg fetch nuinsseg --preview" in done.stdout
+        if code:
+            assert "::warning::" in done.stdout and "synthetic tissue" in done.stdout and not exported.exists()
+        else:
+            assert exported.read_text() == f"NUCSEG_DATA={tmp_path}/data/nuinsseg-preview\n"
+            assert "::warning::" not in done.stdout
+
+    def test_captions_name_the_source_of_this_build(self, tmp_path, monkeypatch):
+        pytest.importorskip("myst_nb")
+        settings = yaml.safe_load((BOOK / "_config.yml").read_text(encoding="utf-8"))
+        assert settings["sphinx"]["local_extensions"]["attribution"] == "_ext"
+        assert "substitution" in settings["parse"]["myst_enable_extensions"]
+        (tmp_path / "conf.py").write_text(
+            f"import sys; sys.path.insert(0, {str(BOOK / '_ext')!r})\n"
+            "extensions = ['myst_nb', 'attribution']\n"
+            "myst_enable_extensions = ['substitution']\n"
+        )
+        (tmp_path / "index.md").write_text(
+            "# A page\n\n```{figure} a.png\nCells. Images: {{ tissue }}.\n```\n\nA literal `{{ tissue }}` stays.\n"
+        )
+        (tmp_path / "a.png").write_bytes(b"")
+        build = [sys.executable, "-m", "sphinx", "-qEWb", "html", str(tmp_path), str(tmp_path / "out")]
+        environment = {**os.environ, "NUCSEG_DATA": "x", "PYTHONPATH": str(ROOT)}  # the folder is not opened
+        done = subprocess.run(build, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        text = re.sub("<[^>]+>", "", (tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
+        assert "Cells. Images: NuInsSeg (Mahbod et al. 2024), CC BY 4.0." in text
+        assert "A literal {{ tissue }} stays." in text
