@@ -52,10 +52,28 @@ def plausible(value: float | None) -> float | None:
     return value if value is not None and low <= value <= high else None
 
 
-def from_ome(text: str, shape: tuple[int, int], index: int = 0) -> float | None:
+def of_sides(across: float | None, down: float | None, path: Path | None = None) -> float | None:
+    """µm/px of pixels ``across`` µm wide and ``down`` µm high: their geometric mean, with a warning if they differ.
+
+    ``down`` None: as ``across``. More than 5% of difference stretches nuclei more than the microscope's error does.
+    """
+    if across is None or down is None or across == down:
+        return across
+    if plausible(across) and plausible(down) and max(across, down) > 1.05 * min(across, down):
+        warnings.warn(
+            f"'{path or 'The image'}' has pixels of {across:g} x {down:g} µm, which are not square, so its nuclei look "
+            "stretched: scale it to equal sides first.",
+            Notice,
+            stacklevel=3,
+        )
+    return math.sqrt(across * down) if across > 0 and down > 0 else across
+
+
+def from_ome(text: str, shape: tuple[int, int], index: int = 0, path: Path | None = None) -> float | None:
     """Pixel size (µm/px), plausible or not, of the image in an OME-XML text that has ``shape``.
 
-    ``index``: which of several images. None if the text is not XML, or states no size or several different ones.
+    ``index``: which of several images. ``path``: the file, for a warning. None if the text is not XML, or states no
+    size or several different ones.
     """
     try:
         root = ElementTree.fromstring(text)
@@ -66,11 +84,14 @@ def from_ome(text: str, shape: tuple[int, int], index: int = 0) -> float | None:
     fitting = [p for p in pixels if all(p.get(name) == value for name, value in size.items())]
     if index < len(pixels) and pixels[index] in fitting:
         fitting = [pixels[index]]
-    sizes = {(p.get("PhysicalSizeX"), p.get("PhysicalSizeXUnit")) for p in fitting or pixels[:1]}
+    names = ("PhysicalSizeX", "PhysicalSizeXUnit", "PhysicalSizeY", "PhysicalSizeYUnit")
+    sizes = {tuple(map(p.get, names)) for p in fitting or pixels[:1]}
     if len(sizes) != 1:
         return None
-    value, unit = sizes.pop()
-    return None if value is None else in_um(value, unit)
+    across, unit, down, unit_down = sizes.pop()
+    if across is None:
+        return None
+    return of_sides(in_um(across, unit), None if down is None else in_um(down, unit_down or unit), path)
 
 
 def from_magnification(value: float | str, path: Path) -> float | None:
@@ -96,7 +117,7 @@ def from_tiff(tiff: tifffile.TiffFile, page: Any, shape: tuple[int, int], index:
     used only if plausible: 72 dpi is a printer's default, but 101,600 dpi is 0.25 µm/px. None if no source has a size.
     """
     if tiff.ome_metadata:
-        found = from_ome(tiff.ome_metadata, shape, index)
+        found = from_ome(tiff.ome_metadata, shape, index, path)
         if plausible(found) is not None:
             return found
         if found is not None:
@@ -113,19 +134,21 @@ def from_tiff(tiff: tifffile.TiffFile, page: Any, shape: tuple[int, int], index:
             if found is not None:
                 return found
             power = power or fields.get("AppMag")
-    found = _from_tags(tiff, page)
+    found = _from_tags(tiff, page, path)
     return found if found is not None or power is None else from_magnification(power, path)
 
 
-def _from_tags(tiff: tifffile.TiffFile, page: Any) -> float | None:
+def _from_tags(tiff: tifffile.TiffFile, page: Any, path: Path) -> float | None:
     unit = {2: "inch", 3: "cm", 4: "mm", 5: "um"}.get(int(page.resolutionunit))
     if tiff.is_imagej and tiff.imagej_metadata and "unit" in tiff.imagej_metadata:
         unit = str(
             tiff.imagej_metadata["unit"]
         )  # ImageJ's unit takes precedence: it writes px per that unit into the same tag
-    across = page.resolution[0] if unit else 0
     one = in_um(1, unit) if unit else None
-    return plausible(one / across) if one is not None and across else None
+    if one is None or not page.resolution[0]:
+        return None
+    across, down = (one / per_unit if per_unit else None for per_unit in page.resolution[:2])
+    return plausible(of_sides(across, down, path))
 
 
 def estimate(diameter_px: float) -> float:

@@ -149,8 +149,8 @@ def read_geojson(path: str | Path, shape: tuple[int, int]) -> np.ndarray:
 def geojson_annotation(path: str | Path, shape: tuple[int, int]) -> "Annotation":
     """Read the nuclei and the areas that were not annotated from a GeoJSON file, as exported by QuPath.
 
-    ``shape``: (rows, columns) of the image. The file holds a FeatureCollection, a bare array of features or a single
-    feature, with or without a byte order mark. A cell is read as its ``nucleusGeometry``. Features of the classes
+    ``shape``: (rows, columns) of the image. The file holds a FeatureCollection, a GeometryCollection, a bare array of
+    features or a single one, in UTF-8 or UTF-16. A cell is read as its ``nucleusGeometry``. Features of the classes
     *ignore* and *region* are areas (`paint`). Raises ``InputError`` for a missing or damaged file, geometries other
     than polygons, polygons of several planes, or none within the image.
     """
@@ -158,19 +158,22 @@ def geojson_annotation(path: str | Path, shape: tuple[int, int]) -> "Annotation"
     outlines = []
     planes = set()
     try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
-        features = value["features"] if isinstance(value, dict) and "features" in value else value
+        data = path.read_bytes()
+        value = json.loads(data.decode(json.detect_encoding(data)))  # also UTF-16, which PowerShell writes
+        features = value
+        if isinstance(value, dict):
+            features = value.get("features", value.get("geometries", value))
         if isinstance(features, dict):
             features = [features]
         if not isinstance(features, list):
             raise ValueError("no features")
         for number, one in enumerate(features, 1):
             geometry = one.get("nucleusGeometry") or one.get("geometry") or one  # a bare geometry
-            shapes = geometry["coordinates"]
-            if geometry["type"] == "Polygon":
-                shapes = [shapes]
-            elif geometry["type"] != "MultiPolygon":
+            if geometry["type"] == "Feature":
+                raise InputError(f"'{path}': feature {number} has no geometry: remove it.")
+            if geometry["type"] not in ("Polygon", "MultiPolygon"):
                 raise InputError(f"'{path}': feature {number} is a {geometry['type']}, not a polygon: remove it.")
+            shapes = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
             plane = geometry.get("plane") or {}
             planes.add((plane.get("z", 0), plane.get("t", 0)))
             polygons = [[np.asarray(ring, float)[:, :2] for ring in polygon] for polygon in shapes]

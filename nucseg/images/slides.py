@@ -19,7 +19,7 @@ import zarr
 from PIL import Image
 
 from nucseg.errors import InputError
-from nucseg.images.pixel_size import from_magnification, from_tiff, plausible
+from nucseg.images.pixel_size import from_magnification, from_tiff, of_sides, plausible
 from nucseg.images.raster import (
     PICTURES,
     SLIDES,
@@ -240,8 +240,8 @@ def _of_openslide(path: Path, file: Any) -> Slide:
     for number, shrink in enumerate(file.level_downsamples):
         shape = (max(1, round(height / shrink)), max(1, round(width / shrink)))
         levels.append(Level(shape, partial(_read_region, file, number, shrink, x, y)))
-    sides = [float(value) for side in "xy" if (value := about.get(f"openslide.mpp-{side}"))]
-    um_per_px = plausible(math.prod(sides) ** (1 / len(sides)) if sides else None)
+    across, down = (float(value) if value else None for value in map(about.get, ("openslide.mpp-x", "openslide.mpp-y")))
+    um_per_px = plausible(of_sides(down if across is None else across, down, path))
     if um_per_px is None and (power := about.get("openslide.objective-power")):
         um_per_px = from_magnification(power, path)
     return Slide(path, (height, width), um_per_px, tuple(levels))

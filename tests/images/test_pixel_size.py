@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from nucseg.images.pixel_size import estimate, from_ome, in_um
+from nucseg.images.pixel_size import estimate, from_ome, in_um, of_sides
 from nucseg.images.slides import open_slide
 
 IMAGE = np.full((20, 30, 3), 200, np.uint8)
@@ -86,6 +86,22 @@ def test_resolution_tags(tmp_path, unit, across, um):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, IMAGE, photometric="rgb", resolution=(across, across), resolutionunit=unit)
     assert size_of(path) == um
+
+
+def test_pixels_that_are_not_square_are_said(tmp_path):
+    """0.25 x 0.36 µm: the side of a square of the same area is 0.3 µm."""
+    path = tmp_path / "a.tif"
+    tags = {"resolution": ((40000, 1), (250000, 9)), "resolutionunit": "CENTIMETER"}
+    ij = {"imagej": True, "resolution": ((4, 1), (25, 9)), "metadata": {"unit": "um"}}
+    xml = 'PhysicalSizeX="0.25" PhysicalSizeXUnit="µm" PhysicalSizeY="360" PhysicalSizeYUnit="nm"'
+    for options in (tags, ij, {"description": ome(xml).encode(), "metadata": None}):
+        tifffile.imwrite(path, IMAGE, photometric="rgb", **options)
+        with pytest.warns(UserWarning, match=r"a\.tif' has pixels of 0\.25 x 0\.36 µm, .* not square.*scale it"):
+            assert size_of(path) == pytest.approx(0.3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert of_sides(0.25, 0.251) == pytest.approx(0.2505, abs=1e-4)  # a scanner's calibration
+        assert of_sides(0.25, None) == 0.25 and of_sides(None, 0.25) is None and of_sides(0.25, 0) == 0.25
 
 
 def test_a_magnification_is_a_guess_with_a_warning(tmp_path, monkeypatch):

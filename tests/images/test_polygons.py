@@ -322,3 +322,30 @@ def test_ids_differ_between_what_they_are_of(tmp_path):
     polygons_ = rings(np.ones((4, 4), bool))
     assert len({feature(name, number, polygons_, {})["id"] for name in "ab" for number in (1, 2)}) == 4
     assert feature("a", 1, polygons_, {})["id"] == feature("a", 1, polygons_, {})["id"]
+
+
+def test_geojson_as_other_programs_write_it(tmp_path):
+    """Geometries without features (shapely), and PowerShell's UTF-16, give the same label map as QuPath's export."""
+    rings = [[[x, 2], [x + 4, 2], [x + 4, 8], [x, 8], [x, 2]] for x in (1, 5, 12)]
+    shapes = [{"type": "Polygon", "coordinates": [ring]} for ring in rings]
+    features = [{"type": "Feature", "properties": {}, "geometry": shape} for shape in shapes]
+    collection = json.dumps({"type": "FeatureCollection", "features": features})
+    path = tmp_path / "a.geojson"
+    path.write_text(collection)
+    usual = read_geojson(path, (10, 20))
+    assert usual.max() == 3 and (usual > 0).sum() == 3 * 24
+    for data in (
+        json.dumps({"type": "GeometryCollection", "geometries": shapes}).encode(),
+        collection.encode("utf-16"),
+        collection.encode("utf-8-sig"),
+    ):
+        path.write_bytes(data)
+        assert np.array_equal(read_geojson(path, (10, 20)), usual)
+    for wrong, words in (
+        (None, "has no geometry"),
+        ({"type": "GeometryCollection", "geometries": []}, "is a Geometry"),
+    ):
+        features[1]["geometry"] = wrong
+        path.write_text(json.dumps(features))
+        with pytest.raises(InputError, match=f"feature 2 {words}.*: remove it"):
+            read_geojson(path, (10, 20))
