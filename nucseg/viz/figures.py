@@ -218,7 +218,7 @@ def learning_curves(history: pd.DataFrame, monitor: str = "dice") -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.8))
     marker = "o" if len(history) < 30 else None
     left.plot(history["epoch"], history["train_loss"], marker=marker, markersize=3, color=SERIES[4])
-    left.set(title="Training loss", xlabel="epoch", ylim=(0, None))
+    left.set(title="Training loss", xlabel="epoch", ylim=(0, 1.08 * history["train_loss"].max()))
     names = {"dice": "Dice", "iou": "IoU", "aji": "AJI", "pq": "PQ"}
     for name, style in zip(scores, ("-", "--", "-.", ":"), strict=False):
         values = history[f"val_{name}"]
@@ -227,7 +227,7 @@ def learning_curves(history: pd.DataFrame, monitor: str = "dice") -> Figure:
     right.axvline(best, color="0.7", linewidth=1, zorder=0)
     right.text(best, 1.0, f" kept: {best} ", ha="right", va="top", fontsize=8, color="0.35")
     right.set(title="Validation", xlabel="epoch", ylim=(0, 1))
-    right.legend(fontsize=8, ncols=2, loc="lower right")
+    right.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))  # below, where no line runs through it
     for ax in (left, right):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))  # no ticks between epochs
     return figure
