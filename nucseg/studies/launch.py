@@ -8,6 +8,7 @@ launched the others: run the same command again to continue.
 import json
 import math
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -278,9 +279,23 @@ def _slurm(each: Sequence[Sequence[str]], logs: Path, options: Mapping[str, Any]
         while (queued := _queued(arrays)) and watch.left():
             watch.show("; jobs: " + ", ".join(f"{n} {state.lower()}" for state, n in sorted(queued.items())))
             time.sleep(POLL)
-        if not watch.left() or len(list(logs.glob(f"{arrays[-1]}*/*_result.pkl"))) >= len(each):
-            break  # a job that was killed leaves no result, and is started again
+        if not watch.left() or _ended(logs, arrays[-1]) >= len(each):
+            break  # otherwise some were killed, and are started again
     return _errors(logs, arrays[-1])
+
+
+def _ended(logs: Path, array: str) -> int:
+    """Count the jobs of an array that ended by themselves, with whatever exit code."""
+    codes = []
+    for path in _files(logs, array, "*_result.pkl"):
+        outcome, code = pickle.loads(path.read_bytes())  # written by submitit
+        codes.append(code if outcome == "success" else -1)
+    return sum(code >= 0 for code in codes)  # a process that was killed has a negative one
+
+
+def _files(logs: Path, array: str, pattern: str) -> list[Path]:
+    """List the files of an array's jobs; those of job 3 of array 7 are in 7_3, a single job's in 7."""
+    return sorted([*logs.glob(f"{array}/{pattern}"), *logs.glob(f"{array}_*/{pattern}")])
 
 
 def _arrays(logs: Path) -> list[str]:
@@ -323,7 +338,7 @@ def _queued(arrays: Sequence[str]) -> Counter[str]:
 def _errors(logs: Path, array: str, most: int = 5) -> list[str]:
     """Return the last lines that jobs of an array wrote to stderr, with the files."""
     found = []
-    for path in sorted(logs.glob(f"{array}*/*.err")):
+    for path in _files(logs, array, "*.err"):
         if lines := path.read_text(encoding="utf-8", errors="replace").strip().splitlines():
             found.append(f"{lines[-1]}; see {path}")
     return found[:most]

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -232,6 +233,17 @@ def test_finished_work_starts_no_process(tmp_path, monkeypatch, capsys):
     assert "1 of 1 finished" in capsys.readouterr().out
 
 
+def test_jobs_that_ended_by_themselves_are_told_from_those_that_were_killed(tmp_path):
+    outcomes = {"7_0": ("success", 0), "7_1": ("success", 1), "7_2": ("success", -9), "7_3": ("error", "Traceback")}
+    outcomes |= {"71_0": ("success", 0)}  # of another array
+    for name, outcome in outcomes.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}_0_result.pkl").write_bytes(pickle.dumps(outcome))
+        (tmp_path / name / f"{name}_0_log.err").write_text(f"progress\n{name}\n" * (outcome[1] != 0))
+    assert launch._ended(tmp_path, "7") == 2
+    assert [line.split(";")[0] for line in launch._errors(tmp_path, "7")] == ["7_1", "7_2", "7_3"]
+
+
 # ---------------------------------------------------------------- this machine
 
 
@@ -435,7 +447,7 @@ def test_slurm_cross_validates_as_its_table_says(slurm, folds, tmp_path):
     words, expected = folds
     assert main([*words, str(tmp_path), "--on", "slurm"]) == 0
     assert_same(tmp_path, expected, FOLDS)
-    [script] = (tmp_path / ".jobs").glob("*/submission_file_*.sh")
+    [script] = (tmp_path / ".jobs").glob("*/*_submission.sh")
     assert {"#SBATCH --time=30", "#SBATCH --cpus-per-task=1"} <= set(script.read_text().splitlines())
 
 
