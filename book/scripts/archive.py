@@ -447,12 +447,9 @@ assert abs(saved / whole - 2 / 3) < 1e-9  # 1600 of 4800 megapixels are tissue
 
 # %%
 halved = times_seen(20_000, sides=[1568], margin=56)
-print(
-    f"{large_fields:.2f} times with the usual margin, {halved:.2f} times with half of it"
-)
-assert (
-    halved < large_fields
-)  # cheaper, but pixels near a core's border see less of their surroundings
+print(f"usual margin: {large_fields:.2f}, half of it: {halved:.2f}")
+# cheaper, but pixels near a core's border see less of their surroundings
+assert halved < large_fields
 
 # %% [markdown]
 # ```{solution-end}

@@ -118,11 +118,13 @@ def launch(
     if place == "slurm" and find_spec("submitit") is None:
         raise InputError("--on slurm needs the package submitit: run pip install 'nucseg[slurm]'.")
     logs.mkdir(parents=True, exist_ok=True)
-    marker = logs / "started"
-    if not (place == "slurm" and _queued(_arrays(logs)) and marker.exists()):  # otherwise the jobs run already
+    marker = logs / "started"  # its time is the file system's, because the clock of another node may differ
+    watch = None
+    if place == "slurm" and marker.exists() and _queued(_arrays(logs)):  # an earlier call's jobs run: watch them
+        watch = _Watch(items, marker.stat().st_mtime)
+    if watch is None or not watch.left():  # what failed before is tried again
         marker.touch()
-    # the file system's time, because the clock of another node may differ
-    watch = _Watch(items, marker.stat().st_mtime)
+        watch = _Watch(items, marker.stat().st_mtime)
     broken: list[str] = []
     if left := watch.left():
         jobs = min(jobs, len(left))
@@ -270,16 +272,17 @@ class Worker:
 
 def _slurm(each: Sequence[Sequence[str]], logs: Path, options: Mapping[str, Any], watch: _Watch) -> list[str]:
     """Run the commands as a job array; return a sentence for each job of the last array that printed errors."""
-    arrays = _arrays(logs)
+    arrays, own = _arrays(logs), ""
     for _ in range(ROUNDS + 1):
         if not _queued(arrays):  # otherwise they were submitted before: only watch them
-            arrays = [*arrays, _submit(each, logs, options)]
+            own = _submit(each, logs, options)
+            arrays.append(own)
             write_json(logs / "slurm.json", {"arrays": arrays})
-            print(f"Slurm job {arrays[-1]}, logs in {logs}. This process only watches: it may be stopped.", flush=True)
+            print(f"Slurm job {own}, logs in {logs}. This process only watches: it may be stopped.", flush=True)
         while (queued := _queued(arrays)) and watch.left():
             watch.show("; jobs: " + ", ".join(f"{n} {state.lower()}" for state, n in sorted(queued.items())))
             time.sleep(POLL)
-        if not watch.left() or _ended(logs, arrays[-1]) >= len(each):
+        if not watch.left() or (own and _ended(logs, own) >= len(each)):
             break  # otherwise some were killed, and are started again
     return _errors(logs, arrays[-1])
 
