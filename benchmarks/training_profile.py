@@ -22,7 +22,7 @@ from benchmarks.side_by_side import parser
 from experiments.common import record
 from nucseg.config import PRESETS, Config, preset
 from nucseg.data.datasets import InMemory
-from nucseg.data.synth import Synthetic
+from nucseg.data.synth import TISSUES, Synthetic
 from nucseg.inference.evaluate import evaluate
 from nucseg.model.network import build_model, pick_device, place
 from nucseg.training.loop import _loss, _trainable, _TrainingImages
@@ -34,6 +34,8 @@ GROUPS = {
     "matrix products": ("mm", "matmul", "linear", "einsum"),
     "attention": ("attention", "softmax"),
     "activations": ("gelu", "relu", "sigmoid", "silu", "hardswish", "dropout"),
+    "LoRA": ("adapted",),  # outside its matrix products
+    "views and indexing": ("index", "permute", "stride", "view", "slice", "transpose", "expand", "squeeze", "resize"),
     "copies between layouts and dtypes": ("copy", "to", "contiguous", "clone", "cat", "stack", "empty", "pad"),
     "interpolation and pooling": ("upsample", "interpolate", "pool"),
     "loss": ("entropy", "log", "exp", "nll"),
@@ -106,7 +108,8 @@ def main() -> None:
     device = pick_device(config.device)
     model = place(build_model(config), device, config.precision).train()
     optimiser = torch.optim.AdamW(_trainable(model), lr=config.lr)
-    images = _TrainingImages(data := InMemory(Synthetic(1)), config)
+    data = InMemory(Synthetic(1, size=128 if arguments.quick else 512, tissues=TISSUES[: config.batch_size]))
+    images = _TrainingImages(data, config)
     keys = [(0, index) for index in range(config.batch_size)]
     batch = default_collate([images[key] for key in keys])
 

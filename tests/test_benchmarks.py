@@ -90,6 +90,8 @@ def test_ratios_are_medians_of_turns_without_the_first():
         ("aten::gelu_backward", "activations"),
         ("aten::binary_cross_entropy_with_logits", "loss"),
         ("aten::mul", "additions and products"),
+        ("autograd::engine::evaluate_function: _AdaptedBackward", "LoRA"),
+        ("PermuteBackward0", "views and indexing"),
         ("aten::nonzero", "other"),
     ],
 )
