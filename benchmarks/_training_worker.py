@@ -1,4 +1,4 @@
-"""One training step for each line of input, with whatever nucseg is on the path; answers with seconds and loss."""
+"""Run one training step per input line, with the nucseg on the path; answer with its CPU seconds and loss."""
 
 import json
 import sys

@@ -1,17 +1,16 @@
-"""The image encoder at 1,024 px: stock MobileSAM beside nucseg's merged one in torch and OpenVINO, CPU, one thread.
+"""CPU seconds of the image encoder at 1,024 px: stock MobileSAM and nucseg's merged one, in torch and OpenVINO.
 
-    python -m benchmarks.encoder [--turns 5]
+    python -m benchmarks.encoder [--turns 5] [--quick]
 
-Written to results/encoder-speed: run.json, with the ratios and the largest difference of the outputs.
+One thread. Writes results/encoder-speed: run.json, with the ratios and the largest difference between the outputs.
 """
 
-import argparse
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.side_by_side import cpu_seconds, in_turns, ratio
+from benchmarks.side_by_side import cpu_seconds, in_turns, parser, ratio
 from experiments.common import record
 from nucseg.config import ModelConfig
 from nucseg.model.bases import load_base
@@ -23,7 +22,7 @@ SIDE = 1024
 
 
 def compiled(encoder: torch.nn.Module, x: torch.Tensor, precision: str) -> Any:
-    """The encoder, compiled by OpenVINO."""
+    """Compile the encoder with OpenVINO for inputs like ``x``."""
     import openvino
 
     with quiet_tracing():
@@ -35,10 +34,11 @@ def compiled(encoder: torch.nn.Module, x: torch.Tensor, precision: str) -> Any:
 
 @torch.inference_mode()
 def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=5)
-    arguments = parser.parse_args()
+    """Measure, and write the record."""
+    options = parser(__doc__)
+    options.add_argument("--turns", type=int, default=5, help="number of measurements each (default: 5)")
+    arguments = options.parse_args()
+    turns = 1 if arguments.quick else arguments.turns
     torch.set_num_threads(1)
     base = load_base("offline")
     sam = build_sam()
@@ -53,7 +53,7 @@ def main() -> None:
     tasks = {"stock": lambda: cpu_seconds(lambda: stock(x)), "torch": lambda: cpu_seconds(lambda: ours(x))}
     for name, run in engines.items():
         tasks[name] = lambda run=run: cpu_seconds(lambda: run(x.numpy()))  # type: ignore[misc]
-    seconds = in_turns(tasks, arguments.turns)
+    seconds = in_turns(tasks, turns)
     names = {"torch": "torch, float32", "f32": "OpenVINO, float32", "bf16": "OpenVINO, bfloat16"}
     rows = {
         label: ratio(seconds["stock"], seconds[name])
@@ -61,7 +61,8 @@ def main() -> None:
         for name, label in names.items()
     }
     print(rows)
-    record("encoder-speed", {}, against="mobile_sam, torch, float32", side_px=SIDE, threads=1, ratios=rows)
+    if not arguments.quick:
+        record("encoder-speed", {}, against="mobile_sam, torch, float32", side_px=SIDE, threads=1, ratios=rows)
 
 
 if __name__ == "__main__":

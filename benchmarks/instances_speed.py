@@ -1,7 +1,9 @@
 """Time of `nucseg.instances.encode` and `decode` at 512 px: 49 and 256 nuclei, many of which touch.
 
+    python -m benchmarks.instances_speed [--quick]
+
 The maps are decoded both unchanged and as a network would predict them: from a stride-2 grid, blurred and noisy.
-Prints the medians. The exit code is 1 if a median is over its limit.
+Prints the medians. The exit code is 1 if a median is over its limit. Nothing is recorded.
 """
 
 import statistics
@@ -11,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.side_by_side import parser
 from experiments.representations import NOISES, degrade
 from nucseg.instances import decode, encode
 
@@ -33,7 +36,8 @@ def label_map(nuclei: int) -> np.ndarray:
     return labels
 
 
-def milliseconds(task: Callable[[], object], repeats: int = 15) -> float:
+def milliseconds(task: Callable[[], object], repeats: int) -> float:
+    """Median time of a call."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -43,15 +47,16 @@ def milliseconds(task: Callable[[], object], repeats: int = 15) -> float:
 
 
 def main() -> int:
+    repeats = 2 if parser(__doc__).parse_args().quick else 15
     good = True
     for nuclei, (encode_limit, decode_limit) in LIMITS.items():
         truth = label_map(nuclei)
         maps = encode(truth)
         noisy = degrade(maps, 2, *NOISES["blur 2, noise 0.15"], seed=0)
         times = [
-            milliseconds(lambda truth=truth: encode(truth)),
-            milliseconds(lambda maps=maps: decode(maps)),
-            milliseconds(lambda noisy=noisy: decode(noisy)),
+            milliseconds(lambda truth=truth: encode(truth), repeats),
+            milliseconds(lambda maps=maps: decode(maps), repeats),
+            milliseconds(lambda noisy=noisy: decode(noisy), repeats),
         ]
         good &= times[0] < encode_limit and max(times[1:]) < decode_limit
         print(

@@ -1,13 +1,13 @@
-"""Time and memory to segment a 20,000 x 20,000 px image.
+"""Time and memory to segment images of several sizes up to 20,000 x 20,000 px with `nucseg predict`.
 
-    python benchmarks/large_image.py [--side 20000]
+    python -m benchmarks.large_image [--sides 2500 5000 10000 20000] [--engine auto] [--quick]
 
-The image is a mosaic of synthetic tissue, written tile by tile. Writes results/large-image/run.json.
+The images are mosaics of synthetic tissue, written tile by tile. Each runs in a separate process. Writes
+results/large-image: sizes.csv (one row per size) and run.json, with the details of the largest.
 """
 
-import argparse
 import json
-import resource
+import os
 import shutil
 import subprocess
 import sys
@@ -15,18 +15,20 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import tifffile
-import torch
 
+from benchmarks.side_by_side import ROOT, parser
+from experiments.common import record
 from nucseg.data.synth import TISSUES, generate
-from nucseg.files import write_json
+from nucseg.inference.options import ENGINES
 from nucseg.model.adapters import DEFAULT_ADAPTER
-from nucseg.records.provenance import stamp
+from nucseg.model.network import pick_device
 
-ROOT = Path(__file__).parents[1]
-OUT = ROOT / "results" / "large-image"
+SIDES = (2500, 5000, 10_000, 20_000)  # px
 
 
 def mosaic(side: int, patches: list[np.ndarray]) -> Iterator[np.ndarray]:
@@ -54,34 +56,47 @@ def write_mosaic(path: Path, side: int) -> None:
     )
 
 
-def main() -> None:
-    """Measure time and memory, and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--side", type=int, default=20_000)
-    arguments = parser.parse_args()
+def measure(side: int, engine: str) -> dict[str, Any]:
+    """Segment one mosaic in a separate process; return its size, nuclei, seconds, CPU seconds, memory and files."""
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / "large.tif", Path(folder) / "out"
-        write_mosaic(path, arguments.side)
+        write_mosaic(path, side)
+        words = [sys.executable, "-m", "nucseg", "predict", str(path), "--out", str(out), "--engine", engine]
         began = time.monotonic()
-        subprocess.run([sys.executable, "-m", "nucseg.cli", "predict", str(path), "--out", str(out)], check=True)
+        process = subprocess.Popen(words, cwd=ROOT)
+        _, status, usage = os.wait4(process.pid, 0)  # the usage of this process alone
         seconds = time.monotonic() - began
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        if status:
+            raise SystemExit(f"nucseg predict failed on {side} px.")
         about = json.loads((out / "large.json").read_text())
         sizes = {p.name: round(p.stat().st_size / 2**20, 1) for p in sorted(out.iterdir()) if p.is_file()}
         shutil.rmtree(out)
-    result = {
-        "command": f"python benchmarks/large_image.py --side {arguments.side}",
-        "side_px": arguments.side,
-        "adapter": DEFAULT_ADAPTER,
-        "nuclei": about["nuclei"],
-        "seconds": round(seconds, 1),
-        "megapixels_a_second": round(arguments.side**2 / 1e6 / seconds, 2),
-        "peak_memory_gib": round(peak, 2),
-        "files_mib": sizes,
-        **stamp(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-    }
-    write_json(OUT / "run.json", result)
-    print(json.dumps(result, indent=2))
+        return {
+            "side_px": side,
+            "nuclei": about["nuclei"],
+            "seconds": round(seconds, 1),
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+            "megapixels_a_second": round(side**2 / 1e6 / seconds, 2),
+            "peak_memory_gib": round(usage.ru_maxrss / 2**20, 2),
+            "image_mib": round(path.stat().st_size / 2**20, 1),
+            "files_mib": sizes,
+        }
+
+
+def main() -> None:
+    """Measure every size, and write the record."""
+    options = parser(__doc__)
+    options.add_argument("--sides", type=int, nargs="+", default=SIDES, help="sides of the images, px")
+    options.add_argument("--engine", default="auto", choices=ENGINES, help="what runs the network (default: auto)")
+    arguments = options.parse_args()
+    rows = []
+    for side in (700,) if arguments.quick else sorted(arguments.sides):
+        rows.append(measure(side, arguments.engine))
+        print(json.dumps(rows[-1]), flush=True)
+    if not arguments.quick:
+        sizes = pd.DataFrame(rows).drop(columns="files_mib")
+        device = pick_device("auto")
+        record("large-image", {"sizes": sizes}, device, adapter=DEFAULT_ADAPTER, engine=arguments.engine, **rows[-1])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Ratios measured side by side: what is compared runs in turns, on one thread, and CPU seconds are compared.
+"""Shared parts of the benchmarks: their options, and ratios measured side by side.
 
-So that a machine that does other work at the same time slows down both alike. An earlier commit runs in a process of
-its own, from an export of its files.
+The programs under comparison run in turns on one thread, and their CPU seconds are compared. Other work on the machine
+then slows all of them alike. An earlier commit runs in a separate process, from an export of its files.
 """
 
+import argparse
 import subprocess
 import sys
 import tarfile
@@ -19,8 +20,15 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 
 
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the option of every benchmark, --quick. ``description``: the docstring; its first line is shown."""
+    made = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    made.add_argument("--quick", action="store_true", help="trial run at the smallest sizes; nothing is recorded")
+    return made
+
+
 def in_turns(tasks: dict[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
-    """The seconds that each task gives, run in turns; the first turn warms up and is dropped."""
+    """Run tasks in turns; return the seconds that each reports. The first turn warms up and is dropped."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(turns + 1):
         for name, task in tasks.items():
@@ -31,14 +39,14 @@ def in_turns(tasks: dict[str, Callable[[], float]], turns: int) -> dict[str, lis
 
 
 def cpu_seconds(task: Callable[[], Any]) -> float:
-    """CPU seconds of a call, in all threads."""
+    """Return the CPU seconds of a call, summed over all threads."""
     start = time.process_time()
     task()
     return time.process_time() - start
 
 
 def ratio(slow: list[float], fast: list[float]) -> dict[str, Any]:
-    """How many times as fast: the median over the turns, and its quartiles."""
+    """Return the ratio of the seconds: its median over the turns, and its quartiles."""
     pairs = np.array(slow) / np.array(fast)
     low, middle, high = np.quantile(pairs, (0.25, 0.5, 0.75))
     return {"ratio": round(float(middle), 3), "quartiles": [round(float(low), 3), round(float(high), 3)]}
@@ -46,7 +54,7 @@ def ratio(slow: list[float], fast: list[float]) -> dict[str, Any]:
 
 @contextmanager
 def exported(commit: str) -> Iterator[Path]:
-    """The package as it was at a commit, in a temporary folder."""
+    """Export the package of a commit to a temporary folder, and yield the folder."""
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "nucseg.tar"
         subprocess.run(["git", "archive", "-o", str(archive), commit, "nucseg"], cwd=ROOT, check=True)
@@ -56,7 +64,7 @@ def exported(commit: str) -> Iterator[Path]:
 
 
 class Process:
-    """A script that answers each line with one, under the package in ``path``: a task of another commit."""
+    """A script that answers each input line with one line, run with the package in ``path`` (of another commit)."""
 
     def __init__(self, path: Path, script: str, *words: str):
         self.process = subprocess.Popen(
@@ -69,14 +77,14 @@ class Process:
         self.ask()  # ready
 
     def ask(self) -> str:
-        """Run once; the answer."""
+        """Send one line and return the answer."""
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return self.process.stdout.readline().strip()
 
     def close(self) -> None:
-        """End the process."""
+        """Close the process's input and wait for its end."""
         assert self.process.stdin
         self.process.stdin.close()
         self.process.wait()

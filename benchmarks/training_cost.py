@@ -1,10 +1,9 @@
 """Time and peak memory of a training step, for each variant of the study ablation.
 
-    python benchmarks/training_cost.py [--budget small] [--base offline]
+    python -m benchmarks.training_cost [--budget small] [--base offline] [--quick]
 
-Each variant trains for a few steps on synthetic tissue in a separate process, so that peaks are separate too. Writes
-results/training-cost: costs.csv (one row per variant) and run.json. Run it on an idle machine: the times in the
-recorded runs are from machines that were also busy otherwise.
+Each variant trains for a few steps on synthetic tissue in a separate process, so that peaks of memory are separate too.
+Writes results/training-cost: costs.csv (one row per variant) and run.json. Run it on an idle machine.
 """
 
 import argparse
@@ -12,29 +11,26 @@ import json
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
+from benchmarks.side_by_side import ROOT, parser
+from experiments.common import RESULTS, record
 from nucseg.config import Config
 from nucseg.data.synth import generate
-from nucseg.files import write_atomic, write_json
 from nucseg.instances import encode
 from nucseg.model.network import build_model, parameter_ledger, pick_device, place
-from nucseg.records.provenance import commit, device_name, peak_memory_mib
+from nucseg.records.provenance import device_name, peak_memory_mib
 from nucseg.studies.study import read_study
 from nucseg.training.loop import _loss, _trainable
 
-ROOT = Path(__file__).parents[1]
-OUT = ROOT / "results" / "training-cost"
 STEPS = 8
 
 
-def one(config: Config) -> dict:
-    """Time ``STEPS`` steps of one variant: seconds per step (median), images per second, peak memory in MiB."""
+def one(config: Config, steps: int) -> dict:
+    """Time ``steps`` steps of one variant: seconds per step (median), images per second, peak memory in MiB."""
     device = pick_device(config.device)
     model = place(build_model(config), device, config.precision).train()
     optimiser = torch.optim.AdamW(_trainable(model), lr=config.lr)
@@ -44,7 +40,7 @@ def one(config: Config) -> dict:
     maps = encode(sample.labels)[: 1 if config.head != "instance" or config.without == "distance" else 2]
     targets = torch.from_numpy(np.stack([maps] * config.batch_size)).to(device)
     seconds = []
-    for _ in range(STEPS + 2):  # the first two warm up
+    for _ in range(steps + 2):  # the first two warm up
         start = time.perf_counter()
         loss = _loss(model(images), targets, config)
         optimiser.zero_grad(set_to_none=True)
@@ -65,37 +61,35 @@ def one(config: Config) -> dict:
 
 def main() -> None:
     """Measure every variant in a separate process, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--budget", default="small")
-    parser.add_argument("--base", default="offline")
-    parser.add_argument("--variant", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--budget", default="small", help="budget of the study (default: small)")
+    options.add_argument("--base", default="offline", help="base checkpoint (default: offline)")
+    options.add_argument("--variant", help=argparse.SUPPRESS)
+    arguments = options.parse_args()
     study = read_study(ROOT / "studies" / "ablation.toml", arguments.budget, {"base": arguments.base})
-    configs = {folder.name: config for config, folder in study.tasks(OUT)}
+    configs = {folder.name: config for config, folder in study.tasks(RESULTS)}
     if arguments.variant:
-        print(json.dumps(one(configs[arguments.variant])))
+        print(json.dumps(one(configs[arguments.variant], 1 if arguments.quick else STEPS)))
         return
     rows = []
-    for name in configs:
-        command = [sys.executable, __file__, "--budget", arguments.budget, "--base", arguments.base, "--variant", name]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    for name in list(configs)[: 1 if arguments.quick else None]:
+        words = ["--budget", arguments.budget, "--base", arguments.base, "--variant", name]
+        words += ["--quick"] * arguments.quick
+        command = [sys.executable, "-m", "benchmarks.training_cost", *words]
+        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
         rows.append({"variant": name} | json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], flush=True)
-    table = pd.DataFrame(rows)
-    with write_atomic(OUT / "costs.csv") as part:
-        table.drop(columns=["device"]).to_csv(part, index=False, float_format="%.4f")
+    if arguments.quick:
+        return
     config = next(iter(configs.values()))
-    about = {
-        "command": f"python benchmarks/training_cost.py --budget {arguments.budget} --base {arguments.base}",
-        "batch_size": config.batch_size,
-        "side_px": config.crop or config.size,
-        "steps": STEPS,
-        "device": rows[0]["device"],
-        "versions": {"torch": torch.__version__},
-        "commit": commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    write_json(OUT / "run.json", about)
+    record(
+        "training-cost",
+        {"costs": pd.DataFrame(rows).drop(columns=["device"])},
+        pick_device(config.device),
+        batch_size=config.batch_size,
+        side_px=config.crop or config.size,
+        steps=STEPS,
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Which images to pretrain on: a short training from random weights on each stream, scored without fine-tuning.
+"""Comparison of two streams of pretraining images: a short training from random weights on each, then its scores.
 
     OMP_NUM_THREADS=1 python -m experiments.streams --root data/nuinsseg --bbbc038 data/bbbc038
 
-Streams: ``first``, the images of the first edition of the base (synthetic tissue by NuInsSeg's statistics, BBBC038's
-histology and brightfield images), and ``second``, those of `nucseg.data.mixture`. Same start, steps, crops and
-learning rate. Scored on validation images of fold 1, never on test images. It takes about ten minutes on one core.
-Writes results/streams: scores.csv (one row per stream and image) and run.json.
+Streams: ``first``, the images of the first edition of the base (synthetic tissue with NuInsSeg's statistics, and the
+histology and brightfield images of BBBC038), and ``second``, those of `nucseg.data.mixture`. Both runs share initial
+weights, number of steps, crops and learning rate. They are scored without fine-tuning on validation images of fold 1,
+never on test images. Takes about ten minutes on one core. Writes results/streams: scores.csv (one row per stream and
+image) and run.json.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ EPOCHS, WINDOWS, CROP = 3, 640, 128  # small crops: four times as many steps in 
 
 
 class Repeated:
-    """A dataset several times over, so that an epoch may have more windows than it has images."""
+    """A dataset repeated several times, so that an epoch can have more crops than the dataset has images."""
 
     def __init__(self, dataset: Dataset, times: int) -> None:
         self.dataset, self.times = dataset, times
@@ -45,14 +46,14 @@ class Repeated:
 
 
 def first_stream(bbbc038: Path) -> Dataset:
-    """As the first edition's, with half as many synthetic images (6 per tissue)."""
+    """Return the images of the first edition, with half as many synthetic ones (6 per tissue)."""
     tissues = tuple(tissue for tissue in TISSUES if tissue not in HELD_OUT)
     real = InMemory(ImageFolder(bbbc038 / "images", bbbc038 / "masks"))
     return Repeated(InMemory(Joined(Synthetic(6, 512, 100, tissues), Tiles(real, ("histology", "brightfield")))), 2)
 
 
 def train_and_score(stream: str, bbbc038: Path, dataset: Dataset, images: Sequence[int], epochs: int) -> pd.DataFrame:
-    """Train on one stream from the same random weights; scores on ``images`` of ``dataset``, with a column stream."""
+    """Train on one stream; return the scores on ``images`` of ``dataset``, with a column ``stream``."""
     config = dataclasses.replace(
         preset("pretrain"), epochs=epochs, warmup=0.1, crop=CROP, num_workers=0, seed=1, device="cpu"
     )
@@ -75,7 +76,7 @@ def train_and_score(stream: str, bbbc038: Path, dataset: Dataset, images: Sequen
 
 
 def main() -> None:
-    """Train on both streams, score, and write the table."""
+    """Train and score on both streams, and write the record."""
     parser = common.parser(__doc__)
     parser.add_argument("--bbbc038", type=Path, required=True, help="folder of BBBC038")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"epochs of {WINDOWS} windows (default: {EPOCHS})")

@@ -20,11 +20,13 @@ from nucseg.errors import InputError, Notice, TrainingError, is_out_of_memory
 if TYPE_CHECKING:  # annotations only
     import pandas as pd
 
+    from nucseg.inference.folder import Plan
     from nucseg.inference.segmenter import Segmenter
     from nucseg.model.network import NucleiModel
     from nucseg.studies.launch import Item
 
 DATA_VARIABLE = "NUCSEG_DATA"
+JOBS = ".jobs"  # folder in --out for the logs of several processes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -216,7 +218,9 @@ def _config(arguments: argparse.Namespace) -> Config:
 
     config = preset(arguments.preset) if arguments.preset else Config()
     if arguments.config:
-        config = apply(config, read_toml(arguments.config), str(arguments.config))
+        text = read_toml(arguments.config)
+        text.pop("slurm", None)  # for the options of the jobs, see `_cross_validate`
+        config = apply(config, text, str(arguments.config))
     config = apply(config, _given(arguments), "command line")
     config.check()
     if config.base == "auto":
@@ -275,7 +279,9 @@ def _cross_validate(arguments: argparse.Namespace) -> int:
     if arguments.on != "here":
         from nucseg.studies import launch
 
-        if code := _launch(arguments, launch.runs([folder for _, folder in tasks]), arguments.out):
+        arguments.words += ["--base", config.base]  # auto is resolved here, not by each process
+        table = read_toml(arguments.config).get("slurm") if arguments.config else None
+        if code := _launch(arguments, launch.runs([folder for _, folder in tasks]), arguments.out, table):
             return code
     _, failures = study.run_all(tasks, lambda one, folder: loop.train(one, dataset, folder))
     finished = [folder for _, folder in tasks if (folder / "run.json").exists()]  # others may still be running
@@ -308,8 +314,9 @@ def _search(arguments: argparse.Namespace) -> int:
 
         todo = study.read_study(arguments.study, arguments.budget, _given(arguments))
         items = launch.runs([folder for _, folder in todo.tasks(arguments.out)])
-        if code := _launch(arguments, items, arguments.out):
-            return code  # else the table is made here once more
+        table = read_toml(arguments.study).get("slurm")
+        if code := _launch(arguments, items, arguments.out, table):
+            return code  # otherwise the table of runs is written here once more
     return _run_study(arguments.study, arguments.out, arguments.budget, _given(arguments), arguments.root)
 
 
@@ -397,7 +404,9 @@ def _reproduce(arguments: argparse.Namespace) -> int:
         raise InputError(f"Study {unknown[0]!r} is not known: choose from {', '.join(STUDIES)}.")
     results, code = results_folder(), 0
     if arguments.on != "here":
-        return _launch(arguments, _reproduced(results, chosen, arguments, given), results)
+        arguments.words += ["--base", base]  # auto is resolved here, not by each process
+        if code := _launch(arguments, _reproduced(results, chosen, arguments, given), results):
+            return code  # otherwise the tables of runs are written here once more
     for name in chosen:
         out = results / name / f"{Path(base).stem}-{arguments.budget or 'full'}"
         print(f"{name}: {out.relative_to(results.parent)}")
@@ -409,14 +418,14 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 def _reproduced(
     results: Path, chosen: Sequence[str], arguments: argparse.Namespace, given: dict[str, Any]
 ) -> "list[Item]":
-    """The runs of several studies."""
+    """List the runs of several studies."""
     from nucseg.studies import launch, study
 
     items = []
     for name in chosen:
         todo = study.read_study(results.parent / "studies" / f"{name}.toml", arguments.budget, dict(given))
         out = results / name / f"{Path(given['base']).stem}-{arguments.budget or 'full'}"
-        items += [launch.Item(f"{name}/{folder.name}", folder / "run.json", folder) for _, folder in todo.tasks(out)]
+        items += launch.runs([folder for _, folder in todo.tasks(out)], name)
     return items
 
 
@@ -426,24 +435,33 @@ def _add_launching(parser: argparse.ArgumentParser) -> None:
         "--on",
         choices=("here", "local", "slurm"),
         default="here",
-        help="here: in this process; local: in several processes; slurm: as jobs of a cluster (default: here)",
+        help="here: in this process; local: in several processes; slurm: as jobs on a cluster (default: here)",
     )
-    group.add_argument("--jobs", type=int, default=2, help="processes or jobs that share the work (default: 2)")
+    group.add_argument("--jobs", type=int, default=2, help="number of processes or jobs (default: 2)")
     group.add_argument(
         "--slurm",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="option of the jobs, as in partition=gpu, gpus_per_node=1, timeout_min=600, mem_gb=16; repeat for more",
+        help=(
+            "option of the jobs: partition=gpu, gpus=1, cpus=4, time=4:00:00, memory=16G, or any of sbatch; or a TOML "
+            "file with a table [slurm] of them; repeatable"
+        ),
     )
 
 
-def _launch(arguments: argparse.Namespace, items: "Sequence[Item]", out: Path) -> int:
+def _launch(
+    arguments: argparse.Namespace,
+    items: "Sequence[Item]",
+    out: Path,
+    table: dict[str, Any] | None = None,
+    share: bool = False,
+) -> int:
     from nucseg.studies import launch
 
     words = launch.without_launching(arguments.words)
-    options = launch.slurm_options(arguments.slurm)
-    return launch.launch(words, items, out / ".jobs", arguments.on, arguments.jobs, options)
+    options = launch.slurm_options(arguments.slurm, table)
+    return launch.launch(words, items, out / JOBS, arguments.on, arguments.jobs, options, share=share)
 
 
 def _print_failures(failures: dict[Path, str]) -> int:
@@ -656,47 +674,76 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("--outputs", default=outputs, help=f"outputs to write (default: {outputs})")
     _add_segmenting(parser)
     _add_launching(parser)
+    parser.add_argument("--share", type=_share, help=argparse.SUPPRESS)  # K/N, for the processes that --on starts
     parser.set_defaults(run=_predict)
+
+
+def _share(word: str) -> tuple[int, int]:
+    """The words K/N as numbers."""
+    k, n = map(int, word.split("/"))
+    if not 1 <= k <= n:
+        raise ValueError(word)
+    return k, n
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     from nucseg.files import sha256
-    from nucseg.inference.folder import SUMMARY, check_folder, find_images, is_finished, write_summary
+    from nucseg.inference.folder import SUMMARY, check_folder, find_images, is_finished, share_of, write_summary
     from nucseg.model.adapters import DEFAULT_ADAPTER
 
-    names = arguments.adapter or [DEFAULT_ADAPTER]
+    names, out = arguments.adapter or [DEFAULT_ADAPTER], arguments.out
     adapters = _check_segmenting(arguments, names)
     outputs = [word.strip() for word in arguments.outputs.split(",") if word.strip()]
-    plans = check_folder(find_images(arguments.images, arguments.recursive), arguments.out, outputs)
+    plans = check_folder(find_images(arguments.images, arguments.recursive), out, outputs)
     if arguments.on != "here":
-        from nucseg.studies.launch import Item
-
-        out = arguments.out
-        items = [Item(plan.job.name, plan.job.record(out), plan.job.work(out)) for plan in plans]
-        if code := _launch(arguments, items, out):
+        if code := _launch(arguments, _image_items(plans, out, outputs), out, share=True):
             return code
         plans = check_folder([plan.job for plan in plans], out, outputs)
     hashes, options = [sha256(path) for path in adapters], {name: getattr(arguments, name) for name in _SEGMENTING}
+    alone = arguments.on == "here" and arguments.share is None  # several processes would all read every image
+
+    def finished(plan: "Plan") -> bool:
+        return is_finished(plan, hashes, options, read_image=alone)
+
     failures: dict[Path, str] = {}
-    if all(is_finished(plan, hashes, options) for plan in plans):  # the model is not needed
+    if all(map(finished, plans)):  # the model is not needed
         mine = {plan.job.name for plan in plans}
-        rows = [row for row in write_summary(arguments.out) if row["image"] in mine]
+        rows = [row for row in write_summary(out) if row["image"] in mine]
         lines = [list(SUMMARY), *([row[key] for key in SUMMARY] for row in rows)]
     else:
-        from nucseg.inference.batch import predict_files
+        from nucseg.inference.batch import predict_jobs
         from nucseg.inference.segmenter import load
+        from nucseg.studies.launch import FAILED
 
         models = [load(name, arguments.base, arguments.device) for name in names]
         segmenter = _segmenter(models, arguments)
-        summary, failures = predict_files(
-            arguments.images, arguments.out, segmenter, outputs, recursive=arguments.recursive
-        )
+        segmenter.check()
+        logs = out / JOBS / FAILED if arguments.share else None
+        mine_first = share_of(plans, out, arguments.share, logs) if arguments.share and logs else iter(plans)
+        jobs = (plan.job for plan in mine_first if alone or not finished(plan))
+        summary, failures = predict_jobs(jobs, out, segmenter, outputs, logs=logs)
         lines = [list(SUMMARY), *summary.astype(object).where(summary.notna(), None).values.tolist()]
     if len(lines) > 1:
         _print_table(lines)
     for path, reason in failures.items():
         print(f"nucseg: {path} failed: {reason}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _image_items(plans: "Sequence[Plan]", out: Path, outputs: Sequence[str]) -> "list[Item]":
+    """List the images with all files that they will have."""
+    from nucseg.inference.folder import ENDINGS
+    from nucseg.studies.launch import FAILED, Item
+
+    return [
+        Item(
+            plan.job.name,
+            (plan.job.record(out), *(plan.job.target(out, ENDINGS[name]) for name in outputs)),
+            plan.job.work(out),
+            out / JOBS / FAILED / f"{plan.job.name}.log",
+        )
+        for plan in plans
+    ]
 
 
 def _print_table(lines: list[list[Any]]) -> None:

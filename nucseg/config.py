@@ -220,7 +220,7 @@ class Config(ModelConfig):
     precision: str = option(
         "auto", "machine", "auto (bfloat16 if the device supports it), float32, bfloat16 or float16"
     )
-    num_workers: int = option(0, "machine", "number of processes that load images (0: load in the main process)")
+    num_workers: int = option(0, "machine", "number of processes that load images (0: a thread of the main process)")
 
     def check(self) -> None:
         """Raise ``InputError`` if no run can use this configuration."""

@@ -10,11 +10,11 @@ _END = object()
 
 
 def ahead(items: Iterable[T], limit: int = 2) -> Generator[T, None, None]:
-    """Yield the items of an iterable that is run in a thread, up to ``limit`` items ahead (0: without limit).
+    """Yield the items of an iterable, which a thread computes up to ``limit`` items ahead (0: without limit).
 
-    NumPy, torch and file reading release Python's lock, so that the thread works while the caller does. An error
-    in the thread is raised here, in its place. Close the generator if you stop early (`contextlib.closing`): the
-    thread then ends after the item that it is working on.
+    NumPy, torch and file reading release Python's global lock, so the thread works while the caller computes. An error
+    in the thread is raised here, after the items before it. Close the generator if you stop early
+    (`contextlib.closing`): the thread then ends once it has finished its current item.
     """
     line: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(limit)
     stopped = threading.Event()

@@ -107,11 +107,28 @@ def predict_files(
     ``Segmenter.check``) and for files of the user's in place of results (`check_folder`).
     """
     segmenter.check()
-    out, failures = Path(out), {}
     jobs = find_images(paths, recursive)
-    check_folder(jobs, out, outputs)
-    unknown = _Unknown()
+    check_folder(jobs, Path(out), outputs)
+    return predict_jobs(jobs, Path(out), segmenter, outputs, progress=progress)
+
+
+def predict_jobs(
+    jobs: Iterable[Job],
+    out: Path,
+    segmenter: Segmenter,
+    outputs: Sequence[str] = OUTPUTS,
+    *,
+    progress: bool = True,
+    logs: Path | None = None,
+) -> tuple[pd.DataFrame, dict[Path, str]]:
+    """Segment images whose folder has been checked, as `predict_files` does; return the same.
+
+    ``logs``: folder for a file NAME.log with the reason for each failure, removed once the image succeeds.
+    """
+    failures: dict[Path, str] = {}
+    done, unknown = [], _Unknown()
     for job in jobs:
+        done.append(job)
         try:
             predict_file(job, out, segmenter, outputs, progress=progress, unknown=unknown)
         except Busy:  # another process is segmenting it
@@ -123,13 +140,23 @@ def predict_files(
                 raise
             failures[job.path] = OUT_OF_MEMORY
             free_memory()
+        if logs is not None:
+            _log(logs / f"{job.name}.log", failures.get(job.path, ""))
     unknown.warn(segmenter)
     rows = write_summary(out)
     mine = {
-        job.name for job in jobs if job.path not in failures
+        job.name for job in done if job.path not in failures
     }  # without images that another process has not finished
     summary = pd.DataFrame(rows, columns=list(SUMMARY))
     return summary[summary["image"].isin(mine)].reset_index(drop=True), failures
+
+
+def _log(path: Path, reason: str) -> None:
+    if reason:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(reason + "\n", encoding="utf-8")
+    else:
+        path.unlink(missing_ok=True)
 
 
 OUT_OF_MEMORY = (

@@ -15,11 +15,11 @@ from nucseg.inference.options import ENGINES
 from nucseg.model.merged import Merged, merged
 from nucseg.model.network import PLAIN, NucleiModel
 
-STRIDE = 16  # px: sides of what an engine takes are multiples of it
+STRIDE = 16  # px: the sides of an engine's input are multiples of it
 
 
 class Engine(Protocol):
-    """A network that is ready to run. ``name``: torch or openvino. ``n_maps``: how many maps it gives."""
+    """A network that is ready to run. ``name``: torch or openvino. ``n_maps``: number of maps that it predicts."""
 
     name: str
     n_maps: int
@@ -115,10 +115,10 @@ def resolve(name: str, model: NucleiModel) -> str:
 def predict(
     engine: Engine, images: Sequence[np.ndarray], scale: float, side: tuple[int, int] | None = None
 ) -> list[np.ndarray]:
-    """Target maps of images of one size: (H, W, 3) uint8 RGB each -> (C, H, W) float32 each, 0..1.
+    """Predict the target maps of images of one size: (H, W, 3) uint8 RGB each -> (C, H, W) float32 each, 0..1.
 
-    The network sees ``scale`` px for each px, filled up by reflection to ``side`` (rows, columns) px, by default the
-    next multiples of 64. In a plain image (`PLAIN`) there are no nuclei, and the network is not asked.
+    ``scale``: encoder pixels per image pixel. ``side``: (rows, columns) in encoder pixels, to which images are padded
+    by reflection; None: the next multiples of 64. Plain images (`PLAIN`) get empty maps without running the network.
     """
     height, width = images[0].shape[:2]
     if any(plain := [np.ptp(image, axis=(0, 1)).max(initial=0) <= PLAIN for image in images]):
@@ -127,7 +127,7 @@ def predict(
         return [np.zeros((engine.n_maps, height, width), np.float32) if skipped else next(found) for skipped in plain]
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
     side = side or (rows + -rows % 64, columns + -columns % 64)
-    rows, columns = min(rows, side[0]), min(columns, side[1])  # a field's ends are rounded to whole px of the image
+    rows, columns = min(rows, side[0]), min(columns, side[1])  # the ends of fields are rounded to whole image pixels
     padding = ((0, side[0] - rows), (0, side[1] - columns), (0, 0))
     views = []
     for image in images:

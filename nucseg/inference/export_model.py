@@ -1,4 +1,4 @@
-"""The merged network in formats that other programs run: ONNX, TorchScript, and a bioimage.io package."""
+"""Export of the merged network for other programs: ONNX, TorchScript, and a bioimage.io package."""
 
 import warnings
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch
 
 import nucseg
 from nucseg.errors import InputError
-from nucseg.files import write_atomic
+from nucseg.files import write_atomic, write_json
 from nucseg.inference.segmenter import Segmenter
 from nucseg.instances import CHANNELS
 from nucseg.model.merged import Merged, merged
@@ -19,18 +19,21 @@ from nucseg.model.network import NucleiModel
 from nucseg.model.sam import quiet_tracing
 
 FORMATS = ("onnx", "torchscript", "bioimageio")
-AGREE = 1e-3  # largest difference of a map, 0..1, between an exported file and the model
+AGREE = 1e-3  # largest difference between the maps, 0..1, of an exported file and of the model
 _NEEDS = {"onnx": ("onnx", "onnxruntime"), "torchscript": (), "bioimageio": ("onnx", "onnxruntime", "bioimageio.core")}
 
 
 def export(
     model: NucleiModel, out: str | Path, tile: np.ndarray, formats: Sequence[str] = FORMATS
 ) -> dict[str, tuple[Path, float]]:
-    """Write the merged network in float32 to the folder ``out``; returns each file and how far its maps are off.
+    """Write the merged network in float32 to the folder ``out``; return each file and the largest error of its maps.
 
-    ``tile``: (H, W, 3) uint8 RGB, an image to test with; the files take images of this size, sides multiples of 16 px:
-    (1, 3, H, W) uint8 RGB in, (1, C, H, W) float32 target maps out. Every file is read again, run, and compared with
-    the model. Raises ``InputError`` for an unknown format, a missing package, another size, or maps that differ.
+    ``tile``: (H, W, 3) uint8 RGB, a test image. The files take images of its size, whose sides must be multiples of
+    16 px: (1, 3, H, W) uint8 RGB in, (1, C, H, W) float32 target maps out. Each file is read again, run, and compared
+    with the model. NAME.decoding.json holds the values that turn the maps into nuclei (`decoding`).
+
+    Raises ``InputError`` for an unknown format, a missing package, a tile of another size, or maps that differ by more
+    than ``AGREE``.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
@@ -53,6 +56,7 @@ def export(
         written["onnx"] = _onnx(network, out / f"{name}.onnx", images, expected)
     if "bioimageio" in formats:
         written["bioimageio"] = _bioimageio(model, out / f"{name}.bioimageio.zip", written, images, expected)
+    write_json(out / f"{name}.decoding.json", decoding(model))
     return written
 
 
@@ -98,7 +102,7 @@ def _agreed(path: Path, found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def decoding(model: NucleiModel) -> dict[str, Any]:
-    """What turns the maps into nuclei (`instances.decode`): the channels, and the values to decode with."""
+    """Return what turns the maps into nuclei: the channels, and the arguments of `instances.decode` in image pixels."""
     segmenter = Segmenter([model])
     return {
         "channels": list(CHANNELS[: model.n_maps]),
@@ -107,7 +111,7 @@ def decoding(model: NucleiModel) -> dict[str, Any]:
         "smooth_px": segmenter.smooth(),
         "min_area_px": segmenter.smallest(),
         "um_per_px": model.config.um_per_px or None,
-        "scale": segmenter.scale(model),  # px that the network sees for each px of the image
+        "scale": segmenter.scale(model),  # encoder pixels per image pixel
     }
 
 
@@ -204,9 +208,9 @@ def _readme(model: NucleiModel) -> str:
     lines = "\n".join(f"- {name}: {value}" for name, value in values.items())
     return (
         "# Nuclei in H&E images\n\n"
-        "RGB images (uint8) in, target maps (0..1) out: the foreground, and the distance map where the model has one. "
-        "Nuclei are found by smoothing the distance map, flooding it from its peaks, and joining basins over shallow "
-        f"ridges (`nucseg.decode`), with these values:\n\n{lines}\n\n"
-        "## Validation\n\nThe exported files were compared with the model on the test tile; see nucseg's book for its "
-        "scores.\n"
+        "Input: RGB images (uint8). Output: target maps (0..1), the foreground and, if the model has one, the distance "
+        "map. To find the nuclei, smooth the distance map, flood it from its peaks (watershed), and join basins that "
+        f"no deep valley separates (`nucseg.decode`), with these values:\n\n{lines}\n\n"
+        "## Validation\n\nThe exported files were compared with the model on the test tile. For scores, see nucseg's "
+        "book.\n"
     )

@@ -1,4 +1,4 @@
-"""How an image is cut into the fields that the network sees, and how one is read."""
+"""The layout of the overlapping fields in which the network sees an image, and reading one of them."""
 
 import math
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ import numpy as np
 
 from nucseg.images.slides import Slide
 
-GRID = 224  # px of the encoder's view: windows of 7 tokens at stride 8 and 16, and of 14 at stride 16, all end there
-MARGIN = GRID // 2  # px of the encoder's view at each rim of a field that are seen but not kept
-SIDES = (1120, 1344, 1568)  # px of the encoder's view, of fields: larger ones gain little, and take more memory
-BLANK = 225  # a field whose every value is at least this has no tissue, and the network is not asked
+GRID = 224  # encoder pixels: attention windows of 7 tokens at strides 8 and 16, and of 14 at stride 16, all end there
+MARGIN = GRID // 2  # encoder pixels at each border of a field that are seen but not kept
+SIDES = (1120, 1344, 1568)  # sides of fields, encoder pixels: larger ones gain little and take more memory
+BLANK = 225  # a field whose values are all at least this shows glass, and the network is skipped
 
 
 @dataclass(frozen=True)
 class Span:
-    """A field along one side of an image. ``start`` to ``stop``: what it shows, ``low`` to ``high``: its core, px.
+    """One field along one side of an image, which shows ``start`` to ``stop`` and keeps ``low`` to ``high`` (px).
 
-    ``side``: the side of the encoder's view of it in px. At the image's end it may reach beyond ``stop``.
+    ``side``: its side in encoder pixels; at the image's end this may reach beyond ``stop``.
     """
 
     start: int
@@ -32,12 +32,12 @@ class Span:
 def spans(
     length: int, scale: float = 1.0, sides: Sequence[int] = SIDES, margin: int = MARGIN, grid: int = GRID
 ) -> list[Span]:
-    """Lay fields along one side of an image of ``length`` px, of which the encoder sees ``scale`` px for each px.
+    """Lay fields along one side of an image of ``length`` px, at ``scale`` encoder pixels per image pixel.
 
-    They start on a grid of ``grid`` px of the encoder's view. The cores follow each other without a gap, and lie
-    ``margin`` px of the view or more inside their field, except at the image's own border. Of the ``sides`` in px of
-    the view, the one with the least to compute is taken; where one field is enough, its core is all of it. A side
-    without its two margins must be a multiple of the grid.
+    ``sides``, ``margin`` and ``grid`` are in encoder pixels. Fields start at multiples of ``grid``. Their cores follow
+    each other without a gap, at least ``margin`` inside their field, except at the image's border. The one of ``sides``
+    with the least to compute is used; if one field is enough, its core is the whole field. A side without its two
+    margins must be a multiple of the grid.
 
     >>> [(s.start, s.stop, s.low, s.high) for s in spans(2048)]
     [(0, 1344, 0, 1008), (672, 2016, 1008, 1680), (1344, 2048, 1680, 2048)]
@@ -61,7 +61,10 @@ def spans(
 
 @dataclass(frozen=True)
 class Field:
-    """What is read for one field: the image, where it is black, and its px for each px of the largest level."""
+    """One field as read: (h, w, 3) uint8 ``image``, (h, w) bool ``void`` where it is black, and ``down``.
+
+    ``down``: pixels of the image per pixel of the slide's largest level.
+    """
 
     image: np.ndarray
     void: np.ndarray
@@ -69,7 +72,7 @@ class Field:
 
 
 def read_field(level: Slide, shape: tuple[int, int], window: tuple[int, int, int, int]) -> Field | None:
-    """Read a window (top, left, h, w) of an image of ``shape`` from one of its levels; None where all is glass."""
+    """Read a window (top, left, h, w) of an image of ``shape`` from one of its levels; None if it shows only glass."""
     top, left, height, width = window
     down, across = level.shape[0] / shape[0], level.shape[1] / shape[1]
     rows, columns = max(1, round(height * down)), max(1, round(width * across))

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -326,8 +326,24 @@ def check_folder(jobs: Sequence[Job], out: Path, outputs: Sequence[str]) -> list
     return plans
 
 
-def is_finished(one: Plan, adapters_sha256: Sequence[str], options: dict[str, Any]) -> bool:
-    """Whether all outputs of an image exist, made from the current image with these adapters and options."""
+def share_of(plans: Sequence[Plan], out: Path, share: tuple[int, int], logs: Path) -> Iterator[Plan]:
+    """Yield the plans for one of several processes: its own share, then what the others have not finished or tried.
+
+    ``share``: (k, n), the k-th of n processes, from 1. ``logs``: folder of the logs of images that failed.
+    """
+    k, n = share
+    yield from plans[k - 1 :: n]
+    for number, one in reversed(list(enumerate(plans))):  # from the end, where the others arrive last
+        failed = logs / f"{one.job.name}.log"
+        if number % n != k - 1 and not (_exists(one.job.record(out)) or failed.exists()):
+            yield one
+
+
+def is_finished(one: Plan, adapters_sha256: Sequence[str], options: dict[str, Any], *, read_image: bool = True) -> bool:
+    """Whether all outputs of an image exist, made from the current image with these adapters and options.
+
+    ``read_image``: compare the image's hash, which reads the whole file.
+    """
     about = one.about
     return (
         about is not None
@@ -335,7 +351,7 @@ def is_finished(one: Plan, adapters_sha256: Sequence[str], options: dict[str, An
         and about.get("adapters_sha256") == list(adapters_sha256)
         and about.get("options") == options
         and about.get("nucseg") == __version__
-        and about.get("image_sha256") == sha256(one.job.path)
+        and (not read_image or about.get("image_sha256") == sha256(one.job.path))
     )
 
 

@@ -1,14 +1,14 @@
-"""From an image of any size to its nuclei: overlapping fields, one label map without seams.
+"""Segmentation of an image of any size: overlapping fields, and one label map without seams.
 
 >>> import numpy as np, nucseg
 >>> image = np.full((64, 80, 3), 240, np.uint8)  # (H, W, 3) uint8 RGB
 >>> nucseg.segment(image).shape  # (H, W) int32 label map, 0 = background
 (64, 80)
 
-The network sees large fields on a grid of 224 px, on which the windows of its attention fall alike wherever a field
-begins. Of each field only the core is kept, so that every pixel is predicted once, with its surroundings in view. The
-label map is cut from the maps block by block; each block looks beyond its border, and a nucleus belongs to the block
-that its centroid lies in.
+The network sees large fields. They start on a grid of 224 px, so that its attention windows fall on the same pixels
+wherever a field begins. Only the core of each field is kept, so that every pixel is predicted once, with its
+surroundings in view. The maps are decoded block by block; each block looks beyond its border, and a nucleus belongs to
+the block that holds its centroid.
 """
 
 import math
@@ -42,17 +42,17 @@ from nucseg.model.adapters import DEFAULT_ADAPTER, adapter_path
 from nucseg.model.bases import Base
 from nucseg.model.network import NucleiModel, load_model, pick_device, place
 
-BLOCK, HALO = 1536, 128  # px: what is decoded at once, and how far it looks beyond
+BLOCK, HALO = 1536, 128  # px: side of a block that is decoded at once, and how far it looks beyond its border
 LARGE = 4096  # px: images with a longer side get a tissue mask
-BATCH = 8  # fields that a GPU gets at once
-MANY = 50  # fields of an image from which on it pays to compile the network for them (engine auto)
+BATCH = 8  # fields in a batch, on a GPU
+MANY = 50  # fields in an image above which compiling the network pays off (engine auto)
 
 
 def load(adapter: str | Path = DEFAULT_ADAPTER, base: Base | str | None = None, device: str = "auto") -> NucleiModel:
-    """Load an adapter, by its name (`adapters`) or its file, ready to segment with.
+    """Load an adapter for segmentation, by its name (`adapters`) or its file.
 
-    ``base``: only where the adapter was trained on a base that is a file of yours. ``device``: auto, cpu, cuda, mps.
-    Raises ``InputError`` for an unknown name, a damaged file, or another base than it was trained on.
+    ``base``: needed only if the adapter was trained on a base that is a file of yours. ``device``: auto, cpu, cuda or
+    mps. Raises ``InputError`` for an unknown name, a damaged file, or a base other than the adapter's.
     """
     path = adapter_path(adapter)
     model = load_model(path, base)
@@ -62,20 +62,21 @@ def load(adapter: str | Path = DEFAULT_ADAPTER, base: Base | str | None = None, 
 
 @dataclass(frozen=True)
 class Segmenter:
-    """How images are segmented: by which models, at which scale, cut where.
+    """The models and options with which images are segmented.
 
-    - ``models``: one, or several whose maps are averaged (an ensemble).
-    - ``um_per_px``: of the images; None where it is not known: they are then taken to be like the training images.
+    - ``models``: one model, or several whose maps are averaged (an ensemble).
+    - ``um_per_px``: pixel size of the images, µm/px; None: unknown, assumed to match the training images.
     - ``threshold``: foreground probability, 0..1, above which a pixel is a nucleus.
-    - ``min_area``: area of the smallest object that is kept, px of these images. None: scaled with the size of nuclei.
-    - ``ridge``: 0..1, how deep a valley separates two nuclei (`instances.decode`): lower separates fewer.
-    - ``tta``: test-time augmentation: average over the four ways to mirror a field, at four times the cost.
+    - ``min_area``: area of the smallest object that is kept, in image pixels; None: scaled with the size of the nuclei.
+    - ``ridge``: highest ridge that still separates two nuclei, relative to the lower peak, 0..1 (`instances.decode`);
+      a lower value separates fewer.
+    - ``tta``: test-time augmentation: average over four flips of each field, at four times the cost.
     - ``tissue_mask``: skip the fields of large images (`LARGE`) that lie outside the tissue.
-    - ``min_confidence``: 0..1; objects that are less probably true nuclei are dropped. Above 0 only with adapters that
-      were tuned (`inference.decoding`).
-    - ``engine``: what runs the network (`engines`): torch, openvino, or auto: openvino for images of many fields, on a
-      CPU, where it is installed; else torch.
-    - ``series``: which image of a file that holds several, from 1; 0: the largest (`open_slide`).
+    - ``min_confidence``: lowest probability of being a nucleus for an object to be kept, 0..1; above 0 only with tuned
+      adapters (`inference.decoding`).
+    - ``engine``: torch, openvino or auto (`engines`); auto: openvino for images of many fields on a CPU, if it is
+      installed, else torch.
+    - ``series``: image to read from a file with several, counted from 1; 0: the largest (`open_slide`).
     """
 
     models: Sequence[NucleiModel]
@@ -90,19 +91,19 @@ class Segmenter:
     engine: str = "auto"
 
     def options(self) -> dict[str, Any]:
-        """All fields but the models, as given."""
+        """Return all options as given, without the models."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "models"}
 
     def check(self) -> None:
-        """Raise ``InputError`` for values that nothing can be segmented with."""
+        """Raise ``InputError`` for options or models with which no image can be segmented."""
         if not self.models:
             raise InputError("There is no model: give at least one adapter.")
         if len({(m.config.head == "instance" and m.config.without != "distance") for m in self.models}) > 1:
             raise InputError("The adapters predict different maps: an ensemble needs heads of one kind.")
         if self.um_per_px and len({m.config.um_per_px > 0 for m in self.models}) > 1:
             raise InputError(
-                "Some of the adapters know their training images' µm per px and some do not, so they would see these "
-                "images at different scales: use adapters of one kind, or images without µm per px."
+                "Some of the adapters store the pixel size of their training images and some do not, so they would see "
+                "these images at different scales: use adapters of one kind, or leave out um_per_px."
             )
         check_options(**self.options())
         self.decoding().check()
@@ -110,35 +111,35 @@ class Segmenter:
             engines.resolve(self.engine, model)
 
     def decoding(self) -> Decoding:
-        """How maps are decoded: as the first adapter was tuned (or by default), unless an option is given.
+        """Return how maps are decoded: the given options, else the first adapter's tuned values, else the defaults.
 
-        Its lengths and areas are in px of images whose nuclei are as large as NuInsSeg's.
+        Lengths and areas are in pixels of images whose nuclei are as large as NuInsSeg's.
         """
         given = {"threshold": self.threshold, "ridge": self.ridge, "min_confidence": self.min_confidence}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         return replace(decoding_of(self.models[0]), **changes)
 
     def zoom(self, model: NucleiModel) -> float:
-        """Px of the model's training images for each px of these images; 1 where either resolution is unknown."""
+        """Return the pixels of the model's training images per image pixel; 1 if either pixel size is unknown."""
         own = model.config.um_per_px
         return self.um_per_px / own if self.um_per_px and own else 1.0
 
     def nucleus_scale(self) -> float:
-        """How large nuclei are taken to be in these images, in px, against NuInsSeg's."""
+        """Return the size of the nuclei in these images relative to NuInsSeg's, both in px."""
         return self.models[0].config.nucleus_scale / self.zoom(self.models[0])
 
     def smallest(self) -> int:
-        """The area in px of these images below which an object is dropped."""
+        """Return the area, in image pixels, below which an object is dropped."""
         if self.min_area is not None:
             return self.min_area
         return round(self.decoding().min_area * self.nucleus_scale() ** 2)
 
     def smooth(self) -> float:
-        """What `instances.decode` smooths over, in px of these images."""
+        """Return the standard deviation of the smoothing in `instances.decode`, in image pixels."""
         return min(self.decoding().smooth_px * self.nucleus_scale(), 100)
 
     def scale(self, model: NucleiModel) -> float:
-        """Px that the model's encoder sees for each px of these images."""
+        """Return the encoder pixels per image pixel."""
         return model.config.size / (model.config.field_px or FIELD) * self.zoom(model)
 
     def maps(
@@ -149,10 +150,10 @@ class Segmenter:
         engine: str = "",
         side: tuple[int, int] | None = None,
     ) -> list[np.ndarray]:
-        """(H, W, 3) uint8 fields of one size -> (C, H, W) float32 maps of one model each, 0..1.
+        """Predict the maps of fields of one size with one model: (H, W, 3) uint8 -> (C, H, W) float32 each, 0..1.
 
-        ``scale``: px that the model sees for each px. ``side``: (rows, columns) in px of the encoder's view to fill the
-        fields up to by reflection; None: the next multiples of 64.
+        ``scale``: encoder pixels per image pixel; 0: `scale`. ``side``: (rows, columns) in encoder pixels, to which
+        fields are padded by reflection; None: the next multiples of 64.
         """
         scale, run = (
             scale or self.scale(model),
@@ -169,14 +170,14 @@ class Segmenter:
 
     @property
     def n_maps(self) -> int:
-        """Number of maps that the models predict: 2, or 1 where they have no distance map."""
+        """Number of maps that the models predict: 2, or 1 without a distance map."""
         return self.models[0].n_maps
 
     def segment(self, image: str | Path | np.ndarray, *, progress: bool = False) -> np.ndarray:
-        """Segment an image file, or an (H, W, 3) uint8 array, in memory: its (H, W) int32 label map, nuclei 1..n.
+        """Segment an image file or an (H, W, 3) uint8 array in memory; return an (H, W) int32 label map, nuclei 1..n.
 
-        A file's own pixel size is used if ``um_per_px`` is None. Raises ``InputError`` for an image that cannot be
-        read, another dtype or shape, or settings out of range.
+        The file's pixel size is used if ``um_per_px`` is None. Raises ``InputError`` for an image that cannot be read,
+        another dtype or shape, or options out of range.
         """
         with open_slide(image, self.series) as slide:
             segmenter = self
@@ -186,12 +187,12 @@ class Segmenter:
             maps = np.zeros((self.n_maps, *slide.shape), np.uint8)
             labels = np.zeros(slide.shape, np.int32)
             rows = segmenter.predict_rows(slide, maps, progress=progress, tissue=segmenter.tissue(slide))
-            list(rows)  # each call fills its array
+            list(rows)  # the iterators fill the arrays
             list(segmenter.label_blocks(maps, labels))
         return labels
 
     def tissue(self, slide: Slide) -> np.ndarray | None:
-        """(h, w) bool, True where a large image shows tissue, at low magnification; None: all of it is predicted."""
+        """Find the tissue of a large image: (h, w) bool at low magnification. None for others: predict all of it."""
         if not self.tissue_mask or max(slide.shape) <= LARGE:
             return None
         return ndimage.binary_dilation(tissue_mask(slide.overview()), iterations=2)
@@ -206,12 +207,12 @@ class Segmenter:
         progress: bool = True,
         tissue: np.ndarray | None = None,
     ) -> Iterator[int]:
-        """Fill ``maps``, (C, H, W) uint8 in steps of 1/255, row of fields after row of fields.
+        """Fill ``maps``, (C, H, W) uint8 in steps of 1/255, one row of fields after the other.
 
-        Yields the number of rows of fields that are done, from ``start`` on: the rows before it are taken to be in
-        ``maps`` (`row_ends` says how far down they reach). The models of an ensemble see the same fields. A slide is
-        read at the level that is nearest to what the models see, ahead of the network in a thread. Black areas, and
-        fields outside ``tissue``, have no nuclei.
+        Yields the number of finished rows of fields. ``start``: number of rows that ``maps`` already holds (`row_ends`
+        says how far down they reach). The models of an ensemble see the same fields. A slide is read at the level
+        nearest to the encoder's scale, ahead of the network in a thread. Black areas, and fields outside ``tissue``,
+        get no nuclei.
         """
         rows, columns = self.layout(slide.shape)
         level = slide.at(max(self.scale(model) for model in self.models))
@@ -243,7 +244,7 @@ class Segmenter:
                         maps[:, row.low : row.high, column.low : column.high] = 0
                         bar.update()
                         continue
-                    # fields at the image's edge are smaller: only those of one size go together
+                    # a batch holds fields of one size; those at the image's edge are smaller
                     if waiting and waiting[0][1].image.shape != field.image.shape:
                         self._fill(maps, row, waiting, engine, bar)
                         waiting = []
@@ -255,7 +256,7 @@ class Segmenter:
                 yield done
 
     def _fill(self, maps: Any, row: Span, fields: Sequence[tuple[Span, Field]], engine: str, bar: "tqdm[Any]") -> None:
-        """Predict fields of one row, and put their cores into ``maps``."""
+        """Predict fields of one row and write their cores to ``maps``."""
         if not fields:
             return
         images = [field.image for _, field in fields]
@@ -277,10 +278,10 @@ class Segmenter:
             bar.update()
 
     def layout(self, shape: tuple[int, int]) -> tuple[list[Span], list[Span]]:
-        """The fields of an image of ``shape``: rows and columns.
+        """Lay out the fields of an image of ``shape``: the spans of the rows and of the columns.
 
-        Heads that normalise over the field get fields of the size that they were trained on: in larger ones they see
-        other statistics, and find fewer nuclei.
+        Heads that normalise over the field get fields of the size they were trained on, because in larger ones the
+        statistics differ and they find fewer nuclei.
         """
         how: dict[str, Any] = {"sides": SIDES}
         if normalising := [model.config.size for model in self.models if _normalises(model)]:
@@ -289,16 +290,16 @@ class Segmenter:
         return spans(shape[0], scale, **how), spans(shape[1], scale, **how)
 
     def row_ends(self, shape: tuple[int, int]) -> list[int]:
-        """How far down, in px, the maps are filled after each row of fields."""
+        """Return how far down the maps are filled after each row of fields, in px."""
         return [row.high for row in self.layout(shape)[0]]
 
     def label_blocks(
         self, maps: Any, labels: Any, block: int = BLOCK, halo: int = HALO, filled: Iterator[int] | None = None
     ) -> Iterator[Block]:
-        """Cut the nuclei out of ``maps`` and write them into ``labels``, zeros of (H, W), block after block.
+        """Decode ``maps`` block by block; write the nuclei to ``labels``, (H, W) zeros, and yield each block.
 
-        Nuclei are numbered 1..n in the order of the blocks. A nucleus that is larger than ``halo`` may be cut.
-        ``filled``: says how many rows of px the maps are filled to, each time that more are; None: they are whole.
+        Nuclei are numbered 1..n in the order of the blocks. A nucleus larger than ``halo`` may be cut. ``filled``:
+        yields the number of pixel rows that are filled, each time it grows; None: the maps are complete.
         """
         height, width = labels.shape
         smallest, smooth, count = self.smallest(), self.smooth(), 0
@@ -321,7 +322,7 @@ class Segmenter:
                 core = (top - y, min(top + block, height) - y, left - x, min(left + block, width) - x)
                 own = _owned(found, core)
                 taken = np.asarray(labels[window])
-                own[taken > 0] = 0  # two windows saw a clump differently: what the first one said stays
+                own[taken > 0] = 0  # if two blocks divide a clump differently, the first one wins
                 own = renumber(own, smallest, count + 1)
                 new = len(np.unique(own)) - bool((own == 0).any())
                 if new:
@@ -344,9 +345,9 @@ def segment(
 ) -> np.ndarray:
     """Segment the nuclei of one image: (H, W, 3) uint8 RGB of any size -> (H, W) int32 label map, nuclei 1..n.
 
-    ``image``: an array, or a Pillow image of any 8 bit mode; grey and transparent ones are converted.
-    ``model``: an adapter's name or file, or a loaded model (`load`), which saves time over many images. The other
-    arguments are those of `Segmenter`. Raises ``InputError`` for another dtype or shape, or a value out of range.
+    ``image``: an array, or a Pillow image of any 8-bit mode; grey and transparent images are converted. ``model``: an
+    adapter's name or file, or a loaded model (`load`), which saves time over many images. The other arguments are those
+    of `Segmenter`. Raises ``InputError`` for another dtype or shape, or a value out of range.
     """
     pixels = as_pixels(image)
     loaded = load(model) if isinstance(model, str | Path) else model
@@ -355,12 +356,12 @@ def segment(
 
 
 def _normalises(model: NucleiModel) -> bool:
-    """Whether the head normalises over the whole field, so that its maps depend on what else is in the field."""
+    """Whether the head normalises over the whole field, so that its maps depend on the rest of the field."""
     return any(isinstance(module, nn.GroupNorm) for module in model.head.modules())
 
 
 def known_blocks(labels: Any, block: int = BLOCK, halo: int = HALO) -> Iterator[Block]:
-    """The nuclei of a label map that is there already, (H, W) of any integers, block by block as `label_blocks`."""
+    """Yield the nuclei of an existing label map, (H, W) of any integer type, block by block as `label_blocks` does."""
     height, width = labels.shape
     given: set[int] = set()
     for top in range(0, height, block):
@@ -371,14 +372,14 @@ def known_blocks(labels: Any, block: int = BLOCK, halo: int = HALO) -> Iterator[
                 continue
             own = _owned(part, (top - y, min(top + block, height) - y, left - x, min(left + block, width) - x))
             new = set(np.unique(own).tolist()) - {0}
-            own[np.isin(own, list(new & given))] = 0  # larger than the halo: no block sees it whole
+            own[np.isin(own, list(new & given))] = 0  # larger than the halo, so no block sees it whole
             given |= new
             if own.any():
                 yield Block(y, x, own.astype(np.int32), int(np.count_nonzero(np.unique(own))))
 
 
 def _part(mask: np.ndarray, shape: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray:
-    """The part of a small picture of an image of ``shape`` that shows a window (top, left, h, w) of it."""
+    """Cut from a mask, a reduced image of ``shape``, the part that shows a window (top, left, h, w) of the image."""
     top, left, height, width = window
     down, across = mask.shape[0] / shape[0], mask.shape[1] / shape[1]
     low, high = math.floor(top * down), math.ceil((top + height) * down)
@@ -386,13 +387,13 @@ def _part(mask: np.ndarray, shape: tuple[int, int], window: tuple[int, int, int,
 
 
 def free_memory() -> None:
-    """Return the memory that a GPU keeps in reserve, so that the next image may fit after one that did not."""
+    """Release the memory that PyTorch keeps in reserve on a GPU, so that the next image may fit after one did not."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def _owned(found: np.ndarray, core: tuple[int, int, int, int]) -> np.ndarray:
-    """The nuclei of ``found`` whose centroid lies in ``core`` (rows from, to, columns from, to)."""
+    """Keep the nuclei of ``found`` whose centroid lies in ``core`` (first row, end, first column, end)."""
     n = int(found.max(initial=0)) + 1
     rows, columns = np.nonzero(found)
     ids = found[rows, columns]

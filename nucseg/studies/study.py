@@ -62,16 +62,17 @@ def read_study(path: str | Path, budget: str = "", changes: dict[str, Any] | Non
     Precedence, lowest first: ``preset`` (a name), the table ``[fixed]`` of options, the table ``[budget.NAME]`` of
     the chosen ``budget``, ``changes`` (from the command line), the tables ``[runs.NAME]`` of variants, and the table
     ``[grid]`` of lists. All are optional, but a study needs ``[runs]`` or ``[grid]``. Tables ``[again.NAME]`` score
-    every run a second time.
+    every run a second time. A table ``[slurm]`` has options of Slurm's jobs (`launch.slurm_options`).
 
     Raises ``InputError`` for unknown entries or options, an unknown budget, a study without runs, and a grid value
     that is not a list or is listed twice.
     """
     text = read_toml(path)
-    unknown = text.keys() - {"preset", "fixed", "budget", "runs", "grid", "again"}
+    unknown = text.keys() - {"preset", "fixed", "budget", "runs", "grid", "again", "slurm"}
     if unknown:
         raise InputError(
-            f"{path}: unknown entry {min(unknown)!r}; a study has preset, [fixed], [budget], [runs], [grid], [again]."
+            f"{path}: unknown entry {min(unknown)!r}; a study has preset, [fixed], [budget], [runs], [grid], [again], "
+            "[slurm]."
         )
     config = preset(text["preset"]) if "preset" in text else Config()
     config = apply(config, _table(text, "fixed", path), f"{path} [fixed]")
@@ -102,7 +103,7 @@ def _table(text: dict[str, Any], name: str, path: str | Path) -> dict[str, Any]:
 
 
 def fold_tasks(config: Config, dataset: Dataset, folder: str | Path, only: Iterable[int] = ()) -> list[Task]:
-    """One task per fold of the config's protocol, in folders ``fold1``, ``fold2``, …
+    """One task per fold of the config's protocol, in folders ``fold_1``, ``fold_2``, …
 
     ``only``: the folds to run, counted from 1; empty: all. Raises ``InputError`` for a fold that does not exist.
     """
@@ -111,7 +112,7 @@ def fold_tasks(config: Config, dataset: Dataset, folder: str | Path, only: Itera
     wrong = [k for k in chosen if not 1 <= k <= count]
     if wrong:
         raise InputError(f"Fold {wrong[0]} does not exist: the protocol {config.protocol!r} has folds 1 to {count}.")
-    return [(replace(config, fold=k), Path(folder) / f"fold{k}") for k in chosen]
+    return [(replace(config, fold=k), Path(folder) / f"fold_{k}") for k in chosen]
 
 
 def run_one(

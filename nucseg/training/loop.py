@@ -6,7 +6,8 @@ its last complete epoch gives the same result as an uninterrupted one.
 
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Generator
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from nucseg.config import Config
 from nucseg.data import augment
 from nucseg.data.datasets import Dataset, Fresh, content_hash
 from nucseg.data.from_config import select_split
+from nucseg.data.prefetch import ahead
 from nucseg.data.splits import Split
 from nucseg.data.vague import fold_in, take_out
 from nucseg.errors import InputError, TrainingError
@@ -125,39 +127,57 @@ def train_epoch(
     torch.manual_seed(config.seed * 100_003 + epoch)  # for dropout
     model.train()
     batches = batch_keys(config, indices, epoch)
-    loader = DataLoader(
-        _TrainingImages(dataset, config),
-        batch_sampler=batches,
-        num_workers=config.num_workers,
-        pin_memory=device.type == "cuda",
-    )
     total = 0.0
-    bar = tqdm(loader, desc=f"epoch {epoch + 1}/{config.epochs}", unit="step", disable=not progress, leave=False)
-    for step, (images, targets) in enumerate(bar):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(config, (epoch + step / len(batches)) / config.epochs)
-        logits, stages = model.with_stages(images.to(device, non_blocking=True))
-        targets = targets.to(device, non_blocking=True)
-        loss = _loss(logits, targets, config)
-        if stages:
-            small = F.avg_pool2d(targets, 2)  # to the stride of the stage heads
-            loss = loss + config.stage_weight * sum(_loss(stage, small, config) for stage in stages)
-        if not torch.isfinite(loss):
-            raise TrainingError(_diverged(f"The loss is {loss.item()}", epoch, step, config))
-        optimiser.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimiser)
-        norm = torch.nn.utils.clip_grad_norm_(_trainable(model), config.grad_clip)
-        # an overflow in float16 is not divergence, unless it persists without upscaling
-        if not torch.isfinite(norm) and (not scaler.is_enabled() or scaler.get_scale() <= 1):
-            raise TrainingError(_diverged(f"The gradient is {norm.item()}", epoch, step, config))
-        scaler.step(optimiser)
-        scaler.update()
-        if average is not None:
-            average.update(model)
-        total += loss.item() * len(images)
-        bar.set_postfix(loss=f"{loss.item():.3f}")
+    with closing(_load(_TrainingImages(dataset, config), batches, config.num_workers, device.type == "cuda")) as loader:
+        bar = tqdm(
+            loader,
+            total=len(batches),
+            desc=f"epoch {epoch + 1}/{config.epochs}",
+            unit="step",
+            disable=not progress,
+            leave=False,
+        )
+        for step, (images, targets) in enumerate(bar):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(config, (epoch + step / len(batches)) / config.epochs)
+            logits, stages = model.with_stages(images.to(device, non_blocking=True))
+            targets = targets.to(device, non_blocking=True)
+            loss = _loss(logits, targets, config)
+            if stages:
+                small = F.avg_pool2d(targets, 2)  # to the stride of the stage heads
+                loss = loss + config.stage_weight * sum(_loss(stage, small, config) for stage in stages)
+            if not torch.isfinite(loss):
+                raise TrainingError(_diverged(f"The loss is {loss.item()}", epoch, step, config))
+            optimiser.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimiser)
+            norm = torch.nn.utils.clip_grad_norm_(_trainable(model), config.grad_clip)
+            # an overflow in float16 is not divergence, unless it persists without upscaling
+            if not torch.isfinite(norm) and (not scaler.is_enabled() or scaler.get_scale() <= 1):
+                raise TrainingError(_diverged(f"The gradient is {norm.item()}", epoch, step, config))
+            scaler.step(optimiser)
+            scaler.update()
+            if average is not None:
+                average.update(model)
+            total += loss.item() * len(images)
+            bar.set_postfix(loss=f"{loss.item():.3f}")
     return total / len(indices)
+
+
+def _load(
+    images: _TrainingImages, batches: list[list[tuple[int, int]]], num_workers: int, pin_memory: bool
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Yield the batches in their order, loaded ahead: in ``num_workers`` processes, or in a thread if that is 0.
+
+    Close the generator if you stop early: the thread then ends, too.
+    """
+    # created here, not in the thread, because it draws a number from the generator that dropout draws from
+    loader = iter(DataLoader(images, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory))
+    if num_workers:
+        yield from loader
+        return
+    with closing(ahead(loader)) as line:
+        yield from line
 
 
 def _diverged(what: str, epoch: int, step: int, config: Config) -> str:

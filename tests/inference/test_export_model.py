@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import re
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from nucseg.config import ModelConfig
 from nucseg.data.synth import generate
@@ -14,10 +17,13 @@ from nucseg.errors import InputError
 from nucseg.inference import export_model
 from nucseg.inference.engines import TorchEngine
 from nucseg.inference.export_model import decoding, export
+from nucseg.inference.segmenter import Segmenter, load
 from nucseg.instances import labels_from
 from nucseg.metrics import score
 from nucseg.model import lora
-from nucseg.model.network import build_model
+from nucseg.model.network import build_model, place
+
+PAGE = Path(__file__).parents[2] / "book" / "export.md"
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +47,7 @@ def nuclei(maps: np.ndarray) -> np.ndarray:
 
 def test_torchscript(model, tile, tmp_path):
     [(path, difference)] = export(model, tmp_path, tile, ["torchscript"]).values()
+    assert json.loads((tmp_path / "test.decoding.json").read_text()) == decoding(model)
     assert path.name == "test.torchscript.pt" and difference < 1e-4
     other = generate("mouse kidney", 1, size=128).image
     maps = torch.jit.load(str(path))(torch.from_numpy(other.transpose(2, 0, 1)[None].copy())).numpy()
@@ -58,6 +65,31 @@ def test_onnx(model, tile, tmp_path):
     expected = TorchEngine(model)(other[None])
     np.testing.assert_allclose(maps, expected, atol=1e-4)
     assert score(nuclei(expected[0]), nuclei(maps[0])).aji >= 0.99
+
+
+def test_the_code_of_the_books_page_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    if not PAGE.exists():
+        pytest.skip("the book is not part of an installed package")
+    trained = place(load(device="cpu"), torch.device("cpu"), "float32")
+    image = generate("human liver", 0, size=256).image
+    side = round(256 * Segmenter([trained]).scale(trained))
+    assert side % 64 == 0  # so that nucseg.segment does not pad the image
+    view = np.asarray(Image.fromarray(image).resize((side, side)))
+    export(trained, tmp_path / "exported", view, ["onnx", "torchscript"])
+    Image.fromarray(image).save(tmp_path / "tile.png")
+    monkeypatch.chdir(tmp_path)
+    first, second = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    names: dict = {}
+    exec(first, names)
+    exec(second, names)
+    assert names["same"].shape == (1, 2, side, side) and names["maps"].shape == (2, 256, 256)
+    resized = [Image.fromarray(one).resize((256, 256), Image.Resampling.BILINEAR) for one in names["same"][0]]
+    np.testing.assert_allclose(np.stack(resized), names["maps"], atol=1e-4)
+    expected = Segmenter([trained], min_confidence=0).segment(image)
+    assert capsys.readouterr().out == f"{names['labels'].max()} nuclei\n"
+    assert expected.max() > 0 and score(expected, names["labels"]).aji >= 0.98  # maps in steps of 1/255 there
 
 
 def test_bioimageio(model, tile, tmp_path):

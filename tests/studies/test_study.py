@@ -69,7 +69,7 @@ def test_cross_validation_tests_every_image_once(tmp_path, monkeypatch, capsys):
     words += ["--lora-target", "none"]
     words += ["--epochs", "1", "--device", "cpu"]
     assert main([*words, "--folds", "1,4"]) == 0
-    assert sorted(p.name for p in (tmp_path / "cv").iterdir()) == ["fold1", "fold4"]
+    assert sorted(p.name for p in (tmp_path / "cv").iterdir()) == ["fold_1", "fold_4"]
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "10 images in 5 folds" in out

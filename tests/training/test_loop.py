@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -254,6 +255,60 @@ def test_loading_in_other_processes_changes_nothing():
         optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
         losses.append(loop.train_epoch(model, optimiser, Blobs(), tuple(range(8)), config, 0, progress=False))
     assert losses[0] == losses[1]
+
+
+class Watched(Blobs):
+    """Blobs that note which threads read them, and may fail at one image."""
+
+    def __init__(self, broken: int = -1):
+        super().__init__()
+        self.broken, self.threads = broken, []
+
+    def __getitem__(self, index):
+        self.threads.append(threading.current_thread())
+        if index == self.broken:
+            raise InputError("damaged")
+        return super().__getitem__(index)
+
+
+def one_epoch(dataset, **changes) -> tuple[float, torch.nn.Module]:
+    config = small(dropout=0.5, **changes)
+    torch.manual_seed(0)
+    model = build_model(config)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    return loop.train_epoch(model, optimiser, dataset, tuple(range(12)), config, 0, progress=False), model
+
+
+def test_loading_ahead_in_a_thread_changes_no_number(monkeypatch):
+    dataset, before = Watched(), threading.active_count()
+    loss, model = one_epoch(dataset)
+    assert len(dataset.threads) == 12 and threading.main_thread() not in dataset.threads
+    assert threading.active_count() == before
+    monkeypatch.setattr(loop, "ahead", lambda loader: (batch for batch in loader))
+    plain = Watched()
+    expected, other = one_epoch(plain)
+    assert set(plain.threads) == {threading.main_thread()}
+    assert loss == expected  # dropout drew the same numbers, too
+    for (name, tensor), (_, same) in zip(model.state_dict().items(), other.state_dict().items(), strict=True):
+        assert torch.equal(tensor, same), name
+
+
+def test_batches_loaded_ahead_come_whole_and_in_order():
+    images = [(torch.tensor([i]), torch.tensor([-i])) for i in range(7)]
+    loaded = list(loop._load(images, [[3, 1], [0, 6], [5]], 0, False))
+    assert [batch[0].ravel().tolist() for batch in loaded] == [[3, 1], [0, 6], [5]]
+    assert [batch[1].ravel().tolist() for batch in loaded] == [[-3, -1], [0, -6], [-5]]
+
+
+def test_an_error_ends_the_epoch_and_its_thread(monkeypatch):
+    before = threading.active_count()
+    with pytest.raises(InputError, match="damaged"):
+        one_epoch(Watched(broken=7))
+    assert threading.active_count() == before
+    monkeypatch.setattr(loop, "_loss", lambda logits, *others: logits.mean() * torch.nan)
+    with pytest.raises(TrainingError, match="nan"):  # with batches still waiting
+        one_epoch(Watched(), batch_size=1)
+    assert threading.active_count() == before
 
 
 def test_the_report_preset_is_the_reports_configuration():

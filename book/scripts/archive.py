@@ -1,0 +1,486 @@
+# %% tags=["remove-cell"]
+if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request").request.urlopen("https://raw.githubusercontent.com/nucseg/nucseg/main/book/colab.py").read())  # fmt: skip
+
+# %% [markdown]
+# # From one slide to an archive
+#
+# Segmenting one image takes a moment. A hospital's archive, or the public collection of The Cancer Genome Atlas, holds
+# about eleven thousand slides. This chapter measures where the time of one image goes, and works out from recorded
+# speeds what an archive needs in computing time, memory and storage, and which single command starts it.
+#
+# ## Overview
+#
+# ```{admonition} In this chapter
+# :class: objectives
+# **You will learn** to time the stages of a segmentation, to predict the memory that an image needs, to turn a measured
+# speed into core hours for an archive, and to divide the work among the jobs of a cluster.
+#
+# **You need**: the chapters {doc}`data` and {doc}`own`. **Time**: 20 minutes to read, 1 minute to run.
+# ```
+
+# %%
+import json
+import tempfile
+import time
+import tomllib
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+from PIL import Image
+
+from nucseg.data.synth import Synthetic
+from nucseg.images import export
+from nucseg.images.slides import open_slide
+from nucseg.inference.fields import spans
+from nucseg.inference.segmenter import Segmenter, load
+from nucseg.instances import decode
+from nucseg.records.provenance import provenance_note
+from nucseg.records.quotes import check
+from nucseg.records.runs import results_folder
+from nucseg.studies.launch import slurm_options
+from nucseg.viz import figures
+from nucseg.viz.chapters import archive
+
+figures.use_style()
+results = results_folder()
+dataset = Synthetic(n_per_tissue=1, seed=0)
+model = load("nuinsseg-1", device="cpu")
+
+# %%
+Markdown(provenance_note(dataset, model))
+
+# %% [markdown]
+# ## How fast it is
+#
+# Two speeds are recorded in the repository. The first is that of {py:func}`nucseg.segment
+# <nucseg.inference.segmenter.segment>` on images of 512 px that are in memory already, the second that of
+# `nucseg predict` on one image of 20,000 px, from an image file to five result files. To compare them, express both in
+# megapixels per second:
+
+# %%
+throughput = json.loads((results / "throughput" / "run.json").read_text())
+large = json.loads((results / "large-image" / "run.json").read_text())
+
+
+def megapixels_per_second(side_px, seconds):
+    return side_px**2 / 1e6 / seconds
+
+
+in_memory = {
+    precision: megapixels_per_second(
+        512, np.mean([row[key] for row in throughput["rows"]])
+    )
+    for precision, key in {
+        "float32": "seconds_nucseg",
+        "bfloat16": "seconds_nucseg_own",
+    }.items()
+}
+from_file_to_files = megapixels_per_second(large["side_px"], large["seconds"])
+
+# %% [markdown]
+# On one thread of a CPU, a small image in memory is segmented at 1.03 megapixels per second in float32 and at 1.75 in
+# bfloat16. The large file gets 0.56. All recorded speeds side by side:
+
+# %% mystnb={"image": {"alt": "Horizontal bars of recorded speeds in megapixels per second: file to files is the slowest, followed by images in memory in float32 and in bfloat16."}, "figure": {"caption": "Recorded speeds. A machine with a GPU or with OpenVINO adds its own bars once `python -m benchmarks.engines` has been run on it.", "name": "fig-archive-speeds"}}
+archive.plot_speeds(archive.recorded_speeds(results))
+plt.show()
+
+# %% [markdown]
+# Why does the large image run at about a third of the speed in bfloat16, the default precision of that machine? One
+# reason is the work on files, which the next section looks at. The other is overlap. The network sees a large image in *fields*, and only the core of each field is kept,
+# so that every pixel is predicted with its surroundings in view. `spans` lays the fields along one side of an image:
+
+
+# %%
+def times_seen(side_px, **layout):
+    """How often the network sees a pixel on average: area of the fields by area of the image."""
+    return (sum(span.side for span in spans(side_px, **layout)) / side_px) ** 2
+
+
+small_fields = times_seen(20_000, sides=[512], margin=64, grid=16)
+large_fields = times_seen(20_000)
+print(f"512 px: {small_fields:.2f}, {spans(20_000)[0].side} px: {large_fields:.2f}")
+
+# %% [markdown]
+# Fields of 512 px, which the recorded run used, show the network each pixel 1.77 times. Heads that do not normalise over
+# the field ({term}`LayerNorm` instead of {term}`GroupNorm`) also work on larger fields: of 1,568 px, each pixel is seen
+# 1.38 times, so the network has 22% less to do.
+
+# %% tags=["hide-input"]
+check("20,000", large["side_px"])
+check("1.03", in_memory["float32"])
+check("1.75", in_memory["bfloat16"])
+check("0.56", from_file_to_files)
+check("1.77", small_fields)
+check("1.38", large_fields)
+check("1,568", spans(20_000)[0].side)
+check("22%", 1 - large_fields / small_fields)
+assert throughput["device"] == large["device"], "both speeds are of one thread"
+assert 0.28 < from_file_to_files / in_memory["bfloat16"] < 0.38, "about a third"
+
+# %% [markdown]
+# ## Where the time goes
+#
+# A timer of four lines is enough to find out. `seconds` collects what each `with` block takes:
+
+# %%
+seconds = {}
+
+
+@contextmanager
+def timed(stage):
+    began = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - began
+
+
+# %% [markdown]
+# The image for the test is a mosaic of four synthetic tissues, 1,024 px wide, saved as a PNG file. Then the stages of
+# `nucseg predict`, one after the other: read the file, run the network, decode its {term}`target maps` into nuclei,
+# measure and outline each nucleus, and write the files.
+
+# %%
+tiles = [dataset[i].image for i in (0, 8, 16, 24)]
+mosaic = np.concatenate(
+    [np.concatenate(tiles[:2], 1), np.concatenate(tiles[2:], 1)]
+)
+folder = tempfile.TemporaryDirectory()
+path = Path(folder.name) / "mosaic.png"
+Image.fromarray(mosaic).save(path)
+
+segmenter = Segmenter([model], engine="torch")
+how = segmenter.decoding()
+segmenter.maps([mosaic[:256, :256]], model)  # the first call prepares the network
+with timed("read"), open_slide(path) as slide:
+    image = slide.read(0, 0, *slide.shape)
+with timed("network"):
+    [maps] = segmenter.maps([image], model)
+with timed("decode"):
+    labels = decode(
+        maps, how.threshold, how.ridge, segmenter.smallest(), segmenter.smooth()
+    )
+with timed("measure"):
+    block = export.Block(0, 0, labels, labels.max())
+    table, features, rois = export.export_block(block, slide, "mosaic")
+with timed("write"):
+    export.write_labels(path.with_suffix(".tif"), labels, labels.max())
+    table.to_csv(path.with_suffix(".csv"), index=False)
+    path.with_suffix(".geojson").write_text(json.dumps(features))
+
+# %% mystnb={"image": {"alt": "One horizontal bar, stacked from the seconds of five stages: read, network, decode, measure and write. The network has the longest part."}, "figure": {"caption": "The stages of one image of 1,024 px on the machine that built this page, one after the other, on the CPU.", "name": "fig-archive-stages"}}
+archive.plot_stages(seconds)
+plt.show()
+
+# %% [markdown]
+# On a CPU the network takes the longest. That is what a faster engine, a lower precision or a GPU can shorten; the other
+# stages stay as they are, and so limit what can be gained. If the network ran in no time at all, the image would still
+# need the rest. `nucseg predict` therefore overlaps the stages: a thread reads the next fields while the network works
+# on the current ones, and nuclei are cut out of the rows that are complete.
+
+# %% tags=["hide-input"]
+folder.cleanup()
+check("1,024", image.shape[0])
+assert list(seconds) == ["read", "network", "decode", "measure", "write"]
+assert max(seconds, key=seconds.get) == "network", "the network takes the longest"
+assert len(table) == labels.max() == len(features) > 100
+
+# %% [markdown]
+# ## Memory against size
+#
+# An image that is segmented in memory, as `nucseg.segment` does, needs arrays of its full size: the image, the two
+# {term}`target maps` in steps of 1/255, and the {term}`label map`. Their types give the bytes per pixel:
+
+# %%
+arrays = {
+    "image": 3 * np.uint8().nbytes,
+    "maps": 2 * np.uint8().nbytes,
+    "labels": np.int32().nbytes,
+}
+bytes_per_pixel = sum(arrays.values())
+
+
+def gibibytes(side_px):
+    return bytes_per_pixel * side_px**2 / 2**30
+
+
+print(
+    arrays,
+    f"20,000 px: {gibibytes(20_000):.2f} GiB, 100,000 px: {gibibytes(100_000):.1f} GiB",
+)
+
+# %% [markdown]
+# At 9 bytes per pixel, an image of 20,000 px needs 3.35 GiB before the network has run, and a slide of 100,000 px
+# 83.8 GiB. `nucseg predict` keeps the maps and the labels in files instead, and reads them window by window. Its memory
+# depends on the size of a field and of a block, not on the image: the recorded peak at 20,000 px is 1.39 GiB.
+
+# %% mystnb={"image": {"alt": "Memory in GiB against the side of the image in pixels, both logarithmic. A straight line for whole images in memory rises to over 80 GiB at 100,000 pixels; a point at 20,000 pixels marks the measured peak of nucseg predict, below the line."}, "figure": {"caption": "Memory against size: the line is arithmetic for arrays held whole, the point was measured.", "name": "fig-archive-memory"}}
+archive.plot_memory(bytes_per_pixel, {large["side_px"]: large["peak_memory_gib"]})
+plt.show()
+
+# %% tags=["hide-input"]
+check("9", bytes_per_pixel)
+check("3.35", gibibytes(20_000))
+check("83.8", gibibytes(100_000))
+check("20,000", large["side_px"])
+check("100,000", 100_000)
+check("1.39", large["peak_memory_gib"])
+assert large["peak_memory_gib"] < gibibytes(large["side_px"]) / 2, (
+    "less than half of the arrays"
+)
+
+# %% [markdown]
+# ## The arithmetic of an archive
+#
+# What an archive needs follows from four numbers: how many slides, how many megapixels of tissue on each, how fast they
+# are segmented, and how many bytes a megapixel of results takes. The first two are assumptions: 11,000 slides, with
+# 1 cm² of tissue each, at 0.25 µm/px. Empty glass is skipped, so only tissue counts. The other two are measured.
+
+# %%
+slides = 11_000
+tissue_megapixels = (10_000 / 0.25) ** 2 / 1e6  # 10 mm = 10,000 µm
+
+
+def hours(megapixels_per_second, workers=1):
+    """Hours for the archive, shared by workers that each reach this speed."""
+    return slides * tissue_megapixels / megapixels_per_second / workers / 3600
+
+
+core_hours = hours(from_file_to_files)
+print(f"{tissue_megapixels:,.0f} megapixels a slide, {core_hours:,.0f} core hours")
+
+# %% [markdown]
+# At the recorded speed of one thread from file to files, the archive takes 8,754 core hours: a year of one core, or
+# 8.8 hours on 1,000 cores. The table repeats the calculation for each recorded speed; those in memory leave out the
+# files, so they are a bound, not a plan. No GPU has been measured for this book. A GPU's hours follow from the same
+# function as soon as `benchmarks.engines` has recorded its speed.
+
+# %%
+speeds = archive.recorded_speeds(results)
+archive.budget(speeds.assign(hours=hours(speeds["megapixels_a_second"])))
+
+# %% [markdown]
+# Storage follows in the same way, from the sizes of the files that the recorded run left:
+
+# %%
+mebibytes = pd.Series(large["files_mib"]).drop(["large.json", "summary.csv"])
+mebibytes.index = mebibytes.index.str.removeprefix("large.")
+per_megapixel = mebibytes / (large["side_px"] ** 2 / 1e6)
+tebibytes = slides * tissue_megapixels * per_megapixel / 2**20
+tebibytes.round(2).to_frame("TiB for the archive")
+
+# %% [markdown]
+# All five outputs take 8.18 TiB, and the outlines as GeoJSON are 59% of it. The label maps and the tables alone take
+# 0.87 TiB, and everything else can be made from the label maps later: `nucseg predict` adds missing outputs without
+# running the network again. The image on which these sizes were measured is full of nuclei, 78,018 of them, so sparser
+# tissue takes less.
+
+# %% tags=["hide-input"]
+check("11,000", slides)
+check("8,754", core_hours)
+check("8.8", hours(from_file_to_files, 1_000))
+check("1,000", 1_000)
+check("8.18", tebibytes.sum())
+check("59%", tebibytes["geojson"] / tebibytes.sum())
+check("0.87", tebibytes["labels.tif"] + tebibytes["nuclei.csv"])
+check("78,018", large["nuclei"])
+assert abs(core_hours / (24 * 365) - 1) < 0.01, "a year of one core"
+assert not any(
+    "CPU" not in device for device in (throughput["device"], large["device"])
+), "no GPU"
+
+# %% [markdown]
+# ## The line that runs it
+#
+# Images are independent of each other, so the work can be divided without any of the jobs talking to another. On a
+# cluster with Slurm, this is the whole program:
+#
+# ```bash
+# nucseg predict slides --recursive --out segmented --outputs labels,csv --on slurm --jobs 500 --slurm cluster.toml
+# ```
+#
+# The file `cluster.toml` says what each job asks of the cluster:
+
+# %%
+cluster = """
+[slurm]
+partition = "cpu"
+cpus = 4
+memory = "8G"
+time = "8:00:00"
+setup = ["module load python"]
+"""
+slurm_options(table=tomllib.loads(cluster)["slurm"])
+
+# %% [markdown]
+# These are the options that [submitit](https://github.com/facebookincubator/submitit) passes on to Slurm, as one job
+# array. With 500 jobs of 4 cores, the archive takes 4.4 hours if four threads are four times as fast as one. For GPUs,
+# write `gpus = 1` and ask for as many jobs as the cluster has cards.
+#
+# Each job begins with its own share of the images, every 500th, and then helps with what the others have not finished:
+
+# %%
+names = [f"slide_{number:05d}.svs" for number in range(slides)]
+jobs = 500
+shares = [names[k::jobs] for k in range(jobs)]
+
+# %% [markdown]
+# Each share has 22 slides. No scheduler of our own is involved, and nothing is lost on the way:
+#
+# - **One image, one process.** A process locks the image that it works on, and the others skip it.
+# - **Finished work is skipped**, so the same command continues after a failure, or adds new slides.
+# - **A killed job resumes.** If Slurm preempts a job or its time is over, it is queued again. Its image continues after
+#   the last complete row of fields.
+# - **The command may be stopped.** It shows a table of what is running, waiting, finished and failed. The jobs do not
+#   need it; run it again to watch.
+# - **Failures have names.** A slide that cannot be read does not stop the others. It is listed at the end with its log.
+#
+# On one machine, `--on local --jobs 4` does the same with processes. `nucseg search`, `cross-validate` and `reproduce`
+# take the same options for training runs, and give the scores of a single process.
+
+# %% tags=["hide-input"]
+check("4.4", hours(from_file_to_files, 500 * 4))
+check("22", len(shares[0]))
+assert {len(share) for share in shares} == {22}
+assert sorted(name for share in shares for name in share) == names, (
+    "every slide once"
+)
+
+# %% [markdown]
+# ## Summary
+#
+# - Megapixels per second is the speed to compare: one thread reaches 0.56 from file to files, and more in memory.
+# - On a CPU the network takes the longest, and overlap between fields makes it see each pixel more than once.
+# - Memory need not grow with the image: maps and labels in files keep a whole slide within 1.39 GiB.
+# - Hours and storage of an archive follow from two measured numbers and two assumptions; state both.
+# - One command divides the work, skips what is finished, resumes what was interrupted, and names what failed.
+
+# %% tags=["hide-input"]
+check("0.56", from_file_to_files)
+check("1.39", large["peak_memory_gib"])
+
+# %% [markdown]
+# ## Exercises
+
+# %% [markdown]
+# ```{exercise} A bound
+# :label: ex-archive-bound
+# Someone measures the network alone on a new GPU and multiplies by the pixels of an archive. Why is the result too small?
+# ```
+
+# %% [markdown]
+# ```{solution} ex-archive-bound
+# :class: dropdown
+# Fields overlap, so the network sees each pixel more than once. Reading, decoding, measuring and writing take time too,
+# and on a fast GPU they take most of it.
+# ```
+
+# %% [markdown]
+# ```{exercise} Which files to keep
+# :label: ex-archive-files
+# You want the density of nuclei of each slide, and may later look at some slides in QuPath. Which outputs do you ask for?
+# ```
+
+# %% [markdown]
+# ```{solution} ex-archive-files
+# :class: dropdown
+# `--outputs labels,csv`. The table has the nuclei, the summary their density. For the few slides that you open later, run
+# the command again with `--outputs geojson`: the outlines are made from the label maps, without the network.
+# ```
+
+# %% [markdown]
+# ```{exercise} A day and eight GPUs
+# :label: ex-archive-gpus
+# How fast must one GPU be, in megapixels per second, so that eight of them finish the archive of this chapter in a day?
+# ```
+
+# %% [markdown]
+# ```{solution-start} ex-archive-gpus
+# :class: dropdown
+# ```
+
+# %%
+needed = slides * tissue_megapixels / (8 * 24 * 3600)
+print(f"{needed:.1f} megapixels per second and GPU")
+assert abs(hours(needed, workers=8) - 24) < 1e-9
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+
+# %% [markdown]
+# ```{exercise} The price of glass
+# :label: ex-archive-glass
+# A scanned slide has 4800 megapixels, a third of which is tissue. How many core hours of the archive does skipping the
+# glass save, if glass took as long as tissue?
+# ```
+
+# %% [markdown]
+# ```{solution-start} ex-archive-glass
+# :class: dropdown
+# ```
+
+# %%
+whole = slides * 4800 / from_file_to_files / 3600
+saved = whole - core_hours
+print(f"{saved:,.0f} core hours, {saved / whole:.0%} of all")
+assert abs(saved / whole - 2 / 3) < 1e-9  # 1600 of 4800 megapixels are tissue
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+
+# %% [markdown]
+# ```{exercise} Fields and margins
+# :label: ex-archive-margins
+# Fields of 1568 px keep a margin of 112 px on each side. How often does the network see a pixel of a side of 20000 px if
+# the margin is halved, and what might that cost?
+# ```
+
+# %% [markdown]
+# ```{solution-start} ex-archive-margins
+# :class: dropdown
+# ```
+
+# %%
+halved = times_seen(20_000, sides=[1568], margin=56)
+print(f"usual margin: {large_fields:.2f}, half of it: {halved:.2f}")
+# cheaper, but pixels near a core's border see less of their surroundings
+assert halved < large_fields
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+
+# %% [markdown]
+# ```{exercise} Too many jobs
+# :label: ex-archive-jobs
+# Each job spends 20 seconds on loading PyTorch and the network before it starts. From how many jobs of one core on does
+# starting take more than a hundredth of a job's time?
+# ```
+
+# %% [markdown]
+# ```{solution-start} ex-archive-jobs
+# :class: dropdown
+# ```
+
+# %%
+start_hours = 20 / 3600
+limit = 0.01 / 0.99 * core_hours / start_hours  # start / (start + work) = 0.01
+print(f"{limit:,.0f} jobs: more than one for each slide")
+assert limit > slides
+assert abs(start_hours / (start_hours + core_hours / limit) - 0.01) < 1e-9
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+
+# %% [markdown]
+# ## Further reading
+#
+# - {cite:t}`zhang2023mobilesam` explain why MobileSAM's encoder is small enough for a CPU.
+# - {doc}`../export` writes the network for other programs and engines; {doc}`../cli` lists all options of the commands.
+# - The [documentation of Slurm](https://slurm.schedmd.com/job_array.html) explains job arrays.
