@@ -27,12 +27,16 @@ TISSUE_LINE = (0, 114, 178)  # blue of Okabe & Ito
 
 @dataclass(frozen=True)
 class Block:
-    """The nuclei of one block: ``labels``, an (h, w) window of the label map at ``top``, ``left``, holds no others."""
+    """The nuclei of one block: ``labels``, an (h, w) window of the label map at ``top``, ``left``, holds no others.
+
+    ``confidence``: (count,), 0..1, the probability that each is a nucleus, in the order of their ids; None if unknown.
+    """
 
     top: int
     left: int
     labels: np.ndarray
     count: int
+    confidence: np.ndarray | None = None
 
 
 def write_labels(path: Path, labels: Any, count: int, um_per_px: float | None = None) -> None:
@@ -104,6 +108,8 @@ def export_block(block: Block, slide: Slide, key: str) -> tuple[pd.DataFrame, li
     table = measure(block.labels, image)
     table["centroid_x_px"] += block.left
     table["centroid_y_px"] += block.top
+    if block.confidence is not None:
+        table["confidence"] = block.confidence
     features, rois = [], []
     shown: dict[int, dict[str, float]] = in_um(table, slide.um_per_px).set_index("id").to_dict("index")  # type: ignore
     for nucleus, polygons in nuclei_rings(block.labels, block.top, block.left):

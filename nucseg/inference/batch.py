@@ -228,6 +228,7 @@ def _settings(job: Job, segmenter: Segmenter) -> dict[str, Any]:
         "adapters_sha256": [model.adapter_sha256 for model in segmenter.models],
         **segmenter.options(),
         **{name: getattr(segmenter.decoding(), name) for name in ("threshold", "ridge", "min_confidence")},
+        **({"object_confidence": True} if segmenter.decoding().classifier else {}),
         "min_area": segmenter.smallest(),
         "nucseg": nucseg.__version__,
     }
@@ -265,7 +266,7 @@ def _complete(
             filled = stack.enter_context(closing(ahead(rows, 0)))  # the network runs on while nuclei are cut out
             blocks: Iterable[export.Block] = segmenter.label_blocks(labels.maps, labels, filled=filled)
         else:
-            blocks = known_blocks(labels)
+            blocks = _with_confidence(known_blocks(labels), job, out, about or {})
         written, areas = _write(slide, todo, out, labels, blocks, tissue, settings, before, written_before)
     count = len(areas) if about is None else about["nuclei"]
     if unknown is not None and slide.um_per_px is None:
@@ -286,6 +287,22 @@ def _complete(
     about = sealed(about | {"files": recorded(about) | written})
     write_json(job.record(out), about, replace=todo.about is not None)
     return about
+
+
+def _with_confidence(
+    blocks: Iterable[export.Block], job: Job, out: Path, about: dict[str, Any]
+) -> Iterator[export.Block]:
+    """Add the nuclei's confidence from the table that was written before, if it is still there, else NaN."""
+    if not about.get("object_confidence"):
+        yield from blocks
+        return
+    path, hashes = job.target(out, ENDINGS["csv"]), recorded(about)
+    known = pd.Series(dtype=float)
+    if "csv" in hashes and path.is_file() and sha256(path) == hashes["csv"]:
+        known = pd.read_csv(path, index_col="id")["confidence"]
+    for block in blocks:
+        ids = np.unique(block.labels[block.labels > 0])
+        yield replace(block, confidence=known.reindex(ids).to_numpy(float))
 
 
 def _state(work: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -370,7 +387,7 @@ def _write(
         parts = {name: job.work(out) / f"new{ENDINGS[name]}" for name in todo.missing}
         for part in parts.values():
             stack.callback(part.unlink, missing_ok=True)
-        tables = _Tables(parts, slide, _key(settings), stack)
+        tables = _Tables(parts, slide, _key(settings), "object_confidence" in settings, stack)
         for block in blocks:
             areas.append(tables.add(block))
         tables.finish()
@@ -396,14 +413,15 @@ def _key(settings: dict[str, Any]) -> str:
 class _Tables:
     """The table, the GeoJSON file and the ROI zip, each written block by block."""
 
-    def __init__(self, parts: dict[str, Path], slide: Slide, key: str, stack: ExitStack):
+    def __init__(self, parts: dict[str, Path], slide: Slide, key: str, confidence: bool, stack: ExitStack):
         self.parts, self.slide, self.key, self.empty = parts, slide, key, True
         self.geojson: IO[str] | None = None
         self.zip: zipfile.ZipFile | None = None
         if "rois" in parts:
             self.zip = stack.enter_context(zipfile.ZipFile(parts["rois"], "w", zipfile.ZIP_DEFLATED))
         if "csv" in parts:
-            head = measure.in_um(pd.DataFrame(columns=measure.COLUMNS, dtype=float), slide.um_per_px)
+            columns = measure.COLUMNS + (["confidence"] if confidence else [])
+            head = measure.in_um(pd.DataFrame(columns=columns, dtype=float), slide.um_per_px)
             head.to_csv(parts["csv"], index=False)
         if "geojson" in parts:
             self.geojson = stack.enter_context(parts["geojson"].open("w", encoding="utf-8"))

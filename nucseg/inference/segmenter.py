@@ -318,17 +318,17 @@ class Segmenter:
                     continue
                 part = part.astype(np.float32) / 255
                 found = labels_from(part, how.threshold, smallest, how.ridge, smooth)
-                found, _ = how.select(found, part, scale)
+                found, confidence = how.select(found, part, scale)
                 core = (top - y, min(top + block, height) - y, left - x, min(left + block, width) - x)
                 own = _owned(found, core)
                 taken = np.asarray(labels[window])
                 own[taken > 0] = 0  # if two blocks divide a clump differently, the first one wins
-                own = renumber(own, smallest, count + 1)
-                new = len(np.unique(own)) - bool((own == 0).any())
-                if new:
+                old, own = own, renumber(own, smallest, count + 1)
+                old = np.unique(old[own > 0])  # in the order of the new numbers
+                if len(old):
                     labels[window] = np.where(own > 0, own, taken)
-                    count += new
-                    yield Block(y, x, own, new)
+                    count += len(old)
+                    yield Block(y, x, own, len(old), confidence[old - 1] if how.classifier else None)
 
 
 def segment(

@@ -26,6 +26,8 @@ from nucseg.errors import Busy, InputError
 from nucseg.files import only_one
 from nucseg.images.polygons import read_geojson, read_rois
 from nucseg.inference.batch import Scratch, predict_files
+from nucseg.inference.confidence import FEATURES, features, fit
+from nucseg.inference.decoding import Decoding
 from nucseg.inference.folder import Job, find_images
 from nucseg.inference.segmenter import Segmenter, load, segment
 from nucseg.model.network import build_model, save_model
@@ -96,6 +98,33 @@ def test_every_output_agrees_with_the_label_map(tmp_path, segmenter):
     rois = read_rois(out / "a.rois.zip", labels.shape)
     np.testing.assert_array_equal(rois, labels)
     assert np.asarray(Image.open(out / "a.overlay.png")).shape == image.shape
+
+
+def test_the_confidence_of_each_nucleus_is_written(tmp_path, segmenter):
+    image = slide(tmp_path / "a.png", shape=(260, 300))
+    maps = Dark()(None, [image], 1.0, None)[0]
+    labels = Decoding().cut(maps)
+    table = features(labels, maps)
+    large = table[:, FEATURES.index("log_area")] > np.median(table[:, FEATURES.index("log_area")])
+    tuned = Decoding(min_area=20.0, min_confidence=0.3, classifier=fit(table, large))
+    segmenter.models[0].decoding = tuned.to_dict()
+    how, out = Segmenter(segmenter.models), tmp_path / "out"
+    predict_files([tmp_path / "a.png"], out, how, ["labels", "csv", "geojson"], progress=False)
+    written = pd.read_csv(out / "a.nuclei.csv").set_index("id")["confidence"]
+    assert 0 < len(written) < labels.max() and written.min() >= 0.3 and written.max() <= 1
+    eight_bit = np.rint(maps * 255).astype(np.float32) / 255  # as the maps are kept
+    expected_labels, expected = tuned.decode(eight_bit, how.nucleus_scale())
+    found = tifffile.imread(out / "a.labels.tif")
+    for number in written.index:  # the same nuclei, whatever their numbers
+        theirs = np.unique(expected_labels[found == number])
+        assert len(theirs) == 1 and written[number] == pytest.approx(expected[theirs[0] - 1], abs=1e-5)
+    nuclei = json.loads((out / "a.geojson").read_text())["features"]
+    assert [n["properties"]["measurements"]["confidence"] for n in nuclei] == written.round(4).tolist()
+    # outputs that are added later take it from the table, since the maps are gone
+    (out / "a.geojson").unlink()
+    predict_files([tmp_path / "a.png"], out, how, ["labels", "csv", "geojson"], progress=False)
+    again = json.loads((out / "a.geojson").read_text())["features"]
+    assert sorted(n["properties"]["measurements"]["confidence"] for n in again) == sorted(written.round(4))
 
 
 def test_finished_images_are_skipped_and_other_settings_refused(tmp_path, segmenter, monkeypatch):
