@@ -383,10 +383,13 @@ def _add_reproduce(commands: Any) -> None:
             "clone of the repository and NuInsSeg. Run the same command again to resume; the book shows finished runs."
         ),
     )
-    parser.add_argument("--studies", default=",".join(STUDIES), help="studies to run, comma-separated (default: all)")
+    parser.add_argument("--studies", default="", help="studies to run, comma-separated (default: all of the budget)")
     parser.add_argument(
-        "--budget", default="", help="small: reduced studies for a CPU (default: full studies, for a GPU)"
+        "--budget",
+        default="",
+        help="small: reduced studies for a CPU; t4: for a free 12 GB card (default: full studies, for a GPU)",
     )
+    parser.add_argument("--dry-run", action="store_true", help="list the runs, with an estimate of the hours on a t4")
     _add_options(parser, preset=False)
     _add_launching(parser)
     parser.set_defaults(run=_reproduce)
@@ -403,6 +406,9 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     if unknown:
         raise InputError(f"Study {unknown[0]!r} is not known: choose from {', '.join(STUDIES)}.")
     results, code = results_folder(), 0
+    chosen = chosen or _with_budget(results.parent / "studies", arguments.budget)
+    if arguments.dry_run:
+        return _list_runs(results, chosen, arguments.budget, given)
     if arguments.on != "here":
         arguments.words += ["--base", base]  # auto is resolved here, not by each process
         if code := _launch(arguments, _reproduced(results, chosen, arguments, given), results):
@@ -413,6 +419,34 @@ def _reproduce(arguments: argparse.Namespace) -> int:
         path = results.parent / "studies" / f"{name}.toml"
         code = max(code, _run_study(path, out, arguments.budget, dict(given), arguments.root))
     return code
+
+
+def _with_budget(folder: Path, budget: str) -> list[str]:
+    """The studies that have a budget of this name; all of them for the full budget, ''."""
+    names = [name for name in STUDIES if (folder / f"{name}.toml").exists()]
+    found = [name for name in names if not budget or budget in read_toml(folder / f"{name}.toml").get("budget", {})]
+    if not found:
+        raise InputError(f"No study has a table [budget.{budget}]: choose small or t4, or leave --budget out.")
+    return found
+
+
+def _list_runs(results: Path, chosen: Sequence[str], budget: str, given: dict[str, Any]) -> int:
+    """Print the runs of several studies, and the estimated hours where the budget is one for a known card."""
+    from nucseg.studies import estimate, study
+    from nucseg.training.checkpoint import finished
+
+    for name in chosen:
+        todo = study.read_study(results.parent / "studies" / f"{name}.toml", budget, dict(given))
+        out = results / name / f"{Path(given['base']).stem}-{budget or 'full'}"
+        tasks = todo.tasks(out)
+        for config, folder in tasks:
+            state = "finished" if finished(config, folder) else f"{config.epochs} epochs at {config.size} px"
+            print(f"{folder.relative_to(results.parent).as_posix()}: {state}")
+        if budget in estimate.RATES:
+            hours = estimate.hours(tasks, budget)
+            rate = estimate.RATES[budget] / 1e12
+            print(f"{name}: about {hours:.1f} h on one card at {rate:.0f} TFLOP/s, by arithmetic; not measured")
+    return 0
 
 
 def _reproduced(

@@ -201,6 +201,19 @@ def test_reproduce_writes_the_studies_to_results(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "results" / "folds" / "random-small" / "plain-fold_1" / "run.json").exists()
     assert "results/folds/random-small" in capsys.readouterr().out
     assert main(["reproduce", "--studies", "best"]) == 2
+    assert main([*words, "--dry-run"]) == 0
+    assert "folds/random-small/plain-fold_1: finished" in capsys.readouterr().out
+    assert main(["reproduce", "--budget", "abacus", "--base", "random", "--dry-run"]) == 2
+    assert "[budget.abacus]" in capsys.readouterr().err
+
+
+def test_the_budget_for_a_free_card_lists_five_folds_with_an_estimate(monkeypatch, capsys):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.setattr("nucseg.studies.estimate.operations", lambda *_: 65e12 / 8 * 3600)  # an hour a run
+    assert main(["reproduce", "--budget", "t4", "--base", "offline", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "results/best/offline-t4/fold_1: 100 epochs at 1024 px" and len(lines) == 6
+    assert lines[-1] == "best: about 5.0 h on one card at 8 TFLOP/s, by arithmetic; not measured"
 
 
 @pytest.mark.parametrize(
