@@ -66,7 +66,7 @@ def of_sides(across: float | None, down: float | None, path: Path | None = None)
             Notice,
             stacklevel=3,
         )
-    return math.sqrt(across * down) if across > 0 and down > 0 else across
+    return round(math.sqrt(across * down), 6) if across > 0 and down > 0 else across
 
 
 def from_ome(text: str, shape: tuple[int, int], index: int = 0, path: Path | None = None) -> float | None:
