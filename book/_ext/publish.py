@@ -5,6 +5,7 @@ Nothing here needs a network.
 
 import html
 import io
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sphinx.application import Sphinx
 PHOTO = 0.35  # bytes per pixel of a PNG, from which on it holds a photograph
 CARD = "_static/tissue.jpg"  # a format that every site can show
 ZIP = "notebooks.zip"
+PICTURE = re.compile(r'<img\b[^>]*\bsrc="(?:\.\./)*_images/([^"]+)"[^>]*>')
 READ_ME = """The notebooks of the book, with the recorded results that they read.
 
     pip install jupyterlab "git+{url}"
@@ -57,6 +59,31 @@ def shrink(folder: Path) -> None:
         text = before = page.read_text(encoding="utf-8")
         for old, new in renamed.items():
             text = text.replace(old, new)
+        if text != before:
+            page.write_text(text, encoding="utf-8")
+
+
+def state_sizes(folder: Path) -> None:
+    """Give each picture of a built page its size, so that the text does not jump, and wide ones a class."""
+    sizes = {
+        path.name: Image.open(path).size
+        for path in (folder / "_images").glob("*")
+        if path.suffix in (".webp", ".png", ".jpg")
+    }
+
+    def with_size(tag: re.Match) -> str:
+        if tag[1] not in sizes or " width=" in tag[0]:
+            return tag[0]
+        width, height = sizes[tag[1]]
+        text = f'<img width="{width}" height="{height}"' + tag[0][len("<img") :]
+        if width > 1.2 * height:
+            text, found = re.subn(r'\bclass="', 'class="wide ', text)
+            text = text if found else text.replace("<img", '<img class="wide"')
+        return text
+
+    for page in folder.rglob("*.html"):
+        before = page.read_text(encoding="utf-8")
+        text = PICTURE.sub(with_size, before)
         if text != before:
             page.write_text(text, encoding="utf-8")
 
@@ -131,6 +158,7 @@ def publish(app: Sphinx, exception: Exception | None) -> None:
         return
     out, base = Path(app.outdir), app.config.html_baseurl
     shrink(out)
+    state_sizes(out)
     read_me = READ_ME.format(
         url=app.config.html_theme_options["repository_url"], pages=base
     )

@@ -319,6 +319,22 @@ class TestSmallPictures:
         assert page.read_text("utf-8") == '<img src="../_images/a.webp"><img src="../_images/b.svg">'
         assert sorted(p.name for p in (tmp_path / "_images").iterdir()) == ["a.webp", "b.svg"]
 
+    def test_a_picture_has_its_size_and_a_wide_one_a_class(self, publish, tmp_path):
+        (tmp_path / "_images").mkdir()
+        (tmp_path / "_images" / "a.png").write_bytes(self.png(np.zeros((50, 99), np.uint8)))
+        (tmp_path / "_images" / "b.png").write_bytes(self.png(np.zeros((99, 99), np.uint8)))
+        page = tmp_path / "x.html"
+        page.write_text(
+            '<img src="_images/a.png"><img class="c" src="_images/a.png"><img src="_images/b.png">', "utf-8"
+        )
+        publish.state_sizes(tmp_path)
+        publish.state_sizes(tmp_path)
+        assert page.read_text("utf-8") == (
+            '<img class="wide" width="99" height="50" src="_images/a.png">'
+            '<img width="99" height="50" class="wide c" src="_images/a.png">'
+            '<img width="99" height="99" src="_images/b.png">'
+        )
+
     def test_the_zip_file_holds_the_notebooks_with_what_they_read(self, publish, tmp_path):
         publish.zip_notebooks(ROOT, tmp_path / "n.zip", "how to")
         with zipfile.ZipFile(tmp_path / "n.zip") as archive:
