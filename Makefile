@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: install book test pages lint sync links clean help
+.PHONY: install book pdf test pages lint sync links clean help
 
 help:           ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -21,6 +21,10 @@ install: $(READY) ## make .venv with all that the book, the tests and the comman
 
 book: $(READY)  ## build the book into book/_build/html, warnings and broken links as errors
 	$(BIN)/python book/build.py
+
+pdf: $(READY)   ## print the built book as one PDF; needs Chromium
+	$(BIN)/python -m pip install --quiet --config-settings editable_mode=compat --editable '.[pdf]'
+	$(BIN)/python book/pdf.py
 
 test: $(READY)  ## run the tests on all cores
 	$(BIN)/python -m pytest --numprocesses auto --ignore=tests/book/test_pages.py

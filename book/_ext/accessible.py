@@ -18,6 +18,9 @@ _REPAIRS = (
         '<div class="citation-list">',
     ),
 )
+# header cells say what they head: their column, or in the body of a table their row
+_PARTS = re.compile(r"<(thead|tbody)\b.*?</\1>", re.DOTALL)
+_HEADER = re.compile(r"<th\b(?![^>]*\bscope=)")
 _SIGNATURE = re.compile(r'<dt class="sig.*?</dt>', re.DOTALL)
 
 
@@ -34,11 +37,17 @@ def _lines(signature: re.Match) -> str:
     return text
 
 
+def _scopes(part: re.Match) -> str:
+    """Give each header cell of a table's head or body its scope."""
+    scope = "col" if part[1] == "thead" else "row"
+    return _HEADER.sub(f'<th scope="{scope}"', part[0])
+
+
 def repair(html: str) -> str:
     """Return the repaired page; a page that is already repaired is unchanged."""
     for pattern, replacement in _REPAIRS:
         html = pattern.sub(replacement, html)
-    return _SIGNATURE.sub(_lines, html)
+    return _PARTS.sub(_scopes, _SIGNATURE.sub(_lines, html))
 
 
 def repair_all(app: Sphinx, exception: Exception | None) -> None:

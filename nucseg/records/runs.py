@@ -38,7 +38,7 @@ def results_folder(start: str | Path = ".") -> Path:
     """
     start = Path(start).resolve()
     for folder in (start, *start.parents):
-        if (folder / "results").is_dir() and (folder / "nucseg").is_dir():
+        if (folder / "results").is_dir() and any((folder / name).is_dir() for name in ("nucseg", "book")):
             return folder / "results"
     raise InputError("No 'results' folder here or above: clone the repository, which holds the recorded runs.")
 

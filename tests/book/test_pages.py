@@ -3,6 +3,7 @@
 Skipped where the book is not built or there is no Chromium; ``make pages`` runs it after ``make book``.
 """
 
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,19 @@ OVERFLOWING = """() => {
   const items = [...document.querySelectorAll('article :is(table, figure, img, svg, .nucseg-browser)')];
   return [...new Set(items.filter(item => item.checkVisibility()).map(fault).filter(Boolean))];
 }"""
+
+# What paper would cut: things that stick out of the page, or that a box hides in part, as nothing scrolls there.
+CUT = """() => {
+  const cut = e => {
+    if (e.getBoundingClientRect().right > innerWidth + 1) return true;
+    for (let box = e; box && !box.matches('article'); box = box.parentElement)
+      if (getComputedStyle(box).overflowX !== 'visible' && box.scrollWidth > box.clientWidth + 1) return true;
+    return false;
+  };
+  const items = [...document.querySelectorAll('article :is(table, figure, img, svg, pre, math)')];
+  return items.filter(e => e.checkVisibility() && cut(e)).map(e => e.outerHTML.slice(0, 120));
+}"""
+A4 = 673  # px between the margins
 
 
 def violations(page) -> list[str]:
@@ -89,6 +103,37 @@ def test_a_page_fits_a_phone(visit, path):
 @pytest.mark.parametrize("path", PAGES)
 def test_tables_and_figures_stay_within_their_containers(visit, path, width):
     assert visit((HTML / path).as_uri(), width=width).evaluate(OVERFLOWING) == []
+
+
+@the_book
+@pytest.mark.parametrize("path", PAGES)
+def test_on_paper_nothing_is_cut_and_no_sidebar_is_in_the_way(visit, path):
+    page = visit((HTML / path).as_uri(), width=A4)
+    page.emulate_media(media="print")
+    assert page.evaluate(CUT) == []
+    assert page.evaluate("[...document.querySelectorAll('.bd-sidebar')].some(e => e.checkVisibility())") is False
+
+
+@the_book
+@pytest.mark.parametrize("path", PAGES)
+def test_header_cells_have_a_scope_and_pictures_are_small(path):
+    html = (HTML / path).read_text(encoding="utf-8")
+    assert not re.findall(r"<th\b(?![^>]*\bscope=)[^>]*>", html)
+    pictures = {HTML / "_images" / name for name in re.findall(r'src="[^"]*_images/([^"]+)"', html)}
+    assert sum(picture.stat().st_size for picture in pictures) < 1.5e6
+
+
+@the_book
+def test_search_engines_and_other_sites_find_what_they_look_for():
+    sitemap = (HTML / "sitemap.xml").read_text(encoding="utf-8")
+    base = re.findall("<loc>(https://.*/)intro.html</loc>", sitemap)[0]
+    made = ("genindex.html", "py-modindex.html", "search.html")
+    assert {p.removeprefix(base) for p in re.findall("<loc>(.*)</loc>", sitemap)} == set(PAGES) - set(made)
+    for path in set(PAGES) - set(made):
+        html = (HTML / path).read_text(encoding="utf-8")
+        card = dict(re.findall(r'<meta property="og:(\w+)" content="([^"]*)"', html))
+        assert card["url"] == base + path and card["title"] and len(card["description"]) > 20, path
+        assert (HTML / card["image"].removeprefix(base)).exists()
 
 
 @the_book
@@ -172,6 +217,22 @@ class TestTheChecks:
         style = f"@media (prefers-color-scheme: {scheme}) {{ body {{ background: {back} }} p {{ color: {pale} }} }}"
         page = visit(write(f"<style>{style}</style><p>some words</p>"), dark=dark)
         assert any("color-contrast: ['p']" in line for line in violations(page))
+
+    @pytest.mark.parametrize(
+        ("body", "n"),
+        [
+            (WIDE, 1),
+            (f'<div style="overflow-x: auto">{WIDE}</div>', 1),
+            ('<pre style="overflow: hidden; width: 50px">incomprehensibilities</pre>', 1),
+            (f"<style>@media print {{ svg {{ max-width: 100% }} }}</style>{WIDE}", 0),
+            (f"<style>@media print {{ svg {{ display: none }} }}</style>{WIDE}", 0),
+            ("<table><tr><td>x</td></tr></table><pre>x</pre>", 0),
+        ],
+    )
+    def test_what_paper_cuts_is_found(self, visit, write, body, n):
+        page = visit(write(body), width=A4)
+        page.emulate_media(media="print")
+        assert len(page.evaluate(CUT)) == n
 
     @pytest.mark.parametrize("width", [390, 768, 1280])
     @pytest.mark.parametrize(
