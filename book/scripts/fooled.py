@@ -212,9 +212,11 @@ truth = pairs[2][0]
 half = np.where(truth % 2, truth, 0)  # every second nucleus
 above = true["aji_matched_only"] > true["iou"]
 print(
-    f"without half of the nuclei: {matched_only(truth, half):.3f} instead of {score(truth, half).aji:.3f}"
+    "without half of the nuclei:",
+    matched_only(truth, half),
+    round(score(truth, half).aji, 3),
 )
-print(f"images with an AJI above the IoU: {above.sum()} of {len(above)}")
+print("images with an AJI above the IoU:", above.sum(), "of", len(above))
 
 # %% tags=["hide-input"]
 seen["AJI, matched only"] = lenient, true["aji"].mean()
@@ -453,7 +455,7 @@ assert len(pq) == 20 and on_test.max() > on_test[on_val.argmax()]
 #
 # Here is what the mistakes print, beside the truth. Together they could turn an average system into a record:
 
-# %% mystnb={"figure": {"caption": "What each mistake prints, and the true value of the same predictions or models.", "name": "fig-fooled-printed"}, "image": {"alt": "Six rows with two marks each, the true score and the printed one. Binary masks and the AJI over matched nuclei add about 0.2, carried weights, choosing on the test part and Dice with background about 0.05 each."}}
+# %% mystnb={"figure": {"caption": "What each mistake prints, and the true value of the same predictions or models.", "name": "fig-fooled-printed"}, "image": {"alt": "Six rows with two marks each, the true score and the printed one. Binary masks and the AJI over matched nuclei add most, about a fifth of the scale; carried weights, choosing on the test part and Dice with background add about a quarter of that."}}
 table = pd.DataFrame(seen, index=["printed", "true"]).T
 plot_printed(table)
 plt.show()
@@ -481,34 +483,40 @@ assert gift.max() < 0.25 and gift["Dice with background"] < 0.06
 # - A jump that looks like a record deserves an hour of doubt.
 #
 # ## Exercises
-#
+
+# %% [markdown]
 # ```{exercise} Which mistake?
 # :label: ex-fooled-which
 # A table has the same value for AJI, PQ and IoU in every row. What happened?
 # ```
-#
+
+# %% [markdown]
 # ```{solution} ex-fooled-which
 # :class: dropdown
 # Binary masks were given to AJI and PQ. With one object in truth and in prediction, both are the IoU of the foreground (PQ if
 # it is above one half, else 0).
 # ```
-#
+
+# %% [markdown]
 # ```{exercise} Does the loss show it?
 # :label: ex-fooled-loss
 # Training loss and validation Dice improve over the epochs. Which of the six mistakes does this rule out?
 # ```
-#
+
+# %% [markdown]
 # ```{solution} ex-fooled-loss
 # :class: dropdown
 # None. With LoRA under `no_grad` the head still learns, weights that were carried over start low and fall further, and the
 # others do not touch the training at all.
 # ```
-#
+
+# %% [markdown]
 # ```{exercise} Accuracy
 # :label: ex-fooled-accuracy
 # Compute the share of pixels that are classified correctly, for the predictions and for a prediction that finds nothing.
 # ```
-#
+
+# %% [markdown]
 # ```{solution-start} ex-fooled-accuracy
 # :class: dropdown
 # ```
@@ -522,12 +530,14 @@ assert empty > 0.5  # more than half of the pixels are background
 # %% [markdown]
 # ```{solution-end}
 # ```
-#
+
+# %% [markdown]
 # ```{exercise} The order of the folds
 # :label: ex-fooled-order
 # Run the folds in reverse order with weights carried over. Which fold is right now?
 # ```
-#
+
+# %% [markdown]
 # ```{solution-start} ex-fooled-order
 # :class: dropdown
 # ```
@@ -546,12 +556,14 @@ assert (
 # %% [markdown]
 # ```{solution-end}
 # ```
-#
+
+# %% [markdown]
 # ```{exercise} How many looks?
 # :label: ex-fooled-looks
 # With twice as many test images, what is left of the gift of the best of twenty? Use all ten images of `pq` as the test part.
 # ```
-#
+
+# %% [markdown]
 # ```{solution-start} ex-fooled-looks
 # :class: dropdown
 # ```
@@ -566,7 +578,8 @@ assert on_ten.max() - on_ten.mean() < on_test.max() - on_test.mean()
 # %% [markdown]
 # ```{solution-end}
 # ```
-#
+
+# %% [markdown]
 # ## Further reading
 #
 # - {cite:t}`kumar2017aji` define AJI, {cite:t}`kirillov2019panoptic` PQ.

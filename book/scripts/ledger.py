@@ -11,7 +11,7 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 #
 # ```{admonition} In this chapter
 # :class: objectives
-# **You will find** every claim by its number, and see how a page of text can be held against what cells compute.
+# **You will learn** to number claims so that each can be looked up, and to hold a page of text against what cells compute.
 #
 # **You need**: {doc}`report` for the report's tables. **Time**: to look up; 10 seconds to run.
 # ```
@@ -23,12 +23,18 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # folder `book/reference`, from recorded runs or from the architecture.
 
 # %%
+from IPython.display import Markdown
+
+from nucseg.records.provenance import provenance_note
 from nucseg.records.runs import results_folder
 from nucseg.viz.chapters.ledger import Ledger, quoted
 
 book = results_folder().parent / "book"
 ledger = Ledger.read(book / "reference" / "claims.csv")
 ledger.table["verdict"].value_counts().to_frame()
+
+# %%
+Markdown(provenance_note())
 
 # %% [markdown]
 # ## How the wording is held
