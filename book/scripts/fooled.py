@@ -4,8 +4,8 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # %% [markdown]
 # # Six ways to fool oneself
 #
-# A score that looks like a record is more often a mistake than a record. Here are six common ones, all on the same
-# predictions: three in how a score is computed, two in how a model is trained, one in how it is chosen. Each takes one line.
+# A score that looks like a record is more often a mistake than a record. Here are six common ones, all on the same ten
+# images: three in how a score is computed, two in how a model is trained, one in how it is chosen. Each takes one line.
 #
 # ## Overview
 #
@@ -129,7 +129,7 @@ assert (true["nuclei_true"] > 1).all(), (
 # (fooled-background)=
 # ## Dice averaged with the background
 #
-# Libraries for semantic segmentation average a score over the classes, and background is a class. In images of nuclei it is
+# Libraries for semantic segmentation often average a score over the classes, and background is a class. In images of nuclei it is
 # the larger and the easier one:
 
 
@@ -290,10 +290,10 @@ plt.show()
 
 # %% [markdown]
 # It prints a mean Dice of 0.92; with new weights it is 0.86. How large the gift is depends on how well the model remembers: this
-# one has ten thousand weights for 480 pixels. A short training may gain nothing, which makes the mistake no better.
+# one has nearly ten thousand weights for 480 pixels. A short training may gain nothing, which makes the mistake no better.
 #
-# **How to notice:** the first fold is right, so the later ones look better than it whatever their images. Change the order of
-# the folds: the advantage stays in the later places. And compare the weights at the start of each fold:
+# **How to notice:** the first fold is right, and the gain sits in the later ones. Change the order of the folds: a gain that
+# moves with the place and not with the images is this mistake. And compare the weights at the start of each fold:
 
 
 # %%
@@ -548,10 +548,8 @@ for fold in range(5, 0, -1):
     test = [2 * fold - 2, 2 * fold - 1]
     fit(model, [i for i in range(10) if i not in test], steps=50)
     backwards[fold] = tested(model, test)
-print(backwards)
-assert (
-    backwards[1] > folds.loc[1, "carried over"]
-)  # the last one to run, so the one that gains
+print(backwards)  # fold 5 is right now, and fold 1, the last to run, is too good
+assert backwards[1] > folds.loc[1, "carried over"]
 
 # %% [markdown]
 # ```{solution-end}
