@@ -6,8 +6,6 @@ outlines as lines (SVG), which are sharp at any size, in the colours of `nucseg.
 dashed outlines mark split nuclei and mergers.
 """
 
-import base64
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,14 +16,15 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
-from PIL import Image
-from skimage.measure import approximate_polygon
 
 from nucseg.data.datasets import Sample
 from nucseg.errors import InputError
 from nucseg.instances import CHANNELS, components, decode
 from nucseg.metrics import Scores, errors, score
 from nucseg.viz import figures
+from nucseg.viz.explorers import lora_explorer as lora_explorer
+from nucseg.viz.explorers import watershed_explorer as watershed_explorer
+from nucseg.viz.svg import data_uri, outline_paths
 
 Item = tuple[Sample, np.ndarray]  # a sample and the target maps predicted for it
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -82,7 +81,7 @@ class Scene:
         rest = sample.stem.removeprefix(sample.tissue.replace(" ", "_")).strip("_ ")
         self.name = f"{sample.tissue} {rest or sample.stem}"
         self.box = f"0 0 {2 * maps.shape[2]} {2 * maps.shape[1]}"  # lines have coordinates in half pixels
-        self._truth = _lines(sample.labels)
+        self._truth = outline_paths(sample.labels)
         self._cut: tuple[float, np.ndarray, dict[int, str]] | None = None
         self._frames: dict[tuple[float, int], Frame] = {}
 
@@ -116,30 +115,12 @@ class Scene:
         if self._cut is None or self._cut[0] != threshold:
             two = len(self.maps) == len(CHANNELS)
             labels = decode(self.maps, threshold, min_area=0) if two else components(self.maps[0], threshold)
-            self._cut = threshold, labels, _lines(labels)
+            self._cut = threshold, labels, outline_paths(labels)
         return self._cut[1:]
 
     def picture(self, size: int) -> tuple[str, int, int]:
         """The image as a data URI, with its width and height; scaled to at most ``size`` px."""
-        image = Image.fromarray(self.sample.image)
-        image.thumbnail((size, size), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        image.save(buffer, "WEBP", quality=68, method=6)
-        return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}", *image.size
-
-
-def _lines(labels: np.ndarray) -> dict[int, str]:
-    """SVG path data of each nucleus's outline, in half pixels, simplified by less than a pixel."""
-    lines: dict[int, str] = {}
-    for i, xy in figures.outlines(labels):
-        simple = approximate_polygon(xy, 0.7)
-        if len(simple) <= 3:  # a nucleus of a few pixels would vanish when simplified
-            simple = xy
-        points = np.rint(2 * simple + 1).astype(int)
-        (x, y), steps = points[0], np.diff(points, axis=0)[:-1]
-        path = f"M{x} {y}l{' '.join(f'{dx} {dy}' for dx, dy in steps)}z".replace(" -", "-")
-        lines[i] = lines.get(i, "") + path
-    return lines
+        return data_uri(self.sample.image, size)
 
 
 def _scenes(items: Iterable[Item]) -> list[Scene]:

@@ -14,6 +14,7 @@ from nucseg.errors import InputError
 from nucseg.instances import components, decode, encode
 from nucseg.metrics import score
 from nucseg.viz import figures, widgets
+from nucseg.viz.svg import outline_paths
 from nucseg.viz.widgets import KINDS, MIN_AREAS, THRESHOLDS, VIEWS, PredictionBrowser, Scene, browse
 
 HOSTILE = Sample(
@@ -116,7 +117,7 @@ class TestFrames:
 
     def test_lines_follow_the_outlines_of_nuclei(self, items):
         labels = items[1][0].labels
-        lines = widgets._lines(labels)
+        lines = outline_paths(labels)
         assert sorted(lines) == [i for i in np.unique(labels) if i]
         for i, line in lines.items():
             if line.count("M") == 1:
@@ -128,7 +129,7 @@ class TestFrames:
     def test_a_nucleus_of_one_pixel_has_a_line(self):
         labels = np.zeros((9, 9), np.int32)
         labels[4, 6] = 1
-        assert np.ptp(polygon(widgets._lines(labels)[1]), axis=0).tolist() == [1, 1]
+        assert np.ptp(polygon(outline_paths(labels)[1]), axis=0).tolist() == [1, 1]
 
     @pytest.mark.parametrize("shape", [(2, 64, 32), (3, 64, 64), (64, 64)])
     def test_maps_must_match_the_sample(self, shape):
