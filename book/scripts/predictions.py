@@ -18,13 +18,12 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # **You need**: the chapter on fine-tuning. **Time**: 20 minutes to read and play, 2 minutes to run.
 # ```
 #
-# On the published page the images are synthetic tissue of six kinds, and the model is the {term}`base` `offline` with
-# the head that it was trained with; it has seen none of these kinds, and nothing was fine-tuned. With `NUCSEG_DATA` set
-# to the folder of NuInsSeg, the page shows real test images of the first {term}`fold`, segmented by the adapter
-# `nuinsseg-1`, which was trained on that fold.
+# With `NUCSEG_DATA` set to the folder of NuInsSeg, or of its preview, the page shows real test images of the first
+# {term}`fold`, segmented by the adapter `nuinsseg-1`, which was not trained on them. Without it the images are synthetic
+# tissue of six kinds, and the model is the {term}`base` `offline` with the head that it was trained with; it has seen
+# none of these kinds, and nothing was fine-tuned. The captions say which of the two you see.
 
 # %%
-import os
 from dataclasses import asdict, replace
 
 import matplotlib.pyplot as plt
@@ -37,9 +36,8 @@ from skimage.segmentation import watershed
 
 from nucseg.config import preset
 from nucseg.data import augment
-from nucseg.data.datasets import NuInsSeg, Sample
-from nucseg.data.splits import folds
-from nucseg.data.synth import Synthetic
+from nucseg.data.datasets import Sample
+from nucseg.data.preview import pictures
 from nucseg.inference.evaluate import segment_whole
 from nucseg.inference.segmenter import load
 from nucseg.instances import decode, renumber, split
@@ -53,19 +51,17 @@ from nucseg.viz.chapters import predictions as chapter
 from nucseg.viz.widgets import PredictionBrowser, browse, watershed_explorer
 
 figures.use_style()
-if root := os.environ.get("NUCSEG_DATA"):
-    dataset = NuInsSeg(root)
-    chosen = folds(dataset)[0].test[::8]
+shown = pictures(n_per_tissue=4, size=320, seed=5, tissues=HELD_OUT)
+if shown.real:
     model = load("nuinsseg-1")
+    samples = [shown[i] for i in shown.unseen[::2]]
 else:
-    dataset = Synthetic(n_per_tissue=4, size=320, seed=5, tissues=HELD_OUT)
-    chosen = range(len(dataset))
     config = replace(
         preset("instance"), base="offline", lora_target="none", size=320
     )
     model = build_model(config)
+    samples = list(shown)
 model = place(model, torch.device("cpu"))
-samples = [dataset[int(index)] for index in chosen]
 
 # %% tags=["hide-input"]
 from IPython.display import Markdown
@@ -73,7 +69,7 @@ from IPython.display import Markdown
 from nucseg.records.provenance import provenance_note
 from nucseg.records.quotes import check
 
-Markdown(provenance_note(dataset, model))
+Markdown(provenance_note(shown, model))
 
 # %% [markdown]
 # ## From maps to nuclei, step by step
@@ -115,7 +111,7 @@ print(
     f"{basins.max()} basins by hand, {len(np.unique(peaks)) - 1} peaks, {nuclei.max()} nuclei"
 )
 
-# %% mystnb={"image": {"alt": "Six panels: a square of tissue with true outlines, the foreground, the smoothed distance map, its peaks and basins, the nuclei after merging, and a curve of the height along a line between two touching nuclei, which dips below a dashed line in the middle."}, "figure": {"caption": "From maps to nuclei. The last panel follows the line drawn between two nuclei that touch: where the height falls below the dashed line, they stay apart. The scale bar assumes 0.25 µm per pixel.", "name": "fig-decoding"}}
+# %% mystnb={"image": {"alt": "Six panels: a square of tissue with true outlines, the foreground, the smoothed distance map, its peaks and basins, the nuclei after merging, and a curve of the height along a line between two touching nuclei, which dips below a dashed line in the middle."}, "figure": {"caption": "From maps to nuclei. The last panel follows the line drawn between two nuclei that touch: where the height falls below the dashed line, they stay apart. The scale bar assumes 0.25 µm per pixel. Image: {{ tissue }}.", "name": "fig-decoding"}}
 chapter.plot_decoding(patch, foreground, height, peaks, nuclei)
 plt.show()
 
@@ -157,7 +153,7 @@ picked = {
     )
 }
 
-# %% mystnb={"image": {"alt": "Three rows of three panels, for the best, the median and the worst image by PQ: the image with true outlines, with predicted outlines, and a map of found, missed and spurious nuclei."}, "figure": {"caption": "The best, the median and the worst image by PQ: truth, prediction, and errors (grey: found, vermilion: missed, blue lines: spurious). The scale bars assume 0.25 µm per pixel.", "name": "fig-best-worst"}}
+# %% mystnb={"image": {"alt": "Three rows of three panels, for the best, the median and the worst image by PQ: the image with true outlines, with predicted outlines, and a map of found, missed and spurious nuclei."}, "figure": {"caption": "The best, the median and the worst image by PQ: truth, prediction, and errors (grey: found, vermilion: missed, blue lines: spurious). The scale bars assume 0.25 µm per pixel. Images: {{ tissue }}.", "name": "fig-best-worst"}}
 chapter.plot_ranked(picked)
 plt.show()
 
@@ -173,7 +169,7 @@ found = [errors(s.labels, p) for s, p in zip(samples, predicted, strict=True)]
 failures = chapter.failures(samples, found, predicted)
 failures["kind"].value_counts().to_frame("errors in all images")
 
-# %% mystnb={"image": {"alt": "Four rows of small squares of tissue with true outlines in orange and predicted ones in blue: nuclei merged into one object, nuclei split into several, missed nuclei, and objects where no nucleus is."}, "figure": {"caption": "The largest failures of each kind, at most one per image. Orange: truth; blue: prediction. The scale bar assumes 0.25 µm per pixel.", "name": "fig-gallery"}}
+# %% mystnb={"image": {"alt": "Four rows of small squares of tissue with true outlines in orange and predicted ones in blue: nuclei merged into one object, nuclei split into several, missed nuclei, and objects where no nucleus is."}, "figure": {"caption": "The largest failures of each kind, at most one per image. Orange: truth; blue: prediction. The scale bar assumes 0.25 µm per pixel. Image: {{ tissue }}.", "name": "fig-gallery"}}
 chapter.plot_gallery(failures, samples, predicted)
 plt.show()
 
@@ -218,7 +214,7 @@ same, other = (
 )
 assert np.abs(same.astype(int) - other).max() <= 1  # the package's own, in float32
 
-# %% mystnb={"image": {"alt": "The same square of tissue six times. In the first row the nuclei go from pale to dark blue with half, the usual and double haematoxylin; in the second row the rest goes from pale to strong pink."}, "figure": {"caption": "One image with half, the usual and double the amount of each stain. The scale bar assumes 0.25 µm per pixel.", "name": "fig-stains"}}
+# %% mystnb={"image": {"alt": "The same square of tissue six times. In the first row the nuclei go from pale to dark blue with half, the usual and double haematoxylin; in the second row the rest goes from pale to strong pink."}, "figure": {"caption": "One image with half, the usual and double the amount of each stain. The scale bar assumes 0.25 µm per pixel. Image: {{ tissue }}.", "name": "fig-stains"}}
 chapter.plot_stains(patch.image, restain)
 plt.show()
 
@@ -237,7 +233,7 @@ for stain, factors in {"haematoxylin": (1, 0, 0), "eosin": (0, 1, 0)}.items():
             measured.append((stain, factor, result.dice, result.pq))
 measured = pd.DataFrame(measured, columns=["stain", "factor", "dice", "pq"])
 
-# %% mystnb={"image": {"alt": "Two line charts of mean Dice and PQ over the factor by which haematoxylin or eosin is multiplied, from one half to two, with a dotted line at one."}, "figure": {"caption": "Mean Dice and PQ of a few of this page's images when the amount of one stain is multiplied. The dotted line is the unchanged image.", "name": "fig-stain"}}
+# %% mystnb={"image": {"alt": "Two line charts of mean Dice and PQ over the factor by which haematoxylin or eosin is multiplied, from one half to two, with a dotted line at one."}, "figure": {"caption": "Mean Dice and PQ of a few of this page's images when the amount of one stain is multiplied. The dotted line is the unchanged image. Images: {{ tissue }}.", "name": "fig-stain"}}
 chapter.plot_stain_curves(measured)
 plt.show()
 

@@ -11,14 +11,11 @@ BOOK = ROOT / "book"
 NOT_YET: list[str] = [
     "beyond",
     "claims",
-    "crossvalidation",
     "data",
     "finetuning",
     "hyperparameters",
     "lora",
     "own",
-    "predictions",
-    "tissues",
 ]
 
 
