@@ -189,7 +189,7 @@ plt.show()
 # | weights of a fold's model | its training part | no |
 # | epoch that is kept | its validation part | no |
 # | {term}`ridge` and smoothing of the decoder, one value for all folds | the five validation parts together | yes: an image of one fold's validation part is a test image of another fold |
-# | image size, batch size, number of epochs | validation images | the same |
+# | image size, batch size, number of epochs | validation images | yes, in the same way |
 # | the base's synthetic tissue | number, size and colour of nuclei, measured over all images of 25 tissues | as those statistics only |
 #
 # The shared ridge matters little: four of the five folds would choose the same ridge on their own validation part, and

@@ -213,7 +213,8 @@ class PredictionBrowser:
         min_areas: Sequence[int] = MIN_AREAS,
         size: int = 448,
     ) -> None:
-        self.thresholds, self.ridges, self.min_areas = (sorted(set(v)) for v in (thresholds, ridges, min_areas))
+        self.thresholds, self.ridges = sorted(set(thresholds)), sorted(set(ridges))
+        self.min_areas = sorted(set(min_areas))
         if not all((self.thresholds, self.ridges, self.min_areas)) or self.min_areas[0] < 0 or size < 1:
             raise InputError(
                 "Give at least one threshold, one ridge and one min_area, none negative, and a size of at least 1 px."
@@ -244,8 +245,8 @@ class PredictionBrowser:
         }
 
     def _repr_html_(self) -> str:
-        steps = self.thresholds, self.ridges, self.min_areas
-        t, r, a = (_nearest(some, start) for some, start in zip(steps, START, strict=True))
+        t, r = _nearest(self.thresholds, START[0]), _nearest(self.ridges, START[1])
+        a = _nearest(self.min_areas, START[2])
         scene, frame = self._scenes[0], self._frames[0][t][r][a]
         values = _values(scene, frame, self.thresholds[t], self.ridges[r], self.min_areas[a])
         tissues = sorted({scene.sample.tissue for scene in self._scenes})

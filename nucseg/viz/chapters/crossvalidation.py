@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -127,11 +128,11 @@ def score_table(columns: Mapping[str, Mapping[str, Run]], report: pd.DataFrame) 
     ``columns``: the recorded runs of the folds by base and budget, as `nucseg.records.runs.study_runs` returns them.
     ``report``: the rows of the report's Table 1, with its mean under ``average``.
     """
-    rows = {}
+    rows: dict[str, Any] = {}
     for n, (column, runs) in enumerate(columns.items()):
         means = pd.DataFrame({name.replace("_", " "): run.scores[list(NAMES)].mean() for name, run in runs.items()}).T
         if n == 0:
-            rows |= means.to_dict("index")
+            rows |= {str(fold): means.loc[fold].to_dict() for fold in means.index}
         rows[f"mean, {column}"] = means.mean().to_dict()
     rows["mean, the report (its protocol)"] = report.loc["average", list(NAMES)].to_dict()
     shown = pd.DataFrame(rows).T.rename(columns=NAMES).style.format("{:.3f}")
@@ -216,7 +217,9 @@ def protocol_table(tables: Mapping[str, pd.DataFrame], changes: Mapping[str, pd.
     names = {key: NAMES[key] for key in ("dice", "aji", "pq")}
     rows = {}
     for words, table in tables.items():
-        rows[words] = {name: _interval(table[key].mean(), *bootstrap_mean(table[key])) for key, name in names.items()}
+        rows[words] = {
+            name: _interval(table[key].mean(), *bootstrap_mean(table[key].to_numpy())) for key, name in names.items()
+        }
     for words, change in changes.items():
         line = change.loc[list(names)]
         values = zip(line["difference"], line["low"], line["high"], strict=True)
@@ -255,11 +258,11 @@ def ranking_table(table: pd.DataFrame) -> Styler:
 def plot_ranking(table: pd.DataFrame) -> Figure:
     """Draw the PQ of a `ranking`: published means in grey, ours in blue with their interval."""
     figure, ax = plt.subplots(figsize=(figures.WIDTH, 0.32 * len(table) + 0.6))
-    for i, row in enumerate(table.iloc[::-1].itertuples()):
-        own = row.method.startswith("nucseg")
-        ax.plot(row.pq, i, "o", color=figures.SERIES[0] if own else "0.45")
+    for i, row in enumerate(table.iloc[::-1].to_dict("records")):
+        own = row["method"].startswith("nucseg")
+        ax.plot(row["pq"], i, "o", color=figures.SERIES[0] if own else "0.45")
         if own:
-            ax.plot([row.low, row.high], [i, i], color=figures.SERIES[0], linewidth=2)
+            ax.plot([row["low"], row["high"]], [i, i], color=figures.SERIES[0], linewidth=2)
     ax.set_yticks(range(len(table)), table["method"].iloc[::-1])
     ax.set_xlabel("PQ")
     ax.grid(axis="x", color="0.9")

@@ -1,6 +1,7 @@
 """Figures and tables of the chapter that looks at predictions."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,8 +21,8 @@ from nucseg.viz.chapters.crossvalidation import short_name
 KINDS = {  # kinds of errors, by what they are called in the gallery
     "merged": "one object for several nuclei",
     "split": "several objects for one nucleus",
-    "missed": "no object for a nucleus",
-    "spurious": "an object without a nucleus",
+    "missed": "no object fits the nucleus",
+    "spurious": "the object fits no nucleus",
 }
 SYSTEMS = {"instance": "nuinsseg-1", "report": "preset report"}  # the recorded systems of results/stain
 
@@ -32,7 +33,7 @@ def _outline(ax: Axes, labels: np.ndarray, colour: str, width: float) -> None:
         ax.add_collection(LineCollection(xy, colors=line, linewidths=px, alpha=0.6 if line == "black" else 1))
 
 
-def _panel(ax: Axes, title: str, picture: np.ndarray, **how: object) -> Axes:
+def _panel(ax: Axes, title: str, picture: np.ndarray, **how: Any) -> Axes:
     ax.imshow(picture, **how)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
@@ -104,8 +105,8 @@ def plot_ranked(picked: Mapping[str, tuple[Sample, np.ndarray, pd.Series]]) -> F
     ``picked``: by a word such as "best": the sample, its predicted label map, and its scores (``dice`` and ``pq``).
     """
     whole = plt.figure(figsize=(figures.WIDTH, 2.35 * len(picked)))
-    rows = np.atleast_1d(whole.subfigures(len(picked), 1))
-    for row, (word, (sample, labels, scores)) in zip(rows, picked.items(), strict=True):
+    rows = whole.subfigures(len(picked), 1, squeeze=False)
+    for row, (word, (sample, labels, scores)) in zip(rows[:, 0], picked.items(), strict=True):
         axes = row.subplots(1, 3)
         found, missed, spurious = figures.errors(sample.labels, labels)
         counts = f"{len(found)} found, {len(missed)} missed, {len(spurious)} spurious"
@@ -156,11 +157,11 @@ def plot_gallery(
         for ax in row[len(some) :]:
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
-        for ax, one in zip(row, some.itertuples(), strict=False):
-            sample, labels = samples[one.image], predicted[one.image]
+        for ax, one in zip(row, some.to_dict("records"), strict=False):
+            sample, labels = samples[one["image"]], predicted[one["image"]]
             top, left = (
                 int(np.clip(c - side / 2, 0, max(0, n - side)))
-                for c, n in zip((one.y, one.x), labels.shape, strict=True)
+                for c, n in zip((one["y"], one["x"]), labels.shape, strict=True)
             )
             window = np.s_[top : top + side, left : left + side]
             ax.imshow(sample.image[window])
@@ -255,16 +256,14 @@ def stain_table(changes: pd.DataFrame) -> Styler:
     part = changes[changes["stain"] == "haematoxylin"].sort_values("factor")
     columns = {}
     for name, label in SYSTEMS.items():
-        rows = part[part["model"] == name].set_index("factor")
-        columns[label, "change of PQ"] = [
-            f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})".replace("-", "−") for row in rows.itertuples()
-        ]
-        columns[label, "of its PQ"] = [
-            f"{row.difference / row.plain:+.0%}".replace("-", "−") for row in rows.itertuples()
-        ]
+        rows = part[part["model"] == name].to_dict("records")
+        words = [f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})" for row in rows]
+        columns[label, "change of PQ"] = [text.replace("-", "−") for text in words]
+        shares = [f"{row['difference'] / row['plain']:+.0%}" for row in rows]
+        columns[label, "of its PQ"] = [text.replace("-", "−") for text in shares]
     index = [f"{factor:g} ×" for factor in sorted(set(part["factor"]))]
     shown = pd.DataFrame(columns, index=pd.Index(index)).style
-    narrow = [{"selector": "th, td", "props": "padding: 0.15rem 0.4rem"}]
+    narrow: list[Any] = [{"selector": "th, td", "props": "padding: 0.15rem 0.4rem"}]
     return shown.set_table_styles(narrow).set_caption(
         "Change of PQ with the amount of haematoxylin: absolute, relative"
     )

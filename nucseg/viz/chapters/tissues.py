@@ -1,6 +1,7 @@
 """Figures and tables of the chapter on tissues."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,7 +24,7 @@ PROPERTIES = {  # columns of nuinsseg_tissue_stats.csv, in words
     "touching_fraction": "share that touches",
 }
 LOGARITHMIC = ("nuclei_per_image_mean", "area_px_median")
-TIGHT = [{"selector": "th, td", "props": "padding: 0.15rem 0.4rem"}]  # so that a phone shows every column
+TIGHT: list[Any] = [{"selector": "th, td", "props": "padding: 0.15rem 0.4rem"}]  # so that a phone shows every column
 
 
 def report_table(printed: pd.DataFrame, files: pd.DataFrame, ours: pd.DataFrame) -> Styler:
@@ -33,8 +34,8 @@ def report_table(printed: pd.DataFrame, files: pd.DataFrame, ours: pd.DataFrame)
     """
     sides = {"printed": printed, "its five folds": files, "ours": ours}
     parts = {words: table.loc[printed.index, ["dice", "pq"]] for words, table in sides.items()}
-    shown = pd.concat(parts, axis=1).rename(columns=NAMES).rename(index=short_name).rename_axis(None)
-    shown = shown.style.format("{:.3f}").set_table_styles(TIGHT)
+    table = pd.concat(parts, axis=1).rename(columns=NAMES).rename(index=short_name).rename_axis(None)
+    shown = table.style.format("{:.3f}").set_table_styles(TIGHT)
     return shown.set_caption("The report's Table 2: as printed, as the mean of its five folds, and ours")
 
 
@@ -71,7 +72,7 @@ def tissue_table(columns: Mapping[str, Mapping[str, Run]]) -> Styler:
     marked = pd.DataFrame("heat", index=shown.index, columns=heat)
     style = shown.style.hide(axis="index").format(dict.fromkeys(heat, "{:.2f}"))
     style = style.background_gradient(
-        subset=heat,
+        subset=pd.Index(heat),
         cmap="cividis",
         low=1.0,
         text_color_threshold=0.0,  # the upper half of the colours, on which black can be read
@@ -122,7 +123,7 @@ def plot_properties(statistics: pd.DataFrame, ours: pd.DataFrame) -> Figure:
         if column in LOGARITHMIC:
             _logarithmic(ax)
         middle = statistics.loc[ours.index, column].median()
-        for tissue in {"mouse thymus", ours["pq"].idxmin(), ours["pq"].idxmax()} & set(ours.index):
+        for tissue in {"mouse thymus", str(ours["pq"].idxmin()), str(ours["pq"].idxmax())} & set(ours.index):
             at = statistics.loc[tissue, column], ours.loc[tissue, "pq"]
             up = -12 if tissue == "mouse thymus" else 5  # it lies among the others
             side = {"xytext": (-4, up), "ha": "right"} if at[0] > middle else {"xytext": (4, up), "ha": "left"}
@@ -157,7 +158,7 @@ def left_out_table(pairs: pd.DataFrame) -> Styler:
     rows = []
     for tissue, part in pairs.groupby("tissue"):
         change = part["pq"] - part["pq_in"]
-        low, high = bootstrap_mean(change)
+        low, high = bootstrap_mean(change.to_numpy())
         words = f"{change.mean():+.3f} ({low:+.3f} to {high:+.3f})".replace("-", "−")
         means = {"seen": part["pq_in"].mean(), "left out": part["pq"].mean()}
         rows.append({"tissue": short_name(str(tissue)), "images": len(part)} | means | {"difference": words})
