@@ -162,7 +162,8 @@ plt.show()
 #
 # `nucseg.metrics.errors` names every error of an image: nuclei found, missed and spurious, {term}`mergers <merger>` and
 # {term}`splits <split>`. A merger is a predicted object that holds more than half of each of several nuclei; a split is
-# the reverse.
+# the reverse. A nucleus counts as missed, and an object as spurious, also where the two overlap, but with an IoU of
+# one half or less.
 
 # %%
 found = [errors(s.labels, p) for s, p in zip(samples, predicted, strict=True)]
