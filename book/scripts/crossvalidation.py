@@ -37,9 +37,8 @@ from nucseg.viz import figures
 from nucseg.viz.chapters import crossvalidation as chapter
 
 figures.use_style()
-columns = study_runs(
-    "folds"
-)  # by base and budget; runs that you add appear here too
+# by base and budget; runs that you add appear here too
+columns = study_runs("folds")
 runs = columns["offline-small"]  # the recorded ones, of which the text speaks
 scores = pd.concat([run.scores for run in runs.values()], ignore_index=True)
 
@@ -129,9 +128,7 @@ def panoptic_quality(truth, prediction):
     shared = np.zeros((truth.max() + 1, prediction.max() + 1), int)
     np.add.at(shared, (truth, prediction), 1)  # one pixel after the other
     areas = shared.sum(axis=1, keepdims=True) + shared.sum(axis=0, keepdims=True)
-    iou = (shared / (areas - shared))[
-        1:, 1:
-    ]  # intersection over union, no background
+    iou = (shared / (areas - shared))[1:, 1:]  # without the background
     matched = iou > 0.5  # at most one in each row and in each column
     tp = matched.sum()
     fn, fp = iou.shape[0] - tp, iou.shape[1] - tp
@@ -389,9 +386,8 @@ protocol = study_runs("protocol")["offline-small"]
 folder = results_folder() / "protocol" / "offline-small"
 fair, lenient = chapter.protocol_scores(folder, protocol)
 fair_same = fair.merge(lenient[["tissue", "stem"]].drop_duplicates())
-seen = lenient["part"].isin(
-    ["train", "val"]
-)  # in what the model trained on or chose with
+# images that the model trained on or chose with
+seen = lenient["part"].isin(["train", "val"])
 added = difference(chapter.by_image(lenient), fair_same)
 leak = difference(chapter.by_image(lenient[seen]), chapter.by_image(lenient[~seen]))
 chapter.protocol_table(

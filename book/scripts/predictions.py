@@ -397,12 +397,10 @@ browse(items)
 # %%
 cuts = [decode(maps, ridge=ridge, min_area=0) for ridge in (0.5, 0.7, 0.9, 1.0)]
 counts = [labels.max() for labels in cuts]
-assert counts == sorted(
-    counts
-)  # never fewer: each merge at a high ridge is one at a low ridge
-assert all(
-    np.array_equal(labels > 0, foreground) for labels in cuts
-)  # the foreground stays
+# never fewer: what merges at a high ridge merges at a low one
+assert counts == sorted(counts)
+# the foreground stays the same
+assert all(np.array_equal(labels > 0, foreground) for labels in cuts)
 
 # %% [markdown]
 # ```{solution-end}
@@ -422,9 +420,8 @@ assert all(
 
 # %%
 faded = restain(patch.image, (0.5, 0.5, 0.5))
-light = np.sqrt(
-    np.maximum(patch.image / 255, 1e-6)
-)  # half the density is the root of the light
+# half the density is the root of the light
+light = np.sqrt(np.maximum(patch.image / 255, 1e-6))
 assert np.abs(faded - 255 * light).max() <= 1
 assert faded.mean() > patch.image.mean()
 

@@ -32,9 +32,8 @@ from nucseg.viz import figures
 from nucseg.viz.chapters import tissues as chapter
 
 figures.use_style()
-columns = study_runs(
-    "folds"
-)  # by base and budget; runs that you add appear here too
+# by base and budget; runs that you add appear here too
+columns = study_runs("folds")
 runs = columns["offline-small"]  # the recorded ones, of which the text speaks
 scores = pd.concat([run.scores for run in runs.values()], ignore_index=True)
 ours = scores.groupby("tissue")[["dice", "aji", "pq"]].mean()
@@ -319,9 +318,8 @@ assert moved.abs().idxmax() == "human tongue" and moved.abs().max() > 0.02
 
 # %%
 by_tissue = pairs.groupby("tissue")["change"].mean()
-assert (
-    overall < by_tissue.mean() < 0
-)  # a smaller loss: human tongue has one vote of seven
+# a smaller loss: human tongue has one vote of seven
+assert overall < by_tissue.mean() < 0
 
 # %% [markdown]
 # ```{solution-end}
