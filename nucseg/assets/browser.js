@@ -2,10 +2,11 @@
   const root = document.getElementById(id);
   const part = (name) => root.querySelector(`[data-part="${name}"]`);
   const [image, tissue, sort, order] = ["image", "tissue", "sort", "order"].map(part);
-  const [threshold, area, opacity] = ["threshold", "area", "opacity"].map(part);
+  const [threshold, ridge, area, opacity, zoom] = ["threshold", "ridge", "area", "opacity", "zoom"].map(part);
   const kinds = Object.values(data.views).flat();
+  const stages = () => [...root.querySelectorAll(".stage")];
   const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, key) => values[key]);
-  const frameOf = (sample) => sample.frames[sample.steps[threshold.value][area.value]];
+  const frameOf = (sample) => sample.frames[sample.steps[threshold.value][ridge.value][area.value]];
 
   const list = () => {
     const key = sort.value;
@@ -31,25 +32,42 @@
     const sample = data.samples[image.value];
     const frame = frameOf(sample);
     const view = root.querySelector("input[type=radio]:checked").value;
+    const views = view === data.both ? data.sides : [view]; // one for each stage
     const lines = { ...frame, truth: sample.truth, prediction: [...frame.found, ...frame.spurious, ...frame.merged] };
-    const stage = root.querySelector(".stage");
-    const values = { name: sample.name, threshold: data.thresholds[threshold.value], area: data.areas[area.value] };
+    const values = { name: sample.name };
+    values.threshold = data.thresholds[threshold.value];
+    values.ridge = data.ridges[ridge.value];
+    values.area = data.areas[area.value];
+    for (const key of Object.keys(data.scores)) values[key] = frame[key].toFixed(2);
     for (const kind of kinds) {
-      const shown = data.views[view].includes(kind);
-      const path = shown ? lines[kind].map((i) => sample.lines[i]).join("") : "";
-      stage.querySelectorAll(`.${kind} path`).forEach((element) => element.setAttribute("d", path));
       const entry = root.querySelector(`.legend .${kind}`);
-      entry.hidden = !shown;
+      entry.hidden = !views.some((one) => data.views[one].includes(kind));
       entry.querySelector("b").textContent = values[kind] = lines[kind].length;
     }
-    for (const key of Object.keys(data.scores)) values[key] = frame[key].toFixed(2);
-    stage.querySelector("svg").setAttribute("viewBox", sample.box);
-    const picture = stage.querySelector("img");
-    if (picture.src !== sample.image) picture.src = sample.image;
-    picture.alt = fill(data.alt[view], values);
+    root.dataset.view = view;
+    while (stages().length > views.length) stages().pop().remove();
+    while (stages().length < views.length) stages()[0].after(stages()[0].cloneNode(true));
+    stages().forEach((stage, i) => {
+      for (const kind of kinds) {
+        const path = data.views[views[i]].includes(kind) ? lines[kind].map((k) => sample.lines[k]).join("") : "";
+        stage.querySelectorAll(`.${kind} path`).forEach((element) => element.setAttribute("d", path));
+      }
+      stage.querySelector("svg").setAttribute("viewBox", sample.box);
+      stage.style.aspectRatio = sample.box.split(" ").slice(2).join(" / ");
+      const picture = stage.querySelector("img");
+      if (picture.src !== sample.image) picture.src = sample.image;
+      picture.alt = fill(data.alt[views[i]], values);
+    });
     say("threshold", String(values.threshold));
+    say("ridge", String(values.ridge));
     say("area", `${values.area} px`);
     data.output.forEach((text, i) => (root.querySelectorAll("output span")[i].textContent = fill(text, values)));
+  };
+
+  const step = (by) => {
+    const count = image.options.length;
+    image.selectedIndex = (image.selectedIndex + by + count) % count;
+    draw();
   };
 
   const fade = () => {
@@ -57,12 +75,41 @@
     say("opacity", `${opacity.value} %`);
   };
 
+  const magnify = () => {
+    const centres = stages().map((s) => [
+      (s.scrollLeft + s.clientWidth / 2) / s.scrollWidth,
+      (s.scrollTop + s.clientHeight / 2) / s.scrollHeight,
+    ]);
+    root.style.setProperty("--zoom", zoom.value);
+    root.toggleAttribute("data-zoomed", zoom.value > 1);
+    say("zoom", `${zoom.value} ×`);
+    stages().forEach((stage, i) => {
+      stage.tabIndex = zoom.value > 1 ? 0 : -1; // the arrow keys move a magnified image
+      stage.scrollLeft = centres[i][0] * stage.scrollWidth - stage.clientWidth / 2;
+      stage.scrollTop = centres[i][1] * stage.scrollHeight - stage.clientHeight / 2;
+    });
+  };
+
+  const follow = (event) => {
+    for (const stage of stages()) {
+      if (stage === event.target || !event.target.matches(".stage")) continue;
+      stage.scrollLeft = event.target.scrollLeft;
+      stage.scrollTop = event.target.scrollTop;
+    }
+  };
+
   // JupyterLab would take the arrow keys for moves from cell to cell
-  root.querySelectorAll("input, select").forEach((control) => control.setAttribute("data-lm-suppress-shortcuts", ""));
+  const controls = root.querySelectorAll("input, select, button, .stage");
+  controls.forEach((control) => control.setAttribute("data-lm-suppress-shortcuts", ""));
   opacity.addEventListener("input", fade);
-  for (const control of [tissue, sort, order, threshold, area]) control.addEventListener("input", list);
-  root.addEventListener("input", (event) => event.target !== opacity && draw());
+  zoom.addEventListener("input", magnify);
+  part("previous").addEventListener("click", () => step(-1));
+  part("next").addEventListener("click", () => step(1));
+  for (const control of [tissue, sort, order, threshold, ridge, area]) control.addEventListener("input", list);
+  root.addEventListener("input", (event) => event.target !== opacity && event.target !== zoom && draw());
+  root.addEventListener("scroll", follow, true); // scrolling does not bubble
   list();
   draw();
   fade();
+  magnify();
 }

@@ -1,13 +1,11 @@
-"""The prediction browser: images with true and predicted nuclei, and sliders for the decoder's threshold.
+"""The prediction browser: images with true and predicted nuclei, and sliders for the decoder's values.
 
 There are two versions. `PredictionBrowser` computes all steps of its sliders in advance and works in a static page,
 without a kernel. `browse` decodes whenever a slider moves and needs a running notebook with ipywidgets. Both draw
 outlines as lines (SVG), which are sharp at any size, in the colours of `nucseg.viz.figures`. In the view of errors,
-dashed outlines mark split nuclei and mergers.
+dashed outlines mark split nuclei and mergers. `nucseg.viz.explorers` has smaller widgets for single ideas.
 """
 
-import base64
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,19 +16,21 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
-from PIL import Image
-from skimage.measure import approximate_polygon
 
 from nucseg.data.datasets import Sample
 from nucseg.errors import InputError
-from nucseg.instances import CHANNELS, components, decode
+from nucseg.instances import CHANNELS, RIDGE, components, decode
 from nucseg.metrics import Scores, errors, score
 from nucseg.viz import figures
+from nucseg.viz.explorers import lora_explorer as lora_explorer
+from nucseg.viz.explorers import watershed_explorer as watershed_explorer
+from nucseg.viz.svg import data_uri, outline_paths
 
 Item = tuple[Sample, np.ndarray]  # a sample and the target maps predicted for it
-THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-MIN_AREAS = (0, 50, 100, 200)  # px
-START = 0.5, 50  # initial threshold and minimum area: the benchmark's
+THRESHOLDS = (0.2, 0.4, 0.5, 0.6, 0.8)
+RIDGES = (0.7, 0.8, 0.9, 1.0)
+MIN_AREAS = (0, 50, 200)  # px
+START = 0.5, RIDGE, 50  # initial threshold, ridge and minimum area: the decoder's
 OPACITY = 90  # %
 KINDS = {  # kinds of outlines: text in the legend, colour, colour of the casing around the line, dashes
     "truth": ("true nuclei", figures.TRUTH, "black", ""),
@@ -46,21 +46,22 @@ VIEWS = {
     "prediction": ("prediction",),
     "errors": ("found", "missed", "split", "spurious", "merged"),
 }
+BOTH, SIDES = "side by side", ("truth", "prediction")  # one more view: two of the others beside each other
 SCORES = {"pq": "PQ", "aji": "AJI", "dice": "Dice"}
 SORTS, ORDERS = {"name": "name"} | SCORES, ("ascending", "descending")
 ALT = {
     "truth": "{name}: tissue with the outlines of {truth} true nuclei.",
     "prediction": "{name}: tissue with the outlines of {prediction} predicted nuclei, threshold {threshold}, "
-    "minimum area {area} px.",
+    "ridge {ridge}, minimum area {area} px.",
     "errors": "{name}: tissue with the outlines of nuclei, found {found}, missed {missed}, split {split}, "
-    "spurious {spurious}, mergers {merged}, threshold {threshold}, minimum area {area} px.",
+    "spurious {spurious}, mergers {merged}, threshold {threshold}, ridge {ridge}, minimum area {area} px.",
 }
 OUTPUT = ("PQ {pq}", "AJI {aji}", "Dice {dice}", "{prediction} nuclei predicted", "{truth} true")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Scores, and outlines (SVG path data) by kind, at one threshold and minimum area."""
+    """Scores, and outlines (SVG path data) by kind, at one threshold, ridge and minimum area."""
 
     scores: Scores
     lines: dict[str, list[str]]
@@ -82,15 +83,15 @@ class Scene:
         rest = sample.stem.removeprefix(sample.tissue.replace(" ", "_")).strip("_ ")
         self.name = f"{sample.tissue} {rest or sample.stem}"
         self.box = f"0 0 {2 * maps.shape[2]} {2 * maps.shape[1]}"  # lines have coordinates in half pixels
-        self._truth = _lines(sample.labels)
-        self._cut: tuple[float, np.ndarray, dict[int, str]] | None = None
-        self._frames: dict[tuple[float, int], Frame] = {}
+        self._truth = outline_paths(sample.labels)
+        self._cut: tuple[tuple[float, float], np.ndarray, dict[int, str]] | None = None
+        self._frames: dict[tuple[float, float, int], Frame] = {}
 
-    def frame(self, threshold: float, min_area: int) -> Frame:
-        """Compare the nuclei at ``threshold`` (0..1) of at least ``min_area`` px with the true ones."""
-        labels, lines = self._cut_at(threshold)
+    def frame(self, threshold: float, ridge: float, min_area: int) -> Frame:
+        """Compare the nuclei at ``threshold`` and ``ridge`` (0..1) of at least ``min_area`` px with the true ones."""
+        labels, lines = self._cut_at(threshold, ridge)
         keep = np.bincount(labels.ravel()) >= min_area
-        same = threshold, int(keep[1:].sum())  # the number of remaining nuclei identifies them
+        same = threshold, ridge, int(keep[1:].sum())  # the number of remaining nuclei identifies them
         if same not in self._frames:
             self._frames[same] = self._judge(np.where(keep, np.arange(len(keep)), 0)[labels], lines)
         return self._frames[same]
@@ -111,35 +112,24 @@ class Scene:
         shown["split"] = [self._truth[i] for i in sorted(faults.splits)]
         return Frame(score(truth, labels), shown)
 
-    def _cut_at(self, threshold: float) -> tuple[np.ndarray, dict[int, str]]:
-        """The label map at ``threshold`` before small nuclei are dropped, with its lines; the last one is cached."""
-        if self._cut is None or self._cut[0] != threshold:
-            two = len(self.maps) == len(CHANNELS)
-            labels = decode(self.maps, threshold, min_area=0) if two else components(self.maps[0], threshold)
-            self._cut = threshold, labels, _lines(labels)
+    @property
+    def splits(self) -> bool:
+        """Whether touching nuclei are split, so that the ridge matters."""
+        return len(self.maps) == len(CHANNELS)
+
+    def _cut_at(self, threshold: float, ridge: float) -> tuple[np.ndarray, dict[int, str]]:
+        """The label map before small nuclei are dropped, with its lines; the last one is cached."""
+        if self._cut is None or self._cut[0] != (threshold, ridge):
+            if self.splits:
+                labels = decode(self.maps, threshold, ridge, min_area=0)
+            else:
+                labels = components(self.maps[0], threshold)
+            self._cut = (threshold, ridge), labels, outline_paths(labels)
         return self._cut[1:]
 
     def picture(self, size: int) -> tuple[str, int, int]:
         """The image as a data URI, with its width and height; scaled to at most ``size`` px."""
-        image = Image.fromarray(self.sample.image)
-        image.thumbnail((size, size), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        image.save(buffer, "WEBP", quality=68, method=6)
-        return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}", *image.size
-
-
-def _lines(labels: np.ndarray) -> dict[int, str]:
-    """SVG path data of each nucleus's outline, in half pixels, simplified by less than a pixel."""
-    lines: dict[int, str] = {}
-    for i, xy in figures.outlines(labels):
-        simple = approximate_polygon(xy, 0.7)
-        if len(simple) <= 3:  # a nucleus of a few pixels would vanish when simplified
-            simple = xy
-        points = np.rint(2 * simple + 1).astype(int)
-        (x, y), steps = points[0], np.diff(points, axis=0)[:-1]
-        path = f"M{x} {y}l{' '.join(f'{dx} {dy}' for dx, dy in steps)}z".replace(" -", "-")
-        lines[i] = lines.get(i, "") + path
-    return lines
+        return data_uri(self.sample.image, size)
 
 
 def _scenes(items: Iterable[Item]) -> list[Scene]:
@@ -153,11 +143,12 @@ def _asset(name: str) -> str:
     return (resources.files("nucseg") / "assets" / name).read_text(encoding="utf-8")
 
 
-def _values(scene: Scene, frame: Frame, threshold: float, min_area: int) -> dict[str, Any]:
+def _values(scene: Scene, frame: Frame, threshold: float, ridge: float, min_area: int) -> dict[str, Any]:
     """Values for the placeholders of ``ALT`` and ``OUTPUT``."""
     scores = {key: f"{getattr(frame.scores, key):.2f}" for key in SCORES}
     counts = {kind: len(lines) for kind, lines in frame.lines.items()}
-    return {"name": scene.name, "threshold": f"{threshold:g}", "area": min_area} | scores | counts
+    steps = {"threshold": f"{threshold:g}", "ridge": f"{ridge:g}", "area": min_area}
+    return {"name": scene.name} | steps | scores | counts
 
 
 def _stroke(kind: str, data: str) -> str:
@@ -169,19 +160,26 @@ def _stroke(kind: str, data: str) -> str:
 
 
 def _picture(scene: Scene, frame: Frame, view: str, values: dict[str, Any], image: tuple[str, int, int]) -> str:
-    """HTML of the image under the outlines of one of ``VIEWS``, with their legend."""
+    """HTML of the image under the outlines of one of ``VIEWS``, or of two beside each other, with their legend."""
     uri, width, height = image
-    strokes = "".join(_stroke(kind, "".join(frame.lines[kind]) if kind in VIEWS[view] else "") for kind in KINDS)
+    views = SIDES if view == BOTH else (view,)
+    shown = {kind for one in views for kind in VIEWS[one]}
+
+    def stage(one: str) -> str:
+        strokes = "".join(_stroke(kind, "".join(frame.lines[kind]) if kind in VIEWS[one] else "") for kind in KINDS)
+        return (
+            f'<div class="stage" role="group" aria-label="{one}"><div class="sheet"><img src="{uri}" width="{width}" '
+            f'height="{height}" decoding="sync" alt="{escape(ALT[one].format(**values))}"><svg viewBox="{scene.box}" '
+            f'preserveAspectRatio="none" aria-hidden="true">{strokes}</svg></div></div>'
+        )
+
     legend = "".join(
-        f'<span class="{kind}"{"" if kind in VIEWS[view] else " hidden"}><svg viewBox="0 0 26 12" aria-hidden="true">'
+        f'<span class="{kind}"{"" if kind in shown else " hidden"}><svg viewBox="0 0 26 12" aria-hidden="true">'
         f"{_stroke(kind, 'M3 6H23')}</svg><b>{len(frame.lines[kind])}</b> {words}</span>"
         for kind, (words, *_) in KINDS.items()
     )
-    return (
-        f'<div class="picture"><div class="stage"><img src="{uri}" width="{width}" height="{height}" decoding="sync" '
-        f'alt="{escape(ALT[view].format(**values))}"><svg viewBox="{scene.box}" preserveAspectRatio="none" '
-        f'aria-hidden="true">{strokes}</svg></div><div class="legend">{legend}</div></div>'
-    )
+    stages = "".join(map(stage, views))
+    return f'<div class="picture"><div class="stages">{stages}</div><div class="legend">{legend}</div></div>'
 
 
 def _output(values: dict[str, Any]) -> str:
@@ -196,11 +194,11 @@ class PredictionBrowser:
     """Images with true and predicted outlines, errors and scores, as HTML that needs no kernel.
 
     ``items``: (sample, target maps) pairs; the maps are (C, H, W) float32 in 0..1, of the sample's size, as
-    `nucseg.model.network.predict` returns them. ``thresholds``: steps of the threshold's slider, probabilities 0..1.
-    ``min_areas``: steps of the other slider, px; smaller predicted nuclei are dropped. The sliders start at the steps
-    nearest to 0.5 and 50 px. ``size``: longest side of the embedded images, px. All steps are computed here, which
-    takes about a second per image. Raises ``InputError`` if there are no items or no steps, if maps do not match
-    their sample, or if a step is out of range.
+    `nucseg.model.network.predict` returns them. ``thresholds``, ``ridges``, ``min_areas``: steps of the sliders, the
+    values of `nucseg.instances.decode` (probabilities 0..1, ratios 0..1, px). They start at the steps nearest to the
+    decoder's own. If every sample has a single map, which needs no ridge, that slider is left out. ``size``: longest
+    side of the embedded images, px. All steps are computed here, which takes a few seconds per image. Raises
+    ``InputError`` if there are no items or no steps, if maps do not match their sample, or if a step is out of range.
 
     Make it the last value of a notebook cell to show it. The page needs no network: it contains the images (WebP), the
     outlines and a short script.
@@ -211,18 +209,23 @@ class PredictionBrowser:
         items: Iterable[Item],
         *,
         thresholds: Sequence[float] = THRESHOLDS,
+        ridges: Sequence[float] = RIDGES,
         min_areas: Sequence[int] = MIN_AREAS,
         size: int = 448,
     ) -> None:
-        self.thresholds, self.min_areas = sorted(set(thresholds)), sorted(set(min_areas))
-        if not self.thresholds or not self.min_areas or self.min_areas[0] < 0 or size < 1:
+        self.thresholds, self.ridges = sorted(set(thresholds)), sorted(set(ridges))
+        self.min_areas = sorted(set(min_areas))
+        if not all((self.thresholds, self.ridges, self.min_areas)) or self.min_areas[0] < 0 or size < 1:
             raise InputError(
-                "Give at least one threshold and one min_area, none of them negative, and a size of at least 1 px."
+                "Give at least one threshold, one ridge and one min_area, none negative, and a size of at least 1 px."
             )
         self._scenes = _scenes(items)
+        if not any(scene.splits for scene in self._scenes):
+            self.ridges = [self.ridges[_nearest(self.ridges, RIDGE)]]
         self._images = [scene.picture(size) for scene in self._scenes]
         self._frames = [
-            [[scene.frame(t, a) for a in self.min_areas] for t in self.thresholds] for scene in self._scenes
+            [[[scene.frame(t, r, a) for a in self.min_areas] for r in self.ridges] for t in self.thresholds]
+            for scene in self._scenes
         ]
 
     def data(self) -> dict[str, Any]:
@@ -231,17 +234,21 @@ class PredictionBrowser:
         return {
             "samples": [_packed(scene, frames, image) for scene, frames, (image, _, _) in parts],
             "thresholds": [f"{t:g}" for t in self.thresholds],
+            "ridges": [f"{r:g}" for r in self.ridges],
             "areas": self.min_areas,
             "views": VIEWS,
+            "both": BOTH,
+            "sides": SIDES,
             "scores": SCORES,
             "alt": ALT,
             "output": OUTPUT,
         }
 
     def _repr_html_(self) -> str:
-        t, a = _nearest(self.thresholds, START[0]), _nearest(self.min_areas, START[1])
-        scene, frame = self._scenes[0], self._frames[0][t][a]
-        values = _values(scene, frame, self.thresholds[t], self.min_areas[a])
+        t, r = _nearest(self.thresholds, START[0]), _nearest(self.ridges, START[1])
+        a = _nearest(self.min_areas, START[2])
+        scene, frame = self._scenes[0], self._frames[0][t][r][a]
+        values = _values(scene, frame, self.thresholds[t], self.ridges[r], self.min_areas[a])
         tissues = sorted({scene.sample.tissue for scene in self._scenes})
         data = json.dumps(self.data(), ensure_ascii=False, separators=(",", ":"))
         return Template(_asset("browser.html")).substitute(
@@ -255,6 +262,10 @@ class PredictionBrowser:
             threshold=values["threshold"],
             thresholds=len(self.thresholds) - 1,
             at_threshold=t,
+            ridge=values["ridge"],
+            ridges=len(self.ridges) - 1,
+            at_ridge=r,
+            hide_ridge=" hidden" if len(self.ridges) == 1 else "",
             area=values["area"],
             areas=len(self.min_areas) - 1,
             at_area=a,
@@ -270,7 +281,7 @@ def _nearest(steps: Sequence[float], wanted: float) -> int:
     return min(range(len(steps)), key=lambda i: abs(steps[i] - wanted))
 
 
-def _packed(scene: Scene, frames: list[list[Frame]], image: str) -> dict[str, Any]:
+def _packed(scene: Scene, frames: list[list[list[Frame]]], image: str) -> dict[str, Any]:
     """A sample for the script. Outlines and frames are stored once, in lists, and referred to by their index."""
     lines: dict[str, int] = {}
     unique: dict[str, int] = {}
@@ -283,8 +294,8 @@ def _packed(scene: Scene, frames: list[list[Frame]], image: str) -> dict[str, An
         content |= {kind: numbers(frame.lines[kind]) for kind in VIEWS["errors"]}
         return unique.setdefault(json.dumps(content), len(unique))
 
-    truth = numbers(frames[0][0].lines["truth"])
-    steps = [[number(frame) for frame in row] for row in frames]
+    truth = numbers(frames[0][0][0].lines["truth"])
+    steps = [[[number(frame) for frame in row] for row in table] for table in frames]
     return {
         "name": scene.name,
         "tissue": scene.sample.tissue,
@@ -300,8 +311,8 @@ def _packed(scene: Scene, frames: list[list[Frame]], image: str) -> dict[str, An
 def browse(items: Iterable[Item], *, size: int = 512) -> Any:
     """Create the browser for a running notebook: sliders with fine steps, decoded at each move.
 
-    ``items`` and ``size``: as for `PredictionBrowser`. The list of images always shows the scores at threshold 0.5 and
-    minimum area 50 px, regardless of the sliders. Returns an ``ipywidgets.VBox``: make it the last value of a cell to
+    ``items`` and ``size``: as for `PredictionBrowser`. The list of images always shows the scores at the sliders' first
+    values, wherever they are now. Returns an ``ipywidgets.VBox``: make it the last value of a cell to
     show it. Raises ``InputError`` if ipywidgets is not installed, and as `PredictionBrowser` does.
     """
     try:
@@ -313,7 +324,7 @@ def browse(items: Iterable[Item], *, size: int = 512) -> Any:
     listed = [scene.frame(*START).scores for scene in scenes]
     style, picture = ipywidgets.HTML(f"<style>{_asset('browser.css')}</style>"), ipywidgets.HTML()
     controls = _controls(ipywidgets, sorted({scene.sample.tissue for scene in scenes}))
-    image, threshold, area = controls["image"], controls["threshold"], controls["area"]
+    image, threshold, ridge, area = (controls[name] for name in ("image", "threshold", "ridge", "area"))
 
     def fill(_: Any = None) -> None:
         shown = [i for i, scene in enumerate(scenes) if controls["tissue"].value in ("", scene.sample.tissue)]
@@ -331,28 +342,38 @@ def browse(items: Iterable[Item], *, size: int = 512) -> Any:
 
     def draw(_: Any = None) -> None:
         scene = scenes[image.value]
-        frame = scene.frame(threshold.value, area.value)
-        values = _values(scene, frame, threshold.value, area.value)
+        frame = scene.frame(threshold.value, ridge.value, area.value)
+        values = _values(scene, frame, threshold.value, ridge.value, area.value)
         drawn = _picture(scene, frame, controls["view"].value, values, images[image.value])
-        overlay = controls["opacity"].value / 100
+        overlay, zoom = controls["opacity"].value / 100, controls["zoom"].value
         picture.value = (
-            f'<div class="nucseg-browser" style="--overlay:{overlay}">{drawn}<output>{_output(values)}</output></div>'
+            f'<div class="nucseg-browser" data-view="{controls["view"].value}"{" data-zoomed" if zoom > 1 else ""} '
+            f'style="--overlay:{overlay};--zoom:{zoom}">{drawn}<output>{_output(values)}</output></div>'
         )
+
+    def step(by: int) -> None:
+        shown = [i for _, i in image.options]
+        image.value = shown[(shown.index(image.value) + by) % len(shown)]
 
     for name in ("tissue", "sort", "order"):
         controls[name].observe(fill, "value")
-    for name in ("image", "view", "threshold", "area", "opacity"):
+    for name in ("image", "view", "threshold", "ridge", "area", "opacity", "zoom"):
         controls[name].observe(draw, "value")
+    before, after = (ipywidgets.Button(description=f"{word} image", tooltip=word) for word in ("Previous", "Next"))
+    before.on_click(lambda _: step(-1))
+    after.on_click(lambda _: step(1))
+    if not any(scene.splits for scene in scenes):
+        ridge.layout.display = "none"
     fill()
-    return ipywidgets.VBox([style, *controls.values(), picture])
+    return ipywidgets.VBox([style, ipywidgets.HBox([before, after]), *controls.values(), picture])
 
 
 def _controls(w: Any, tissues: list[str]) -> dict[str, Any]:
     """The widgets by name, in the order in which they are shown; ``w`` is ipywidgets."""
-    at_start = f"scores at threshold {START[0]} and minimum area {START[1]} px"
+    at_start = f"scores at threshold {START[0]}, ridge {START[1]} and minimum area {START[2]} px"
     look: dict[str, Any] = {"style": {"description_width": "11em"}, "layout": {"width": "36em", "max_width": "100%"}}
     steps = {"min": 0.02, "max": 0.98, "step": 0.02}
-    hints = ["Nuclei as annotated", "Nuclei as predicted", "Found, missed and spurious nuclei"]
+    hints = ["Nuclei as annotated", "Nuclei as predicted", "Found, missed and spurious nuclei", "Truth and prediction"]
 
     def dropdown(what: str, hint: str, *options: tuple[str, str]) -> Any:
         return w.Dropdown(options=options, description=what, tooltip=hint, **look)
@@ -362,7 +383,9 @@ def _controls(w: Any, tissues: list[str]) -> dict[str, Any]:
 
     threshold = w.FloatSlider(START[0], description="Probability threshold", **steps, **look)
     threshold.tooltip = "Pixels above the threshold belong to nuclei"
-    view = w.ToggleButtons(options=list(VIEWS), value="prediction", description="Outlines", tooltips=hints, **look)
+    ridge = w.FloatSlider(START[1], description="Ridge between peaks", min=0.3, max=1, step=0.02, **look)
+    ridge.tooltip = "Peaks of the distance map that meet above this share of the lower one are one nucleus"
+    view = w.ToggleButtons(options=[*VIEWS, BOTH], value="prediction", description="Outlines", tooltips=hints, **look)
     view.tooltip, view.style.button_width = "Outlines to draw", "7em"
     return {
         "tissue": dropdown("Tissue", "Tissue of the images in the list", ("all", ""), *((t, t) for t in tissues)),
@@ -373,6 +396,8 @@ def _controls(w: Any, tissues: list[str]) -> dict[str, Any]:
         "image": dropdown("Image", f"The image shown; {at_start}"),
         "view": view,
         "threshold": threshold,
-        "area": slider("Minimum area, px", "Smaller predicted nuclei are dropped", START[1], 400),
+        "ridge": ridge,
+        "area": slider("Minimum area, px", "Smaller predicted nuclei are dropped", START[2], 400),
         "opacity": slider("Opacity, %", "Opacity of the outlines", OPACITY, 100),
+        "zoom": w.IntSlider(1, min=1, max=4, description="Zoom", tooltip="Magnification of the image", **look),
     }

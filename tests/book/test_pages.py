@@ -39,7 +39,7 @@ OVERFLOWING = """() => {
     }
     return found;
   };
-  const items = [...document.querySelectorAll('article :is(table, figure, img, svg, .nucseg-browser)')];
+  const items = [...document.querySelectorAll('article :is(table, figure, img, svg, .nucseg-browser, .nucseg-explorer)')];
   return [...new Set(items.filter(item => item.checkVisibility()).map(fault).filter(Boolean))];
 }"""
 
@@ -151,7 +151,7 @@ class TestSliders:
             getComputedStyle(root.querySelector('.stage svg')).opacity])(document.querySelector('.nucseg-browser'))"""
         )
 
-    @pytest.mark.parametrize("part", ["threshold", "area", "opacity"])
+    @pytest.mark.parametrize("part", ["threshold", "ridge", "area", "opacity"])
     @pytest.mark.parametrize("how", ["keyboard", "mouse"])
     def test_each_moves_and_the_picture_changes(self, page, click_at, part, how):
         slider = page.locator(f".nucseg-browser [data-part={part}]").first
@@ -166,7 +166,7 @@ class TestSliders:
     def test_each_has_a_name_for_a_screen_reader(self, page):
         nodes = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
         sliders = [n for n in nodes if n.get("role", {}).get("value") == "slider"]
-        assert len(sliders) >= 3 and all(n["name"]["value"].strip() for n in sliders)
+        assert len(sliders) >= 7 and all(n["name"]["value"].strip() for n in sliders)
 
 
 WIDE = '<svg width="2000" height="9"></svg>'

@@ -14,7 +14,8 @@ from nucseg.errors import InputError
 from nucseg.instances import components, decode, encode
 from nucseg.metrics import score
 from nucseg.viz import figures, widgets
-from nucseg.viz.widgets import KINDS, MIN_AREAS, THRESHOLDS, VIEWS, PredictionBrowser, Scene, browse
+from nucseg.viz.svg import outline_paths
+from nucseg.viz.widgets import KINDS, MIN_AREAS, RIDGES, THRESHOLDS, VIEWS, PredictionBrowser, Scene, browse
 
 HOSTILE = Sample(
     np.full((64, 64, 3), 200, np.uint8),
@@ -79,11 +80,11 @@ def polygon(line: str) -> np.ndarray:
 
 class TestFrames:
     @pytest.mark.parametrize("min_area", MIN_AREAS)
-    @pytest.mark.parametrize("threshold", THRESHOLDS)
-    def test_scores_and_counts_are_those_of_the_decoded_label_map(self, items, threshold, min_area):
+    @pytest.mark.parametrize(("threshold", "ridge"), [*((t, 0.9) for t in THRESHOLDS), *((0.5, r) for r in RIDGES)])
+    def test_scores_and_counts_are_those_of_the_decoded_label_map(self, items, threshold, ridge, min_area):
         for sample, maps in items:
-            predicted = decode(maps, threshold, min_area=min_area)
-            frame = Scene(sample, maps).frame(threshold, min_area)
+            predicted = decode(maps, threshold, ridge, min_area=min_area)
+            frame = Scene(sample, maps).frame(threshold, ridge, min_area)
             assert frame.scores == score(sample.labels, predicted)
             n = {kind: len(lines) for kind, lines in frame.lines.items()}
             assert (n["truth"], n["prediction"]) == (frame.scores.nuclei_true, frame.scores.nuclei_predicted)
@@ -93,13 +94,14 @@ class TestFrames:
 
     def test_a_frame_does_not_depend_on_those_computed_before(self, items):
         scene = Scene(*items[0])
-        for threshold, min_area in ((0.5, 0), (0.2, 100), (0.5, 100), (0.5, 0), (0.2, 0)):
-            assert scene.frame(threshold, min_area) == Scene(*items[0]).frame(threshold, min_area)
+        for step in ((0.5, 0.9, 0), (0.2, 0.9, 100), (0.5, 0.9, 100), (0.5, 0.7, 0), (0.5, 0.9, 0), (0.2, 0.9, 0)):
+            assert scene.frame(*step) == Scene(*items[0]).frame(*step)
 
     def test_a_single_map_is_decoded_as_foreground(self, items):
         sample, maps = items[1]
-        frame = Scene(sample, maps[:1]).frame(0.4, 50)
-        assert frame.scores == score(sample.labels, components(maps[0], 0.4, 50))
+        for ridge in (0.5, 0.9):
+            frame = Scene(sample, maps[:1]).frame(0.4, ridge, 50)
+            assert frame.scores == score(sample.labels, components(maps[0], 0.4, 50))
 
     def test_mergers_and_splits(self):
         truth, predicted = np.zeros((2, 40, 60), np.int32)
@@ -110,13 +112,13 @@ class TestFrames:
         truth[25:35, 45:55] = 4  # missed: two specks inside do not make it split
         predicted[28:30, 48:50], predicted[32:34, 52:54] = 4, 5
         predicted[1:4, 45:55] = 6  # no nucleus here
-        frame = Scene(Sample(np.zeros((40, 60, 3), np.uint8), truth, "t", "s"), encode(predicted)).frame(0.5, 0)
+        frame = Scene(Sample(np.zeros((40, 60, 3), np.uint8), truth, "t", "s"), encode(predicted)).frame(0.5, 0.9, 0)
         counts = {kind: len(frame.lines[kind]) for kind in VIEWS["errors"]}
         assert counts == {"found": 0, "missed": 3, "split": 1, "spurious": 5, "merged": 1}
 
     def test_lines_follow_the_outlines_of_nuclei(self, items):
         labels = items[1][0].labels
-        lines = widgets._lines(labels)
+        lines = outline_paths(labels)
         assert sorted(lines) == [i for i in np.unique(labels) if i]
         for i, line in lines.items():
             if line.count("M") == 1:
@@ -128,7 +130,7 @@ class TestFrames:
     def test_a_nucleus_of_one_pixel_has_a_line(self):
         labels = np.zeros((9, 9), np.int32)
         labels[4, 6] = 1
-        assert np.ptp(polygon(widgets._lines(labels)[1]), axis=0).tolist() == [1, 1]
+        assert np.ptp(polygon(outline_paths(labels)[1]), axis=0).tolist() == [1, 1]
 
     @pytest.mark.parametrize("shape", [(2, 64, 32), (3, 64, 64), (64, 64)])
     def test_maps_must_match_the_sample(self, shape):
@@ -138,18 +140,18 @@ class TestFrames:
 
 class TestData:
     def test_every_sample_has_all_steps(self, data):
-        assert len(data["samples"]) == 4 and len(data["thresholds"]) == 9 and len(data["areas"]) == 4
+        assert [len(data[name]) for name in ("samples", "thresholds", "ridges", "areas")] == [4, 5, 4, 4]
         for sample in data["samples"]:
-            assert np.shape(sample["steps"]) == (9, 4)
+            assert np.shape(sample["steps"]) == (5, 4, 4)
             assert set(np.ravel(sample["steps"])) == set(range(len(sample["frames"])))
 
     def test_each_step_refers_to_the_lines_and_scores_of_its_frame(self, browser, data, items):
         scenes = {scene.name: scene for scene in (Scene(*item) for item in items)}
         for sample in data["samples"]:
             scene = scenes[sample["name"]]
-            for t, a in ((0, 0), (4, 1), (8, 3)):
-                packed = sample["frames"][sample["steps"][t][a]]
-                frame = scene.frame(browser.thresholds[t], browser.min_areas[a])
+            for t, r, a in ((0, 0, 0), (2, 2, 1), (2, 0, 1), (4, 3, 3)):
+                packed = sample["frames"][sample["steps"][t][r][a]]
+                frame = scene.frame(browser.thresholds[t], browser.ridges[r], browser.min_areas[a])
                 for kind in VIEWS["errors"]:
                     assert [sample["lines"][i] for i in packed[kind]] == frame.lines[kind]
                 assert [sample["lines"][i] for i in sample["truth"]] == frame.lines["truth"]
@@ -162,27 +164,29 @@ class TestData:
             assert len(set(sample["lines"])) == len(sample["lines"])
             frames = [json.dumps(frame) for frame in sample["frames"]]
             assert len(set(frames)) == len(frames)
-        assert any(len(sample["frames"]) < 36 for sample in data["samples"])
+        assert any(len(sample["frames"]) < 80 for sample in data["samples"])
 
     def test_samples_are_sorted_by_name(self, data):
         names = [sample["name"] for sample in data["samples"]]
         assert names == sorted(names) and "human spleen synthetic_0001" in names
 
-    def test_a_sample_of_the_usual_size_needs_less_than_120_kB(self):
+    def test_a_sample_of_the_usual_size_needs_less_than_130_kB(self):
         sample = synth.generate("human liver", 1)
         noise = np.random.default_rng(0).normal(
             0, 6, sample.image.shape
         )  # real images compress worse than synthetic ones
         noisy = Sample(np.clip(sample.image + noise, 0, 255).astype(np.uint8), sample.labels, "a", "b")
         html = PredictionBrowser([(noisy, guess(sample.labels))])._repr_html_()
-        assert len(html.encode()) < 120_000
+        assert len(html.encode()) < 130_000
 
     def test_invalid_arguments_are_named(self, items):
-        for arguments in ({"thresholds": ()}, {"min_areas": ()}, {"min_areas": (-1,)}, {"size": 0}):
+        for arguments in ({"thresholds": ()}, {"ridges": ()}, {"min_areas": ()}, {"min_areas": (-1,)}, {"size": 0}):
             with pytest.raises(InputError, match="at least one threshold"):
                 PredictionBrowser(items[:1], **arguments)
         with pytest.raises(InputError, match="between 0 and 1"):
             PredictionBrowser(items[:1], thresholds=(0.5, 1.5))
+        with pytest.raises(InputError, match="between 0 and 1"):
+            PredictionBrowser(items[:1], ridges=(0.9, 1.1))
         with pytest.raises(InputError, match="no images to browse"):
             PredictionBrowser([])
 
@@ -202,7 +206,7 @@ class TestHtml:
 
     def test_every_input_has_a_label_and_every_label_an_input(self, page):
         inputs = [a["id"] for a in page.all("input", "select")]
-        assert len(inputs) == 10 and sorted(inputs) == sorted(a["for"] for a in page.all("label"))
+        assert len(inputs) == 13 and sorted(inputs) == sorted(a["for"] for a in page.all("label"))
         ids = {a["id"] for _, a in page.tags if "id" in a}
         (output,) = page.all("output")
         assert output["aria-live"] == "polite" and set(output["for"].split()) <= ids
@@ -210,8 +214,16 @@ class TestHtml:
     def test_sliders_have_all_steps_and_start_at_the_benchmark_s_values(self, page):
         ranges = {a["data-part"]: a for a in page.all("input") if a["type"] == "range"}
         found = {part: (a["min"], a["max"], a["value"], a["aria-valuetext"]) for part, a in ranges.items()}
-        assert found["threshold"] == ("0", "8", "4", "0.5") and found["area"] == ("0", "3", "1", "50 px")
+        assert found["threshold"] == ("0", "4", "2", "0.5") and found["area"] == ("0", "3", "1", "50 px")
+        assert found["ridge"] == ("0", "3", "2", "0.9") and found["zoom"] == ("1", "4", "1", "1 ×")
         assert found["opacity"] == ("0", "100", "90", "90 %")
+
+    def test_the_ridge_s_slider_is_hidden_where_nothing_is_split(self, items):
+        sample, maps = items[1]
+        for some, hidden in ((maps, False), (maps[:1], True)):
+            browser = PredictionBrowser([(sample, some)], thresholds=(0.5,), min_areas=(50,), size=64)
+            ranges = [a for a in Page(browser._repr_html_()).all("div") if a.get("class") == "range"]
+            assert ["hidden" in a for a in ranges] == [False, hidden, False, False, False]
 
     def test_sliders_with_other_steps_start_nearest_to_the_benchmark_s_values(self, items):
         page = Page(PredictionBrowser(items[:1], thresholds=(0.9, 0.45, 0.3), min_areas=(10,))._repr_html_())
@@ -235,7 +247,7 @@ class TestHtml:
         (image,) = page.all("img")
         assert image["src"] == sample["image"] and sample["name"] in image["alt"] and "0.5" in image["alt"]
         frame = next(scene for scene in map(Scene, *zip(*items, strict=True)) if scene.name == sample["name"]).frame(
-            0.5, 50
+            0.5, 0.9, 50
         )
         assert f'd="{"".join(frame.lines["prediction"])}"' in html
         assert f"<span>PQ {frame.scores.pq:.2f}</span>" in html
@@ -253,30 +265,53 @@ class TestBrowse:
 
     @pytest.fixture
     def controls(self, box) -> dict:
-        return {child.description: child for child in box.children if child.description}
+        inner = [child for outer in box.children for child in getattr(outer, "children", [outer])]
+        return {child.description: child for child in inner if child.description}
 
     def test_every_control_has_a_description_and_a_tooltip(self, controls):
-        assert len(controls) == 8 and all(control.tooltip for control in controls.values())
+        assert len(controls) == 12 and all(control.tooltip for control in controls.values())
 
     def test_each_change_updates_the_picture(self, box, controls):
         picture, seen = box.children[-1], set()
         seen.add(picture.value)
         for name, value in (
             ("Probability threshold", 0.3),
+            ("Ridge between peaks", 0.5),
             ("Minimum area, px", 150),
             ("Opacity, %", 40),
+            ("Zoom", 3),
             ("Outlines", "errors"),
             ("Image", 1),
         ):
             controls[name].value = value
             assert picture.value not in seen
             seen.add(picture.value)
-        assert "threshold 0.3, minimum area 150 px" in picture.value and "--overlay:0.4" in picture.value
+        assert "threshold 0.3, ridge 0.5, minimum area 150 px" in picture.value
+        assert "--overlay:0.4;--zoom:3" in picture.value and " data-zoomed " in picture.value
+        controls["Outlines"].value = "side by side"
+        alts = [a["alt"] for a in Page(picture.value).all("img")]
+        assert len(alts) == 2 and "true nuclei" in alts[0] and "predicted nuclei" in alts[1]
+
+    def test_buttons_step_through_the_list_and_around_its_end(self, controls):
+        image = controls["Image"]
+        for name, wanted in (("Next", 1), ("Next", 2), ("Previous", 1), ("Previous", 0), ("Previous", 3), ("Next", 0)):
+            controls[f"{name} image"].click()
+            assert image.value == wanted
+        controls["Tissue"].value = "human spleen"
+        shown = [i for _, i in image.options]
+        controls["Next image"].click()
+        assert image.value == shown[1]
+
+    def test_a_single_map_has_no_ridge(self, items):
+        sample, maps = items[1]
+        box = browse([(sample, maps[:1])])
+        assert next(c for c in box.children if "Ridge" in getattr(c, "description", "")).layout.display == "none"
 
     def test_scores_are_those_at_the_current_threshold_and_area(self, box, controls, items):
         controls["Probability threshold"].value, controls["Minimum area, px"].value = 0.64, 35
+        controls["Ridge between peaks"].value = 0.72
         sample, maps = min(items, key=lambda item: Scene(*item).name)
-        scores = score(sample.labels, decode(maps, 0.64, min_area=35))
+        scores = score(sample.labels, decode(maps, 0.64, 0.72, min_area=35))
         assert f"<span>PQ {scores.pq:.2f}</span> <span>AJI {scores.aji:.2f}</span>" in box.children[-1].value
 
     def test_list_is_filtered_and_sorted_and_keeps_the_selection(self, box, controls):
@@ -347,6 +382,7 @@ class TestInChromium:
         ("part", "changes"),
         [
             ("threshold", {"alt", "lines", "scores", "list"}),
+            ("ridge", {"alt", "lines", "scores", "list"}),
             ("area", {"alt", "lines", "scores", "list"}),
             ("opacity", {"opacity"}),
         ],
@@ -380,6 +416,56 @@ class TestInChromium:
         page.locator("[data-part=image]").first.press("ArrowDown")
         assert self.changed(page, before) == {"image", "alt", "lines", "scores"}
 
+    @pytest.mark.parametrize("how", ["keyboard", "mouse"])
+    def test_buttons_step_through_the_list_and_around_its_end(self, page, how):
+        shown = [text.split(" — ")[0] for text in self.seen(page)[-1]]
+
+        def press(name: str) -> str:
+            button = page.get_by_role("button", name=name).first
+            button.press("Enter") if how == "keyboard" else button.click()
+            return self.seen(page)[1].split(":")[0]
+
+        assert [press("Next image") for _ in shown] == [*shown[1:], shown[0]]
+        assert press("Previous image") == shown[-1]
+
+    def test_side_by_side_shows_truth_and_prediction_of_one_image(self, page):
+        prediction = self.seen(page)[2]
+        page.locator("input[value=truth]").first.check()
+        truth = self.seen(page)[2]
+        page.locator("input[value='side by side']").first.check()
+        stages = page.evaluate(
+            f"""[...{ROOT}[0].querySelectorAll('.stage')].map(stage => [stage.querySelector('img').src,
+            [...stage.querySelectorAll('path')].map(path => path.getAttribute('d')).join(),
+            stage.getBoundingClientRect().width])"""
+        )
+        assert [lines for _, lines, _ in stages] == [truth, prediction]
+        assert stages[0][0] == stages[1][0] and abs(stages[0][2] - stages[1][2]) < 1
+        page.locator("input[value=prediction]").first.check()
+        assert page.evaluate(f"{ROOT}[0].querySelectorAll('.stage').length") == 1 and self.seen(page)[2] == prediction
+
+    def test_zoom_keeps_the_centre_and_both_sides_scroll_together(self, page):
+        page.locator("input[value='side by side']").first.check()
+        page.locator("[data-part=zoom]").first.press("ArrowRight")
+        stage = page.locator(".stage").first
+        where = "s => [s.scrollLeft, s.scrollTop, s.scrollWidth, s.clientWidth, s.tabIndex]"
+        left, top, whole, shown, tab = stage.evaluate(where)
+        assert abs(whole - 2 * shown) <= 2 and abs(left + shown / 2 - whole / 2) <= 2 and top > 0 and tab == 0
+        stage.press("ArrowRight")
+        page.wait_for_timeout(300)
+        assert stage.evaluate(where)[0] > left
+        assert page.locator(".stage").nth(1).evaluate(where)[:2] == stage.evaluate(where)[:2]
+        page.locator("[data-part=zoom]").first.press("Home")
+        left, _, whole, shown, tab = stage.evaluate(where)
+        assert (left, tab) == (0, -1) and abs(whole - shown) <= 1
+
+    @pytest.mark.parametrize("dark", [False, True])
+    def test_axe_finds_nothing_serious(self, visit, url, dark):
+        axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+        page = visit(url, dark=dark)
+        page.locator("[data-part=zoom]").first.press("ArrowRight")
+        found = axe.Axe().run(page).response["violations"]
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
+
     def choose(self, page, part: str, value: str) -> None:
         page.locator(f"[data-part={part}]").first.select_option(value)
 
@@ -405,9 +491,13 @@ class TestInChromium:
         def names_of(role: str) -> list[str]:
             return [name for other, name in named if other == role]
 
-        assert names_of("slider") == 2 * ["Probability threshold", "Minimum area", "Opacity of the outlines"]
+        assert names_of("slider") == 2 * [
+            *("Probability threshold", "Ridge between peaks", "Minimum area"),
+            *("Opacity of the outlines", "Zoom"),
+        ]
         assert names_of("combobox") == 2 * ["Image", "Tissue", "Sort by", "Order"]
-        assert names_of("radio") == 2 * ["truth", "prediction", "errors"]
+        assert names_of("radio") == 2 * ["truth", "prediction", "errors", "side by side"]
+        assert names_of("button") == 2 * ["Previous image", "Next image"]
         assert names_of("image") == [self.seen(page, n)[1] for n in (0, 1)]
 
     def test_it_fits_the_width_of_a_phone(self, visit, complaints, url):
