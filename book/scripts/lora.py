@@ -54,6 +54,7 @@ from nucseg.viz.chapters.lora import (
     plot_rows,
     plot_to_scale,
 )
+from nucseg.viz.explorers import lora_explorer
 
 figures.use_style()
 torch.manual_seed(0)
@@ -365,6 +366,21 @@ check("10,378,477", at_8["total"])
 check("2.39%", at_8["trainable"] / at_8["total"])
 check("1.21%", mine["trainable"] / mine["total"])
 check("89,345", trainable.loc["attention", 8])
+
+# %% [markdown]
+# ### Rank and alpha of a trained layer
+#
+# What do rank and alpha do to a layer that has learned something? Take one of the adapter `nuinsseg-1`, keep only the
+# strongest directions of its update, and scale them. The dots are the singular values of the update; the frozen weight
+# stands beside $B$ and $A$ to scale:
+
+# %%
+explorer = lora_explorer()
+explorer
+
+# %% [markdown]
+# At half the alpha, the output changes half as much; at a lower rank, the weakest directions go first. In a running
+# notebook, `explorer.live()` does the same with finer steps.
 
 # %% [markdown]
 # ### Weights that never learn

@@ -39,7 +39,8 @@ OVERFLOWING = """() => {
     }
     return found;
   };
-  const items = [...document.querySelectorAll('article :is(table, figure, img, svg, .nucseg-browser, .nucseg-explorer)')];
+  const kinds = 'article :is(table, figure, img, svg, .nucseg-browser, .nucseg-explorer)';
+  const items = [...document.querySelectorAll(kinds)];
   return [...new Set(items.filter(item => item.checkVisibility()).map(fault).filter(Boolean))];
 }"""
 
