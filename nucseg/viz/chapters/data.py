@@ -92,18 +92,15 @@ def plot_tissues(samples: Sequence[Sample], columns: int = 4, size: int = 176) -
     return figure
 
 
-def plot_counts(listing: pd.DataFrame, samples: Sequence[Sample], source: str) -> Figure:
-    """Draw the share of images with at most so many nuclei: NuInsSeg and ``source``; tissues count the same."""
+def plot_counts(listing: pd.DataFrame, here: pd.DataFrame, source: str) -> Figure:
+    """Draw the share of images with at most so many nuclei: NuInsSeg and ``here``, named ``source``.
 
-    def counted(nuclei: Sequence[int], tissues: pd.Series, name: str) -> pd.DataFrame:
-        weight = 1 / tissues.map(tissues.value_counts())
-        return pd.DataFrame({"nuclei": list(nuclei), "weight": list(weight), "source": name})
-
-    here = [int(sample.labels.max()) for sample in samples]
+    Both tables have one row per image, with columns ``tissue`` and ``nuclei``. All tissues count the same.
+    """
     table = pd.concat(
         [
-            counted(listing["nuclei"].tolist(), listing["tissue"], "NuInsSeg"),
-            counted(here, pd.Series([sample.tissue for sample in samples]), source),
+            rows.assign(weight=1 / rows["tissue"].map(rows["tissue"].value_counts()), source=name)
+            for name, rows in (("NuInsSeg", listing), (source, here))
         ],
         ignore_index=True,
     )
