@@ -4,19 +4,19 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # %% [markdown]
 # # What LoRA is worth
 #
-# LoRA has a rank, an alpha and target layers, and the report searched 36 combinations of rank, alpha and learning rate.
-# This chapter asks three questions of recorded runs: what LoRA adds to training the head alone, where it should go, and
-# which of its knobs matters.
+# {term}`LoRA` has a {term}`rank`, an {term}`alpha` and {term}`target layers <LoRA target>`, and the report searched
+# 36 combinations of rank, alpha and learning rate. This chapter asks three questions of recorded runs: what LoRA adds
+# to training the head alone, where it should go, and which of its knobs matters.
 #
 # ## Overview
 #
 # ```{admonition} In this chapter
 # :class: objectives
-# **You will learn** to tell what LoRA adds to a baseline, to see why alpha acts like a second learning rate, to split the
-# variance of a grid search among its factors, and to compare its best configurations with each other.
+# **You will learn** to tell what LoRA adds to a baseline, to see why alpha acts like a second learning rate, to split
+# the variance of a grid search among its factors, and to compare its best configurations with each other.
 #
-# **You need**: the chapter on [LoRA](lora) for rank and alpha, the one on [fine-tuning](finetuning) for the rest. No model
-# is trained here. **Time**: 25 minutes to read, 1 minute to run.
+# **You need**: the chapter on [LoRA](lora) for rank and alpha, the one on [fine-tuning](finetuning) for the rest. No
+# model is trained here. **Time**: 25 minutes to read, 1 minute to run.
 # ```
 
 # %%
@@ -53,14 +53,13 @@ Markdown(
 # %% [markdown]
 # ## The head alone, LoRA, or all weights
 #
-# The first question comes before any search: what does {term}`LoRA` add to a frozen {term}`encoder` with a trained
+# The first question comes before any search: what does LoRA add to a frozen {term}`encoder` with a trained
 # {term}`head`? These runs differ in what is trained, and in nothing else: fold 1, 200 images, three epochs, one
-# {term}`seed`, the instance head that came with the base. The table is made from all such runs that are recorded; a run
-# with another rank, target or seed becomes another row.
+# {term}`seed`, the instance head that came with the base. The table is made from all such runs that are recorded; a
+# run with another rank, target or seed becomes another row.
 
 # %%
-kinds = ("rank-0", "lora-4", "lora-8", "lora-16", "full")
-trained = {name: ablation[name] for name in kinds}
+trained = worth.comparable(ablation, "rank-0")
 worth.table_worth(trained, "head only", beyond.training_costs())
 
 # %% mystnb={"image": {"alt": "Forest plot with three panels of changes in Dice, AJI and PQ against training the head alone: LoRA of ranks 4, 8 and 16 lie slightly right of zero, all weights slightly left; most intervals include zero."}, "figure": {"caption": "What training more than the head changes, on the test images of fold 1, with 95% intervals over images. One run and one seed each.", "name": "fig-worth"}}
@@ -68,14 +67,14 @@ worth.plot_worth(trained, "head only")
 plt.show()
 
 # %% [markdown]
-# **On this base and at this budget LoRA adds next to nothing to the head alone**: +0.001 PQ for rank 8 (−0.005 to +0.007),
-# +0.006 for rank 16 (+0.001 to +0.011), and 0.004 and 0.005 in {term}`Dice <Dice coefficient>`. Training all weights, at a
-# learning rate that was not tuned for it, changes PQ by −0.006 (−0.018 to +0.008). A step takes 1.5 times as long with LoRA
-# as without.
+# **On this base and at this budget LoRA adds next to nothing to the head alone**: +0.001 PQ for rank 8 (−0.005 to
+# +0.007), +0.006 for rank 16 (+0.001 to +0.011), and 0.004 and 0.005 in {term}`Dice <Dice coefficient>`. Training all
+# weights, at a learning rate that was not tuned for it, changes PQ by −0.006 (−0.018 to +0.008). A step takes 1.5
+# times as long with LoRA as without.
 #
-# Three caveats belong to this. The intervals say what another draw of test images would change, not another seed. Alpha
-# equals the rank in the LoRA runs here, so rank and alpha rise together. And the base was pretrained on synthetic nuclei
-# and on BBBC038, with a head of the same kind; an encoder that knows less of nuclei has more to gain.
+# Three caveats belong to this. The intervals say what another draw of test images would change, not another seed.
+# Alpha equals the rank in the LoRA runs here, so rank and alpha rise together. And the base was pretrained on
+# synthetic nuclei and on BBBC038, with a head of the same kind; an encoder that knows less of nuclei may gain more.
 
 # %% tags=["hide-input"]
 gains = worth.worth(trained, "head only")
@@ -102,8 +101,8 @@ for run in trained.values():
 # %% [markdown]
 # ## Where LoRA goes
 #
-# The LoRA paper adapts attention's projections; the report adapts every Linear layer. TinyViT is a hybrid: its first stage
-# and its patch embedding are convolutions. So which parts of the encoder get an adapter?
+# The LoRA paper adapts attention's projections; the report adapts every Linear layer. TinyViT is a hybrid: its first
+# stage and its patch embedding are convolutions. So which parts of the encoder get an adapter?
 
 # %%
 layers = {}
@@ -114,9 +113,9 @@ for conv in (False, True):
 pd.DataFrame(layers).fillna(0).astype(int)
 
 # %% [markdown]
-# With Linear layers alone, 40 of them, nothing before the second stage (`layers.1`) is adapted. With convolutions too there
-# are 52 adapters, and eight of the new ones lie in the patch embedding and the first stage, which see edges and stain. For
-# a 1 × 1 convolution LoRA is the same as for a Linear layer, applied to each pixel.
+# With Linear layers alone, 40 of them, nothing before the second stage (`layers.1`) is adapted. With convolutions too
+# there are 52 adapters, and eight of the new ones lie in the patch embedding and the first stage, which see edges and
+# stain. For a 1 × 1 convolution LoRA is the same as for a Linear layer, applied to each pixel.
 
 # %%
 pieces = {
@@ -127,10 +126,10 @@ pieces = {
 worth.table_worth(pieces, "LoRA, rank 8")
 
 # %% [markdown]
-# On the validation images of folds 1 and 2, 200 steps each, convolutions bring +0.014 PQ (+0.008 to +0.021) for 30,936
-# more weights. No rank brought as much above, on other images and in shorter runs. **Where LoRA goes seems to matter more
-# than how large it is**, by one seed on two folds. Adapters on attention alone, the MLPs or the late stages have not been
-# run yet.
+# On the validation images of folds 1 and 2, 200 steps each, convolutions bring +0.014 PQ (+0.008 to +0.021) for
+# 30,936 more weights. No rank brought as much above, on other images and in shorter runs. **Where LoRA goes seems to
+# matter more than how large it is**, by one seed on two folds. No run on this page adapts attention, the MLPs or the
+# late stages alone; the studies `lora-worth` and `lora-choices` ask that, with three seeds for the main question.
 
 # %% tags=["hide-input"]
 linear, both = layers["Linear"], layers["Linear and Conv2d"]
@@ -162,10 +161,10 @@ assert targets <= {"all", "none", "full"}, (
 # %% [markdown]
 # ## Alpha, a second learning rate
 #
-# LoRA's update is $\frac{\alpha}{r} B A$. Dividing by the rank is meant to make the rank a free choice. But the optimiser
-# has a say too: AdamW moves each entry of $A$ and $B$ by about the learning rate, however small its gradient. So how much
-# does one step of training improve a layer, by rank and alpha? The cell takes one step and projects the update on the
-# direction in which the loss falls.
+# LoRA's update is $\frac{\alpha}{r} B A$, with the {term}`scaling` $\alpha / r$. Dividing by the rank is meant to
+# make the rank a free choice. But the optimiser has a say too: AdamW moves each entry of $A$ and $B$ by about the
+# learning rate, however small its gradient. So how much does one step of training improve a layer, by rank and alpha?
+# The cell takes one step and projects the update on the direction in which the loss falls.
 
 # %%
 torch.manual_seed(0)
@@ -192,10 +191,10 @@ steps = pd.DataFrame(
 (steps / steps.loc[8, 8]).rename_axis("rank").rename_axis("alpha", axis=1).round(2)
 
 # %% [markdown]
-# Along a row the progress is proportional to alpha; down a column it hardly changes, although $\alpha / r$ falls eightfold.
-# $BA$ is a sum of $r$ terms, one for each row of $A$, each of which helps about as much as any other: the sum makes up for
-# the division. So for small updates, **alpha acts like a second learning rate, and alpha over rank does not**. Twice the
-# learning rate does the same as twice the alpha (try it).
+# Along a row the progress is proportional to alpha; down a column it hardly changes, although $\alpha / r$ falls
+# eightfold. $BA$ is a sum of $r$ terms, one for each row of $A$, each of which helps about as much as any other: the
+# sum makes up for the division. So for small updates, **alpha acts like a second learning rate, and alpha over rank
+# does not**. Twice the learning rate does the same as twice the alpha (try it).
 
 # %% tags=["hide-input"]
 assert np.allclose(steps[8] / steps[2], 4, atol=1), (
@@ -215,12 +214,13 @@ table4 = worth.table_4(theirs)
 worth.show_table_4(table4)
 
 # %% [markdown]
-# None of the four printed values equals the file's. The file's best is rank 16, alpha 8 and a learning rate of 0.001, with a
-# validation Dice of 0.8375. The configuration that the report recommends, rank 8, alpha 8 and 0.0003, is number 16 of 36.
+# None of the four printed values equals the file's. The file's best is rank 16, alpha 8 and a learning rate of 0.001,
+# with a validation Dice of 0.8375. The configuration that the report recommends, rank 8, alpha 8 and 0.0003, is
+# number 16 of 36.
 #
-# In a full grid each combination occurs once, so the variance of the scores splits cleanly: a share for the differences
-# between ranks, one for alphas, one for learning rates; the rest is interaction and chance. Such a share is called *eta
-# squared*, and it takes five lines:
+# In a full grid each combination occurs once, so the variance of the scores splits cleanly: a share for the
+# differences between ranks, one for alphas, one for learning rates; the rest is interaction and chance. Such a share
+# is called *eta squared*, and it takes five lines:
 
 # %%
 shares = {}
@@ -230,8 +230,9 @@ for factor in worth.FACTORS:
 pd.Series(shares).map("{:.1%}".format)
 
 # %% [markdown]
-# The learning rate explains 88.2% of the variance of the validation Dice, alpha 9.1%, the rank 0.1%. The largest rate is the
-# best one for all 12 pairs of rank and alpha; as it lies at the edge of the grid, a larger one might have been better still.
+# The learning rate explains 88.2% of the variance of the validation Dice, alpha 9.1%, the rank 0.1%. The largest rate
+# is the best one for all 12 pairs of rank and alpha; as it lies at the edge of the grid, a larger one might have been
+# better still.
 
 # %% tags=["hide-input"]
 assert not (table4["printed"].round(4) == table4["val_dice"].round(4)).any(), (
@@ -258,9 +259,9 @@ assert (pairs.idxmax(axis=1) == 1e-3).sum() == len(pairs) == 12, "best in all pa
 # %% [markdown]
 # ## A share depends on the ranges
 #
-# Is the rank unimportant, then, and the rate all? Not by these numbers alone: a factor that is varied over a wider range
-# explains more. The rates of the grid span a factor of ten, ranks one of eight, alphas one of four. Leave a rate out, in
-# the report's search and in the same search run again for this book, and the shares change:
+# Is the rank unimportant, then, and the rate all? Not by these numbers alone: a factor that is varied over a wider
+# range explains more. The rates of the grid span a factor of ten, ranks one of eight, alphas one of four. Leave a
+# rate out, in the report's search and in the same search run again for this book, and the shares change:
 
 # %%
 tested = worth.our_search(grid)  # one row per run and test image
@@ -283,12 +284,12 @@ worth.plot_shares(shares)
 plt.show()
 
 # %% [markdown]
-# Without the smallest rate alpha's share rises from 9.1% to 16.5% in the report's search, and from 0.1% to 9.5% in ours. The
-# ranks, over a factor of eight, stay below one percent in every row.
+# Without the smallest rate alpha's share rises from 9.1% to 16.5% in the report's search, and from 0.1% to 9.5% in
+# ours. The ranks, over a factor of eight, stay below one percent in every row.
 #
-# **The budget of our search** was small: 108 runs of four epochs on 60 images, 240 steps, at half the report's image size,
-# 30 test images for each of three folds. Short runs favour large rates, and at 0.0001 ours learnt nothing at all (a test Dice of
-# 0.006 at most), so that the rate's share of 99.8% says little more than *trained or not*.
+# **The budget of our search** was small: 108 runs of four epochs on 60 images, 240 steps, at half the report's image
+# size, 30 test images for each of three folds. Short runs favour large rates, and at 0.0001 ours learnt nothing at
+# all (a test Dice of 0.006 at most), so that the rate's share of 99.8% says little more than *trained or not*.
 
 # %% tags=["hide-input"]
 check("9.1%", shares.loc["report", "alpha"])
@@ -322,9 +323,9 @@ assert (
 worth.table_search(ours)
 
 # %% [markdown]
-# The twelve best lie within 0.025 in test Dice, and each of their intervals is about 0.065 wide. But these intervals mostly
-# hold the difference between easy and hard images, which all configurations meet alike. Paired on the same 90 images, the
-# picture is another. At the best rate, alpha alone changes:
+# The twelve best lie within 0.025 in test Dice, and each of their intervals is about 0.065 wide. But these intervals
+# mostly hold the difference between easy and hard images, which all configurations meet alike. Paired on the same 90
+# images, the picture is another. At the best rate, alpha alone changes:
 
 # %%
 fast = tested[tested["lr"] == 1e-3]
@@ -338,10 +339,10 @@ changes.plot({**by_alpha, **by_rank}, ("dice", "pq"))
 plt.show()
 
 # %% [markdown]
-# **Alpha 8 beats alpha 2 by 0.022 Dice (0.012 to 0.032)**, at every rank, and alpha 4 beats it by 0.011. The rank changes
-# Dice by no more than 0.002. So a search does tell about its winners, if they are compared on the same images. In the
-# report's file, which has means only, alpha 8 is 0.005 above alpha 2 at that rate and 0.023 at the smallest, where more is
-# to be gained by a larger step. All of it fits alpha as a second learning rate.
+# **Alpha 8 beats alpha 2 by 0.022 Dice (0.012 to 0.032)**, at every rank, and alpha 4 beats it by 0.011. The rank
+# changes Dice by no more than 0.002. So a search does tell about its winners, if they are compared on the same
+# images. In the report's file, which has means only, alpha 8 is 0.005 above alpha 2 at that rate and 0.023 at the
+# smallest, where more is to be gained by a larger step. All of it fits alpha as a second learning rate.
 #
 # One warning stays. The best of 36 is partly the luckiest: choose on validation, and report on test, once.
 
@@ -394,8 +395,8 @@ plt.show()
 # %% [markdown]
 # ```{exercise} Twice the alpha
 # :label: ex-worth-alpha
-# You double alpha and keep the rank. Which other setting could you have doubled instead, for about the same effect early in
-# training?
+# You double alpha and keep the rank. Which other setting could you have doubled instead, for about the same effect
+# early in training?
 # ```
 
 # %% [markdown]
@@ -407,15 +408,15 @@ plt.show()
 # %% [markdown]
 # ```{exercise} A share of nothing
 # :label: ex-worth-share
-# A search varies the rank from 8 to 9 and the learning rate from `1e-4` to `1e-2`. The rank explains nothing of the variance.
-# What does that say about the rank?
+# A search varies the rank from 8 to 9 and the learning rate from `1e-4` to `1e-2`. The rank explains nothing of the
+# variance. What does that say about the rank?
 # ```
 
 # %% [markdown]
 # ```{solution} ex-worth-share
 # :class: dropdown
-# Almost nothing. Its range was far narrower than that of the rate, and a share of variance compares the effects of the
-# ranges searched.
+# Almost nothing. Its range was far narrower than that of the rate, and a share of variance compares the effects of
+# the ranges searched.
 # ```
 
 # %% [markdown]
@@ -444,8 +445,8 @@ assert added.lora_A.numel() + added.lora_B.numel() == 8 * (320 + 960)
 # %% [markdown]
 # ```{exercise} Rank-stabilised scaling
 # :label: ex-worth-rslora
-# Some divide alpha by $\sqrt{r}$ instead of $r$. With the function `progress` above, how does one step's progress then depend
-# on the rank, at equal alpha?
+# Some divide alpha by $\sqrt{r}$ instead of $r$. With the function `progress` above, how does one step's progress
+# then depend on the rank, at equal alpha?
 # ```
 
 # %% [markdown]
@@ -465,8 +466,8 @@ assert stabilised[16] > 2 * stabilised[2]  # about sqrt(8) times
 # %% [markdown]
 # ```{exercise} The luckiest of 36
 # :label: ex-worth-lucky
-# Choose the configuration with the best **test** Dice on fold 1 of our search, and look at its place by the test Dice of
-# folds 2 and 3. How much does the choice flatter itself on fold 1?
+# Choose the configuration with the best **test** Dice on fold 1 of our search, and look at its place by the test Dice
+# of folds 2 and 3. How much does the choice flatter itself on fold 1?
 # ```
 
 # %% [markdown]

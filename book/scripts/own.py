@@ -4,18 +4,19 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # %% [markdown]
 # # Your own images
 #
-# You have images of H&E sections and want their nuclei. This chapter segments three of them with the adapter that comes
-# with `nucseg`, reads the results back, checks them, fine-tunes on corrected outlines, and says what all of it costs.
+# You have images of H&E sections and want their nuclei. This chapter segments three of them with the adapter that
+# comes with `nucseg`, reads the results back, checks them, fine-tunes on corrected outlines, and says what all of it
+# costs.
 #
 # ## Overview
 #
 # ```{admonition} In this chapter
 # :class: objectives
-# **You will learn** to segment images of any size, to read the tables and polygons that are written, to tell the pixel
-# size, to score an adapter on your masks, and to fine-tune it on a few images.
+# **You will learn** to segment images of any size, to read the tables and polygons that are written, to tell the
+# pixel size, to score an adapter on your masks, and to fine-tune it on a few images.
 #
-# **You need**: 8-bit RGB images (PNG, JPEG, TIFF, or a whole slide), and masks of a few of them for the second half. No
-# GPU, no download. **Time**: 25 minutes to read, 1 minute to run.
+# **You need**: 8-bit RGB images (PNG, JPEG, TIFF, or a whole slide), and masks of a few of them for the second half.
+# No GPU, no download. **Time**: 25 minutes to read, 1 minute to run.
 # ```
 
 # %%
@@ -50,8 +51,9 @@ Markdown(provenance_note(nucseg.Synthetic(1), model))
 # %% [markdown]
 # ## Three images
 #
-# Synthetic tissue stands in for yours. Here are five images of 256 px; three are yours to work with, and two are kept back
-# to check on. To run the page on your own images, put them into `folder / "mine"` and `folder / "kept"` instead.
+# Synthetic tissue stands in for yours. Here are five images of 256 px; three are yours to work with, and two are kept
+# back to check on. To work on your own images, put them into two such folders instead, and skip the folded cells,
+# which check this page's sentences.
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -66,8 +68,8 @@ sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
 # ## One line
 #
 # `nucseg.segment` takes an image of any size, an array or a Pillow image, and returns its {term}`label map`. The
-# {term}`adapter` `nuinsseg-1` was trained on the training images of NuInsSeg's first {term}`fold`, from the {term}`base`
-# `offline`; it has not seen these images.
+# {term}`adapter` `nuinsseg-1` was trained on the training images of NuInsSeg's first {term}`fold`, from the
+# {term}`base` `offline`; it has not seen these images.
 
 # %%
 labels = nucseg.segment(samples[0].image, model)
@@ -82,7 +84,8 @@ plt.show()
 #
 # ## A folder, and what is written
 #
-# `predict_files` is what `nucseg predict` runs. It returns one row per image, and the images that failed with the reason.
+# `predict_files` is what `nucseg predict` runs. It returns one row per image, and the images that failed with the
+# reason.
 
 # %%
 results = folder / "results"
@@ -96,8 +99,9 @@ summary[["image", "height_px", "width_px", "nuclei", "area_px_mean"]], failures
 own.table_files(results, "0")
 
 # %% [markdown]
-# Finished images are skipped when the command runs again, an interrupted image resumes, and outputs that are missing are
-# added. **Files that nucseg did not write, or that you changed, are never replaced.** `--outputs labels,csv` writes fewer.
+# Finished images are skipped when the command runs again, an interrupted image resumes, and outputs that are missing
+# are added. **Files that nucseg did not write, or that you changed, are never replaced.** `--outputs labels,csv`
+# writes fewer.
 #
 # The table has one row per nucleus, in pixels and, as the pixel size is known, in µm. Origin is the top left corner.
 
@@ -108,9 +112,9 @@ table[
 ].head(3)
 
 # %% [markdown]
-# The polygons are GeoJSON, as QuPath reads and writes it. Let us read them back and compute each polygon's area by the
-# shoelace formula. The polygons cut the corners of the nuclei's pixels, so their areas are smaller than the table's by a
-# trace.
+# The polygons are GeoJSON, as QuPath reads and writes it. Let us read them back and compute each polygon's area by
+# the shoelace formula. The polygons cut the corners of the nuclei's pixels, so their areas are smaller than the
+# table's by a trace.
 
 # %%
 polygons = json.loads((results / "0.geojson").read_text())["features"]
@@ -148,9 +152,10 @@ assert set(own.FILES) == {p.name[1:] for p in results.glob("0.*")}, (
 # %% [markdown]
 # ## The pixel size
 #
-# The network knows nuclei of one size. If an image's {term}`pixel size` is known, from the file or from `--um-per-px`, it is
-# shown at the scale of the training images; if not, it is taken to be like them, with a warning. Here is the same image
-# scanned at half the magnification, so with 0.5 µm/px, once without and once with that knowledge:
+# The network knows nuclei of one size. If an image's {term}`pixel size` is known, from the file or from
+# `--um-per-px`, it is shown at the scale of the training images; if not, it is taken to be like them, with a warning.
+# Here is the same image scanned at half the magnification, so with 0.5 µm/px, once without and once with that
+# knowledge:
 
 # %%
 half = np.asarray(
@@ -170,8 +175,8 @@ own.plot_scale(half, told, um_per_px=0.5)
 plt.show()
 
 # %% [markdown]
-# A TIFF can carry its pixel size, as slides do; then nothing needs to be told. If an adapter does not know the pixel size of
-# its own training images, `--um-per-px` changes the units of the results only.
+# A TIFF can carry its pixel size, as slides do; then nothing needs to be told. If an adapter does not know the pixel
+# size of its own training images, `--um-per-px` changes the units of the results only.
 
 # %%
 tifffile.imwrite(
@@ -193,10 +198,10 @@ check("20,000", 1e4 / 0.5)
 # %% [markdown]
 # ## How good is it on mine?
 #
-# Outline the nuclei of a few images, then score the adapter on them. Masks are paired with images by file name: label maps
-# (TIFF, PNG; 0 outside, one id per nucleus), ROIs from ImageJ, GeoJSON from QuPath, `.npy`, Cellpose's `_seg.npy`,
-# HoVer-Net's `.mat`, or one COCO file. A binary mask does not say where one nucleus ends; if none touch, pass
-# `--instances components`.
+# Outline the nuclei of a few images, then score the adapter on them. Masks are paired with images by file name: label
+# maps (TIFF, PNG; 0 outside, one id per nucleus), ROIs from ImageJ, GeoJSON from QuPath, `.npy`, Cellpose's
+# `_seg.npy`, HoVer-Net's `.mat`, or one COCO file. A binary mask does not say where one nucleus ends; if none touch,
+# pass `--instances components`.
 
 # %%
 for number, sample in enumerate(samples):
@@ -209,14 +214,14 @@ before = nucseg.evaluate(model, kept, range(len(kept)), progress=False)
 before[["stem", "dice", "aji", "pq", "nuclei_true", "nuclei_predicted"]].round(3)
 
 # %% [markdown]
-# The command is `nucseg evaluate nuinsseg-1 --images kept/images --masks kept/masks`. If that is good enough, skip the next
-# section.
+# The command is `nucseg evaluate nuinsseg-1 --images kept/images --masks kept/masks`. If that is good enough, skip
+# the next section.
 #
 # ## Correct, and train again
 #
 # The three images in `mine` have masks now; in practice these are the adapter's own outlines, corrected. The page
-# [Predict, correct, train](../corrections) shows how, with QuPath and with ImageJ, and how to mark what you did not check
-# (*Ignore\**, *Region\**). One call fine-tunes the adapter on them:
+# [Predict, correct, train](../corrections) shows how, with QuPath and with ImageJ, and how to mark what you did not
+# check (*Ignore\**, *Region\**). One call fine-tunes the adapter on them:
 
 # %%
 mine = open_own(folder / "mine")
@@ -229,8 +234,8 @@ history = pd.read_csv(folder / "run" / "history.csv", index_col="epoch")
 
 # %% [markdown]
 # It measures how large your nuclei are and shows the images at a scale at which they are as large as those that the
-# adapter knows. One of the three images is not trained on: it chooses the epoch that is kept, and the scores on it are
-# therefore optimistic. Now the two images that neither trained nor chose anything:
+# adapter knows. One of the three images is not trained on: it chooses the epoch that is kept, and the scores on it
+# are therefore optimistic. Now the two images that neither trained nor chose anything:
 
 # %%
 tuned = nucseg.load(adapter)
@@ -249,10 +254,10 @@ own.plot_found(
 plt.show()
 
 # %% [markdown]
-# All three scores rise, after seconds of training on two images. That is easier here than on real tissue, because synthetic
-# images of one tissue resemble each other; the next section has real ones. The new adapter is a file of under two
-# megabytes; `nucseg predict images --adapter run/best.safetensors --out results-2` uses it. Results of two adapters are
-# never mixed in one folder.
+# All three scores rise, after seconds of training on two images. That is easier here than on real tissue, because
+# synthetic images of one tissue resemble each other; the next section has real ones. The new adapter is a file of
+# under two megabytes; `nucseg predict images --adapter run/best.safetensors --out results-2` uses it. Results of two
+# adapters are never mixed in one folder.
 
 # %% tags=["hide-input"]
 assert (after.mean(numeric_only=True) > before.mean(numeric_only=True))[
@@ -265,20 +270,21 @@ assert len(mine) == 3 and len(history) == 6, "three images, six epochs"
 # ## What it brings on real images, and what it costs
 #
 # Measured on the 107 histology images of BBBC038 {cite}`caicedo2019bbbc038`, from other laboratories and at another
-# magnification than NuInsSeg. A caveat first: the shipped adapters have the base `offline`, and its first edition, the one in
-# use, was pretrained on these very images. So that nothing is flattered, the experiment started from an adapter trained on
-# NuInsSeg from random weights, which never saw them. Five times, images to learn from were drawn at random; the same 87
-# others were scored.
+# magnification than NuInsSeg. A caveat first: the shipped adapters have the base `offline`, and its first edition,
+# the one in use, was pretrained on these very images. So that nothing is flattered, the experiment started from an
+# adapter trained on NuInsSeg from random weights, which never saw them. Five times, images to learn from were drawn
+# at random; the same 87 others were scored.
 
 # %%
 about, learnt = own.own_images()
 own.table_own_images(about, learnt)
 
 # %% [markdown]
-# Ten images raise PQ from 0.288 to 0.412, five to 0.375 and twenty to 0.454; Dice rises from 0.606 to 0.857 with twenty.
-# Telling the size of the nuclei alone brings nothing here (0.273). Which images one outlines matters: with five, PQ lies
-# between 0.341 and 0.404 by draw. On one thread of a CPU the training took 0.3, 0.8 and 2.3 minutes, the median of five
-# draws; a run ends when 20 epochs in a row were not better. Outlining ten images takes longer than that.
+# Ten images raise PQ from 0.288 to 0.412, five to 0.375 and twenty to 0.454; Dice rises from 0.606 to 0.857 with
+# twenty. Telling the size of the nuclei alone brings nothing here (0.273). Which images one outlines matters: with
+# five, PQ lies between 0.341 and 0.404 by draw. On one thread of a CPU the training took 0.3, 0.8 and 2.3 minutes,
+# the median of five draws; a run ends when 20 epochs in a row were not better. Outlining ten images takes longer than
+# that.
 
 # %% tags=["hide-input"]
 mean = learnt.groupby("images")[["dice", "pq"]].mean()
@@ -308,9 +314,9 @@ assert about["start"]["base"] == "random" and about["configs"][0]["patience"] ==
 # %% [markdown]
 # ## Another stain, another laboratory
 #
-# How far does it carry without fine-tuning? Three runs of the recipe study, heads that differ in their normalisation and
-# started from random weights, met 24 validation images of fold 1 whose {term}`haematoxylin` or {term}`eosin` was halved or
-# doubled ({term}`stain shift`).
+# How far does it carry without fine-tuning? Three runs of the recipe study, heads that differ in their normalisation
+# and started from random weights, met 24 validation images of fold 1 whose {term}`haematoxylin` or {term}`eosin` was
+# halved or doubled ({term}`stain shift`).
 
 # %%
 stained = own.robustness()
@@ -325,13 +331,14 @@ changes.table(
 
 # %% [markdown]
 # Twice the haematoxylin costs most: 0.075 PQ (0.040 to 0.111) for the head with {term}`GroupNorm`, 0.081 with
-# {term}`BatchNorm` and 0.071 with {term}`LayerNorm`. The other changes cannot be told from nothing by 24 images, but for the
-# BatchNorm head and eosin: +0.010 when it is halved, −0.028 when it is doubled. With one seed this is a rough map.
+# {term}`BatchNorm` and 0.071 with {term}`LayerNorm`. The other changes cannot be told from nothing by 24 images, but
+# for the BatchNorm head and eosin: +0.010 when it is halved, −0.028 when it is doubled. With one seed this is a rough
+# map.
 #
-# On 24 histology images of BBBC038 the order of the norms is another than at home: PQ is 0.477 with BatchNorm, 0.431 with
-# LayerNorm and 0.407 with GroupNorm. Compare the three with each other, not with other numbers: the base under all of them saw
-# these images. What sets BatchNorm and LayerNorm apart is that a nucleus's maps hardly depend on the rest of the field.
-# Inside a mosaic of four images they change by 0.023 at most, with GroupNorm by up to 0.790.
+# On 24 histology images of BBBC038 the order of the norms is another than at home: PQ is 0.477 with BatchNorm, 0.431
+# with LayerNorm and 0.407 with GroupNorm. Compare the three with each other, not with other numbers: the base under
+# all of them saw these images. What sets BatchNorm and LayerNorm apart is that a nucleus's maps hardly depend on the
+# rest of the field. Inside a mosaic of four images they change by 0.023 at most, with GroupNorm by up to 0.790.
 
 # %% tags=["hide-input"]
 double = {
@@ -368,8 +375,8 @@ check("0.790", fields["group"])
 # %% [markdown]
 # ## Whole slides
 #
-# A large image is cut into overlapping fields, of which only the cores are kept. The label map is then cut from the maps
-# block by block. Memory does not grow with the image; empty glass is skipped.
+# A large image is cut into overlapping fields, of which only the cores are kept. The label map is then cut from the
+# maps block by block. Memory does not grow with the image; empty glass is skipped.
 
 # %%
 large = beyond.about("large-image")
@@ -387,29 +394,29 @@ pd.Series(
 )
 
 # %% [markdown]
-# A synthetic image of 20,000 × 20,000 px, with 78,018 nuclei, took 12 minutes and 1.4 GiB of memory on one thread, other
-# programs beside it; label map, polygons, ROIs and table included. By the same pace a slide of 100,000 × 100,000 px with no
-# glass takes five hours.
+# A synthetic image of 20,000 × 20,000 px, with 78,018 nuclei, took 12 minutes and 1.4 GiB of memory on one thread,
+# other programs beside it; label map, polygons, ROIs and table included. By the same pace a slide of 100,000 ×
+# 100,000 px with no glass takes five hours.
 #
-# What the network says about a nucleus depends on what else is in its field, as the shipped adapters have GroupNorm. So the
-# same image with its fields laid elsewhere gives a slightly different label map:
+# What the network says about a nucleus depends on what else is in its field, as the shipped adapters have GroupNorm.
+# So the same image with its fields laid elsewhere gives a slightly different label map:
 
 # %%
 cuts = beyond.about("seams")
 own.table_seams(cuts, "agreement", "compared")
 
 # %% [markdown]
-# On one tissue two layouts agree to an AJI of 0.968. On a mosaic of sixteen tissues they agree less, 0.803, and segmenting in
-# fields is then the better way: against the truth its AJI is 0.582, and 0.548 where the network sees everything at once. And
-# the borders themselves? Each nucleus below lies on a border between two fields in one layout, and clear of every border in
-# the other, so that the same nucleus was drawn twice.
+# On one tissue two layouts agree to an AJI of 0.968. On a mosaic of sixteen tissues they agree less, 0.803, and
+# segmenting in fields is then the better way: against the truth its AJI is 0.582, and 0.548 where the network sees
+# everything at once. And the borders themselves? Each nucleus below lies on a border between two fields in one
+# layout, and clear of every border in the other, so that the same nucleus was drawn twice.
 
 # %%
 own.table_borders(cuts)
 
 # %% [markdown]
-# On borders nuclei are found as often, to within 2.2 percentage points, and drawn as well: their IoU differs by +0.009 and
-# −0.004.
+# On borders nuclei are found as often, to within 2.2 percentage points, and drawn as well: their IoU differs by
+# +0.009 and −0.004.
 
 # %% tags=["hide-input"]
 check("20,000", large["side_px"])
@@ -452,10 +459,12 @@ for text, b in zip(("+0.009", "−0.004"), borders, strict=True):
 #
 # ## Summary
 #
-# - `nucseg.segment(image)` for one image, `nucseg predict` for folders and slides; files that are yours are never replaced.
+# - `nucseg.segment(image)` for one image, `nucseg predict` for folders and slides; files that are yours are never
+#   replaced.
 # - Tell the pixel size. Without it a scan at half the magnification loses much.
 # - Keep some masks back, and score before and after. The images that choose the epoch are no test.
-# - A few corrected images are worth more than any option: ten images of other laboratories raised PQ by more than a third.
+# - A few corrected images are worth more than any option: ten images of other laboratories raised PQ by more than a
+#   third.
 # - Strong haematoxylin is the stain shift to watch for.
 #
 # ## Exercises
@@ -463,34 +472,36 @@ for text, b in zip(("+0.009", "−0.004"), borders, strict=True):
 # %% [markdown]
 # ```{exercise} Nothing found
 # :label: ex-own-nothing
-# A scan with 1 µm/px gives hardly any nuclei with `nucseg predict`. The file does not state its pixel size. What do you do?
+# A scan with 1 µm/px gives hardly any nuclei with `nucseg predict`. The file does not state its pixel size. What do
+# you do?
 # ```
 
 # %% [markdown]
 # ```{solution} ex-own-nothing
 # :class: dropdown
-# Pass `--um-per-px 1`, into a new folder. Nuclei are then shown to the network four times as large, as in its training
-# images.
+# Pass `--um-per-px 1`, into a new folder. Nuclei are then shown to the network four times as large, as in its
+# training images.
 # ```
 
 # %% [markdown]
 # ```{exercise} An honest score
 # :label: ex-own-honest
-# You fine-tune on ten images; the last epoch's validation PQ is 0.5. Why is that not the score to report, and what is?
+# You fine-tune on ten images; the last epoch's validation PQ is 0.5. Why is that not the score to report, and what
+# is?
 # ```
 
 # %% [markdown]
 # ```{solution} ex-own-honest
 # :class: dropdown
-# The validation images chose the epoch, so their score is optimistic, the more so the fewer they are. Report the score on
-# images that neither trained nor chose anything.
+# The validation images chose the epoch, so their score is optimistic, the more so the fewer they are. Report the
+# score on images that neither trained nor chose anything.
 # ```
 
 # %% [markdown]
 # ```{exercise} Which nuclei are large?
 # :label: ex-own-table
-# From the tables of the three images, list the nuclei whose area is more than twice the median of their image. Are they likely
-# to be mergers? Look at their solidity.
+# From the tables of the three images, list the nuclei whose area is more than twice the median of their image. Are
+# they likely to be mergers? Look at their solidity.
 # ```
 
 # %% [markdown]
@@ -515,8 +526,8 @@ assert (large_ones["area_px"] > tables["area_px"].median()).all()
 # %% [markdown]
 # ```{exercise} Draw the polygons
 # :label: ex-own-polygons
-# Turn the GeoJSON of the first image back into a label map with `skimage.draw.polygon`, and compare it with `0.labels.tif`.
-# Where does a polygon's coordinate 0 lie, in the middle of a pixel or at its corner?
+# Turn the GeoJSON of the first image back into a label map with `skimage.draw.polygon`, and compare it with
+# `0.labels.tif`. Where does a polygon's coordinate 0 lie, in the middle of a pixel or at its corner?
 # ```
 
 # %% [markdown]
@@ -544,8 +555,8 @@ assert agreement.pq > 0.99  # the corner of the top left pixel is (0, 0)
 # %% [markdown]
 # ```{exercise} How wrong may the pixel size be?
 # :label: ex-own-wrong
-# Segment the second image with pixel sizes from half to twice the true one and draw PQ against the error. How much error does
-# the adapter forgive?
+# Segment the second image with pixel sizes from half to twice the true one and draw PQ against the error. How much
+# error does the adapter forgive?
 # ```
 
 # %% [markdown]
@@ -572,5 +583,5 @@ assert forgiven[1.0] > forgiven[0.5]
 # ## Further reading
 #
 # - {cite:t}`caicedo2019bbbc038` for the second data set.
-# - [Predict, correct, train](../corrections) for the loop with QuPath and ImageJ, and [fine-tuning](finetuning) for what
-#   happens inside.
+# - [Predict, correct, train](../corrections) for the loop with QuPath and ImageJ, and [fine-tuning](finetuning) for
+#   what happens inside.

@@ -16,6 +16,8 @@ from nucseg.viz import figures
 from nucseg.viz.chapters import changes
 
 FACTORS = ["rank", "alpha", "lr"]
+# The options that say what is trained, and the seed
+WHAT_IS_TRAINED = {"lora_target", "decoder_lora_target", "rank", "alpha", "lora_conv", "dora", "seed"}
 
 
 # ---- what is trained -----------------------------------------------------------------------------------------
@@ -23,9 +25,10 @@ FACTORS = ["rank", "alpha", "lr"]
 
 def describe(config: Mapping[str, Any]) -> str:
     """What a run's configuration trains, in words: "head only", "LoRA, rank 4", "LoRA, rank 8, on qkv"."""
-    if config["lora_target"] in ("none", "full"):
-        return {"none": "head only", "full": "all weights"}[config["lora_target"]]
-    text = f"LoRA, rank {config['rank']}"
+    without_lora = {"none": "head only", "norms": "norms and biases", "full": "all weights"}
+    if config["lora_target"] in without_lora:
+        return without_lora[config["lora_target"]]
+    text = f"{'DoRA' if config.get('dora') else 'LoRA'}, rank {config['rank']}"
     if config["alpha"] != config["rank"]:
         text += f", alpha {config['alpha']:g}"
     if config["lora_target"] != "all":
@@ -37,6 +40,17 @@ def describe(config: Mapping[str, Any]) -> str:
 
 def _adapts_decoder(config: Mapping[str, Any]) -> bool:
     return config.get("decoder_lora_target", "none") != "none"
+
+
+def comparable(runs: Mapping[str, Run], reference: str) -> dict[str, Run]:
+    """The runs that differ from the run ``reference`` in nothing but what they train, and the seed."""
+    own = runs[reference].about["config"]
+    found = {}
+    for name, run in runs.items():
+        config = run.about["config"]
+        if all(config[option] == own[option] for option in (config.keys() & own.keys()) - WHAT_IS_TRAINED):
+            found[name] = run
+    return found
 
 
 def groups(runs: Mapping[str, Run]) -> dict[str, list[Run]]:

@@ -22,11 +22,21 @@ def run(pq: float, trainable: int = 1, **config) -> Run:
         ({"lora_target": "qkv", "lora_conv": True}, "LoRA, rank 8, on qkv, on Conv2d too"),
         ({"lora_target": "none"}, "head only"),
         ({"lora_target": "full"}, "all weights"),
+        ({"lora_target": "norms"}, "norms and biases"),
+        ({"dora": True}, "DoRA, rank 8"),
         ({"decoder_lora_target": "attention"}, "LoRA, rank 8, attention of the decoder"),
     ],
 )
 def test_what_is_trained_in_words(config, text):
     assert worth.describe(CONFIG | config) == text
+
+
+def test_runs_of_another_fold_or_head_are_not_compared():
+    runs = {"a": run(0.1), "b": run(0.1, rank=4, alpha=4.0, seed=3), "c": run(0.1, fold=2), "d": run(0.1, dora=True)}
+    assert list(worth.comparable(runs, "a")) == ["a", "b", "d"]  # an option that older runs lack does not count
+    ablation = study_runs("ablation")["offline-small"]
+    assert {"rank-0", "lora-4", "lora-8", "lora-16", "full"} <= set(worth.comparable(ablation, "rank-0"))
+    assert not {"random", "linear", "fresh-head", "without-stem"} & set(worth.comparable(ablation, "rank-0"))
 
 
 def test_new_runs_become_rows_and_seeds_are_paired():
