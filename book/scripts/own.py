@@ -377,7 +377,8 @@ check("0.790", fields["group"])
 # ## Whole slides
 #
 # A large image is cut into overlapping fields, of which only the cores are kept. The label map is then cut from the
-# maps block by block. Memory does not grow with the image; empty glass is skipped.
+# maps block by block. Memory does not grow with the image; empty glass is skipped. How long an archive takes, the
+# chapter [From one slide to an archive](archive) works out.
 
 # %%
 large = beyond.about("large-image")
@@ -449,7 +450,7 @@ for text, b in zip(("+0.009", "−0.004"), borders, strict=True):
 # | an unstated pixel size | `--um-per-px 0.5` |
 # | a slide with several images | `--series 2`; by default the largest |
 # | slides whose tissue is pale | `--no-tissue-mask`; by default empty glass is skipped |
-# | fewer doubtful nuclei | `--min-confidence 0.5`, with adapters that were tuned (preset `best`); the shipped ones give no confidence |
+# | fewer doubtful nuclei | `--min-confidence 0.5`, with adapters that were tuned (preset `best`): they write each nucleus's confidence into the table and QuPath's measurements. The shipped ones were not tuned |
 # | touching nuclei cut too often, or too rarely | a lower or a higher `--ridge` |
 # | a little more quality for four times the time | `--tta`; several `--adapter` average an {term}`ensemble` |
 # | more speed on a CPU | `pip install "nucseg[openvino]"`, then `--engine auto` uses it for large images |
