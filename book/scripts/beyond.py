@@ -161,9 +161,10 @@ plt.show()
 
 # %% [markdown]
 # With 0.7, which was best on true maps with noise, {term}`AJI <aggregated Jaccard index>` is 0.487 and PQ 0.437; with
-# 0.9 they are 0.525 and 0.451, and with the distance map smoothed by two pixels 0.526 and 0.456. Taken alone, the
-# folds would choose 0.9 or 0.95 and gain 0.0005 in PQ on average. The best of all settings tried, 0.9 at three
-# pixels, reaches 0.458.
+# 0.9 they are 0.525 and 0.451, and with the distance map smoothed by two pixels 0.526 and 0.456. One caveat:
+# validation images of one fold are test images of another, so a value shared by all folds has seen some of each
+# fold's test images. It matters little: taken alone, the folds would choose 0.9 or 0.95 and gain 0.0005 in PQ on
+# average. The best of all settings tried, 0.9 at three pixels, reaches 0.458.
 #
 # What is still lost, and where? Give the decoder the true distance map and the predicted foreground, then the other
 # way round:
@@ -340,8 +341,8 @@ plt.show()
 # which is no difference.
 #
 # **The base.** Without any pretraining PQ changes by −0.126 (−0.146 to −0.107). The base brings a head along:
-# starting it from random weights instead costs 0.027. What the pretrained encoder alone is worth is the random base
-# against a random head on it, −0.099.
+# starting it from random weights instead costs 0.027. What the pretrained encoder alone is worth shows in the two
+# runs whose heads start from random weights: without it PQ is 0.099 lower.
 #
 # **LoRA.** With the head it trains 412,146 weights, 3.9% of the model, and is level with training all of them at the
 # same learning rate, which was not tuned for that: −0.007 (−0.018 to +0.007) for all weights. But the head alone is
@@ -446,7 +447,7 @@ plt.show()
 # **What did not.** The {term}`exponential moving average` changes PQ by −0.003, stronger geometry by −0.007, and
 # stronger stain on top by −0.027. Images of 512 px instead of 384 change it by −0.002 on fold 1 (−0.017 to +0.013).
 # In a head from random weights {term}`BatchNorm` loses 0.016 PQ against GroupNorm and {term}`LayerNorm` 0.019; both
-# have another merit, that a nucleus's maps do not depend on the rest of the field.
+# have another merit, that a nucleus's maps hardly depend on the rest of the field ([Your own images](own)).
 #
 # Two hundred steps are few. Averaging and augmentation are meant for long runs, so these results say what to expect
 # of short ones. The preset `best` takes what helped: convolutions and pixel weights, and neither EMA nor stronger
@@ -593,8 +594,7 @@ beyond.table_options(options, seconds)
 # %% [markdown]
 # Mirrored views bring 0.013 PQ (0.008 to 0.019) for 3.6 times the time. The ensemble brings 0.001 (−0.001 to 0.004),
 # which is no difference. That was to be expected of these three members: they have ranks 4, 8 and 16 but share the
-# seed and the training images, so they make the same mistakes. Members of different seeds or folds have not been
-# tried.
+# seed and the training images, and so differ little. Members of different seeds or folds have not been tried.
 #
 # A longer run helps more. The five folds' models of the chapter [Cross-validation](crossvalidation) have the same
 # design and base as *LoRA, rank 8*; on fold 1 their PQ is 0.463 against 0.417, a difference of 0.047 (0.034 to
