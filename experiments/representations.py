@@ -187,10 +187,10 @@ CANDIDATES = {
         normalised, second, by_threshold, {"level": (0.4, 0.5, 0.6), "sigma": (0.0, 1.0)}
     ),
     "normalised, ridge": Candidate(normalised, second, by_ridge, RIDGE),
-    "depth, threshold": Candidate(encode, second, by_threshold, {"level": (0.5, 0.6, 0.7), "sigma": (0.0, 1.0)}),
-    "depth, ridge": Candidate(encode, second, by_ridge, RIDGE),  # nucseg.instances
+    "distance, threshold": Candidate(encode, second, by_threshold, {"level": (0.5, 0.6, 0.7), "sigma": (0.0, 1.0)}),
+    "distance, ridge": Candidate(encode, second, by_ridge, RIDGE),  # nucseg.instances
 } | {
-    f"depth {px} px, ridge": Candidate(
+    f"distance {px} px, ridge": Candidate(
         lambda labels, px=px: encode(labels, px), second, by_ridge, {"ridge": (0.7,), "sigma": (0.0,)}
     )
     for px in (4, 8, 12)  # instead of 6
