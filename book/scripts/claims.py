@@ -674,7 +674,10 @@ assert best_four["rank"].tolist() == [16, 8, 4, 4]
 # %%
 published = pd.read_csv(reference / "published_nuinsseg.csv")
 paper = published.loc[published["source"].str.contains("Mahbod"), "method"]
-{name: paper.str.contains(name).sum() for name in ("U-Net", "StarDist", "Cellpose")}
+{
+    name: int(paper.str.contains(name).sum())
+    for name in ("U-Net", "StarDist", "Cellpose")
+}
 
 # %%
 ledger.cause("baselines")

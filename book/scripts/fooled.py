@@ -145,7 +145,7 @@ by_class = pd.DataFrame(
         for t, p in pairs
     ]
 )
-by_class.mean(), by_class.mean(axis=1).mean()
+print(by_class.mean().round(3).to_dict(), by_class.mean(axis=1).mean().round(3))
 
 # %% [markdown]
 # It prints 0.878 where Dice is 0.828. The fewer nuclei an image has, the larger the gift.
@@ -154,7 +154,9 @@ by_class.mean(), by_class.mean(axis=1).mean()
 
 # %%
 nothing = [(dice(t > 0, t < 0) + dice(t == 0, t >= 0)) / 2 for t, _ in pairs]
-np.mean(nothing), score(pairs[0][0], np.zeros_like(pairs[0][0])).dice
+print(
+    np.mean(nothing).round(3), score(pairs[0][0], np.zeros_like(pairs[0][0])).dice
+)
 
 # %% [markdown]
 # With the background it gets 0.405. The same test finds accuracy over pixels, and every other score that counts what is easy.
@@ -198,7 +200,7 @@ def matched_only(truth, prediction):
 
 
 lenient = np.mean([matched_only(*pair) for pair in pairs])
-lenient, true["aji"].mean()
+print(lenient.round(3), true["aji"].mean().round(3))
 
 # %% [markdown]
 # It prints 0.702 where AJI is 0.511. `nucseg.metrics` has this sum under the name `aji_matched_only`, so that published scores
