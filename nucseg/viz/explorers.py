@@ -30,7 +30,7 @@ from nucseg.metrics import errors, score
 from nucseg.model.lora import LoRALinear
 from nucseg.model.network import NucleiModel, place, predict
 from nucseg.viz import figures
-from nucseg.viz.svg import data_uri, outline_paths
+from nucseg.viz.svg import Known, data_uri, outline_paths
 
 Parts = dict[str, str]  # what the picture and the text below it show, by name
 RANKS, ALPHAS = (1, 2, 4, 8, 16, 32), (1, 2, 4, 8, 16, 32)
@@ -306,6 +306,7 @@ def watershed_explorer(
     true_lines = "".join(outline_paths(truth).values())
     count = len(np.unique(truth[truth > 0]))
     smoothed: dict[float, tuple[np.ndarray, str]] = {}
+    known: Known = {}
 
     def compute(ridge: float, smoothing: float) -> Parts:
         if smoothing not in smoothed:
@@ -315,7 +316,7 @@ def watershed_explorer(
         labels = renumber(split(height, mask, ridge), min_area)
         kept, merged = _peaks(height, split(height, mask, 1.0), labels)
         found, faults = score(truth, labels), errors(truth, labels)
-        lines = "".join(outline_paths(labels).values())
+        lines = "".join(outline_paths(labels, known).values())
         text = f"ridge {ridge:g}, smoothing {smoothing:g} px"
         return {
             "lines": lines,

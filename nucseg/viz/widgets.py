@@ -24,7 +24,7 @@ from nucseg.metrics import Scores, errors, score
 from nucseg.viz import figures
 from nucseg.viz.explorers import lora_explorer as lora_explorer
 from nucseg.viz.explorers import watershed_explorer as watershed_explorer
-from nucseg.viz.svg import data_uri, outline_paths
+from nucseg.viz.svg import Known, data_uri, outline_paths
 
 Item = tuple[Sample, np.ndarray]  # a sample and the target maps predicted for it
 THRESHOLDS = (0.2, 0.4, 0.5, 0.6, 0.8)
@@ -83,6 +83,7 @@ class Scene:
         rest = sample.stem.removeprefix(sample.tissue.replace(" ", "_")).strip("_ ")
         self.name = f"{sample.tissue} {rest or sample.stem}"
         self.box = f"0 0 {2 * maps.shape[2]} {2 * maps.shape[1]}"  # lines have coordinates in half pixels
+        self._known: Known = {}
         self._truth = outline_paths(sample.labels)
         self._cut: tuple[tuple[float, float], np.ndarray, dict[int, str]] | None = None
         self._frames: dict[tuple[float, float, int], Frame] = {}
@@ -124,7 +125,7 @@ class Scene:
                 labels = decode(self.maps, threshold, ridge, min_area=0)
             else:
                 labels = components(self.maps[0], threshold)
-            self._cut = (threshold, ridge), labels, outline_paths(labels)
+            self._cut = (threshold, ridge), labels, outline_paths(labels, self._known)
         return self._cut[1:]
 
     def picture(self, size: int) -> tuple[str, int, int]:

@@ -127,6 +127,17 @@ class TestFrames:
                 rim = ndimage.binary_dilation(mask) & ~ndimage.binary_erosion(mask)
                 assert not (drawn ^ mask)[~rim].any()
 
+    def test_a_nucleus_that_two_maps_share_is_traced_once_and_the_same(self, items):
+        labels = items[1][0].labels
+        known: dict = {}
+        first = outline_paths(labels, known)
+        count = len(known)
+        moved = np.where(labels == 1, 0, labels)
+        moved[:, -1] = 0  # cuts the nuclei at the right edge
+        assert outline_paths(moved, known) == outline_paths(moved)
+        same = [i for i in first if i != 1 and not (labels[:, -1] == i).any()]
+        assert same and len(known) <= count + len(first) - len(same)
+
     def test_a_nucleus_of_one_pixel_has_a_line(self):
         labels = np.zeros((9, 9), np.int32)
         labels[4, 6] = 1
