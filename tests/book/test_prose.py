@@ -6,13 +6,9 @@ a ``check("…", value)`` in the same section, which stops the build once the re
 
 import ast
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -277,26 +273,31 @@ class TestTheRules:
 class TestChangedResults:
     """A recorded number that changes stops the cell that checks the sentence which quotes it."""
 
-    def run(self, folder: Path, code: str) -> subprocess.CompletedProcess:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
-        )
+    @pytest.fixture
+    def code(self) -> str:
+        """A section of the chapter on LoRA: its table of paired differences, and the checks of what it quotes."""
+        chapter = cells(BOOK / "scripts" / "lora.py")
+        (section,) = (inside for heading, inside in sections(chapter) if heading == "LoRA on convolutions")
+        statements = [s for cell in chapter if cell.kind == "code" for s in ast.parse(cell.source).body]
+        imports = [ast.unparse(s) for s in statements if isinstance(s, ast.Import | ast.ImportFrom)]
+        wanted = ("from nucseg.records.", "import pandas")
+        kept = [line for line in imports if line.startswith(wanted)]
+        for cell in section:
+            for statement in ast.parse(cell.source if cell.kind == "code" else "").body:
+                text = ast.unparse(statement)
+                if text.startswith(("runs =", "paired =")) or (text.startswith("check(") and "paired" in text):
+                    kept.append(text)
+        assert sum(line.startswith("check(") for line in kept) >= 2
+        return "\n".join(kept)
 
-    def test_the_checks_of_a_section(self, tmp_path):
-        code = """
-from nucseg.records.quotes import check
-from nucseg.records.runs import study_runs
-from nucseg.records.statistics import summarise
-import pandas as pd
-scores = pd.concat([run.scores for run in study_runs("folds")["offline-small"].values()])
-check("0.453", summarise(scores)["fold_mean"]["pq"])
-"""
+    def test_the_checks_of_a_section(self, tmp_path, code, monkeypatch):
         (tmp_path / "nucseg").mkdir()  # so that the folder is taken for the repository
-        shutil.copytree(ROOT / "results" / "folds", tmp_path / "results" / "folds")
-        assert self.run(tmp_path, code).stderr == ""
-        path = tmp_path / "results" / "folds" / "offline-small" / "fold_1" / "scores.csv"
+        shutil.copytree(ROOT / "results" / "recipe", tmp_path / "results" / "recipe")
+        monkeypatch.chdir(tmp_path)
+        exec(code, {})
+        path = tmp_path / "results" / "recipe" / "offline-small" / "lora-conv-fold_2" / "scores.csv"
         scores = pd.read_csv(path, dtype=str)
-        scores["pq"] = "0.9"
+        scores.loc[0, "pq"] = str(float(scores.loc[0, "pq"]) + 0.2)
         scores.to_csv(path, index=False)
-        assert "The text says 0.453, but the value is" in self.run(tmp_path, code).stderr
+        with pytest.raises(AssertionError, match=r"The text says \+0.012, but the value is 0.014"):
+            exec(code, {})
