@@ -32,16 +32,22 @@ SIDES = (2500, 5000, 10_000, 20_000)  # px
 
 
 def mosaic(side: int, patches: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the image's tiles of 512 px, rotated and mirrored by position; the last ones are padded."""
-    n = -(-side // 512)
-    for row, column in np.ndindex(n, n):
-        patch = np.rot90(patches[(row * 7 + column * 3) % len(patches)], (row + column) % 4)
-        yield np.ascontiguousarray(patch)
+    """Yield the image's tiles of 512 px, rotated by position; the last ones are padded."""
+    for row, column in np.ndindex(-(-side // 512), -(-side // 512)):
+        yield np.ascontiguousarray(np.rot90(patches[patch_at(row, column, len(patches))], (row + column) % 4))
+
+
+def patch_at(row: int, column: int, count: int) -> int:
+    """Return which of ``count`` patches is at a place of the mosaic."""
+    return (row * 7 + column * 3) % count
 
 
 def write_mosaic(path: Path, side: int) -> None:
     """Write the mosaic as a tiled, compressed BigTIFF."""
-    patches = [generate(tissue, 0, size=512).image for tissue in TISSUES]
+    across = -(-side // 512)
+    needed = {patch_at(row, column, len(TISSUES)) for row, column in np.ndindex(across, across)}
+    none = np.zeros(0)
+    patches = [generate(tissue, 0, size=512).image if k in needed else none for k, tissue in enumerate(TISSUES)]
     tifffile.imwrite(
         path,
         mosaic(side, patches),

@@ -251,7 +251,10 @@ def _add_cross_validate(commands: Any) -> None:
     parser = commands.add_parser(
         "cross-validate",
         help="train one run per fold and print the mean scores with their intervals",
-        description="Train one run per fold. Finished folds are skipped, interrupted ones resume. Options as in train.",
+        description=(
+            "Train one run per fold. Finished folds are skipped, interrupted ones resume. Options as in train; a table "
+            "[slurm] in --config FILE.toml holds options of the jobs (--slurm)."
+        ),
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the study: results/STUDY")
     parser.add_argument("--folds", default="", help="folds to run, comma-separated: 1,2,3 (default: all)")
@@ -295,7 +298,7 @@ def _add_search(commands: Any) -> None:
         "search",
         help="run a study: variants and grids over any options, folds and seeds",
         description=(
-            "Run the study of a TOML file: preset = NAME, tables [fixed], [budget.NAME], [runs.NAME], [grid]. "
+            "Run the study of a TOML file: preset = NAME, tables [fixed], [budget.NAME], [runs.NAME], [grid], [slurm]. "
             "Finished runs are skipped; failed ones are listed with their logs and tried again the next time. Several "
             "processes may work on one study. Options given here override the file's [fixed] and [budget]."
         ),
@@ -692,7 +695,8 @@ def _add_predict(commands: Any) -> None:
         description=(
             "Segment images (PNG, JPEG, TIFF, whole slides; or folders of them) into label maps (TIFF), tables (CSV), "
             "polygons for QuPath (GeoJSON) and ImageJ (ROI zip), and overlays. Finished images are skipped, missing "
-            "outputs are added, an interrupted image resumes. Files that nucseg did not write are never replaced."
+            "outputs are added, an interrupted image resumes. Files that nucseg did not write are never replaced. "
+            "--on local and --on slurm divide the images among processes or jobs."
         ),
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGES", help="image files, or folders of them")
@@ -803,7 +807,7 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
     parser.add_argument("--base", default=None, help="base checkpoint, if it is a file of yours")
     parser.add_argument("--formats", default="onnx,torchscript,bioimageio", help="formats to write (default: all)")
-    parser.add_argument("--tile", type=Path, help="test image (default: synthetic tissue); its size is the files'")
+    parser.add_argument("--tile", type=Path, help="test image; the files take its size (default: synthetic tissue)")
     parser.add_argument("--size", type=int, default=512, help="side of the synthetic test image, px (default: 512)")
     parser.set_defaults(run=_export)
 

@@ -410,6 +410,11 @@ def slurm(tmp_path_factory):
             time.sleep(0.5)
         yield
     finally:
+        if job_ids():  # a job may still be ending; without its daemons it would stay for ever
+            subprocess.run(["scancel", "--user", "root"], capture_output=True)
+        until = time.monotonic() + 60
+        while job_ids() and time.monotonic() < until:
+            time.sleep(0.5)
         for daemon in reversed(daemons):
             daemon.terminate()
             daemon.wait()
