@@ -8,8 +8,8 @@ The peers need packages that exclude each other (StarDist needs TensorFlow, Cell
 trained by the interpreter of an environment of its own:
 
     python -m venv .venv-unet && .venv-unet/bin/pip install -e '.[peers]'
-    python -m venv .venv-stardist && .venv-stardist/bin/pip install stardist tensorflow-cpu
-    python -m venv .venv-cellpose && .venv-cellpose/bin/pip install 'cellpose>=3,<4'
+    python -m venv .venv-stardist && .venv-stardist/bin/pip install stardist==0.9.2 tensorflow-cpu==2.21.0
+    python -m venv .venv-cellpose && .venv-cellpose/bin/pip install cellpose==3.1.1.3
 
 This script itself runs in nucseg's usual environment. It exports the fold's images, starts
 `experiments/peers_train.py` in the other one, and scores the label maps that come back. Each peer is trained as its
