@@ -379,24 +379,26 @@ def cellpose(train: Part, val: Part, folder: Path, budget: Budget) -> tuple[Segm
     if not (folder / "trained.json").exists():
         clock = Clock(folder / "clock.json", budget)
         model = models.CellposeModel(gpu=False, pretrained_model=False, nchan=3, mkldnn=False)
-        count = {"steps": 0}
+        count = {"steps": 0, "origin": 0.0}  # origin: progress at the first step, after the flows were computed
+
+        def rate() -> float:
+            return cellpose_rate((clock.progress - count["origin"]) / max(1e-6, 1 - count["origin"]))
 
         class Timed(torch.optim.AdamW):
             """AdamW whose rate follows the clock, that saves its state every few minutes and ends the training."""
 
             def __init__(self, *arguments: Any, **options: Any) -> None:
                 super().__init__(*arguments, **options)
-                self.saved = clock.wall
+                self.saved, count["origin"] = clock.wall, clock.progress
                 if last.exists():
                     saved = torch.load(last, weights_only=False)
                     model.net.load_state_dict(saved["network"])
                     self.load_state_dict(saved["optimiser"])
-                    count["steps"] = saved["steps"]
-                    np.random.seed(count["steps"])
+                    count.update({name: saved[name] for name in count})
 
             def step(self, closure: Any = None) -> None:
                 for group in self.param_groups:
-                    group["lr"] = cellpose_rate(clock.progress)
+                    group["lr"] = rate()
                 super().step(closure)
                 count["steps"] += 1
                 if clock.wall > self.saved + 180:
@@ -407,7 +409,7 @@ def cellpose(train: Part, val: Part, folder: Path, budget: Budget) -> tuple[Segm
                     part.replace(last)
                     clock.save()
                 if count["steps"] % 50 == 0:
-                    print(f"{clock.wall:.0f} s, {count['steps']} steps, rate {cellpose_rate(clock.progress):.2g}")
+                    print(f"{clock.wall:.0f} s, {count['steps']} steps, rate {rate():.2g}", flush=True)
                 if clock.over:
                     raise TimeUp
 
@@ -424,8 +426,8 @@ def cellpose(train: Part, val: Part, folder: Path, budget: Budget) -> tuple[Segm
                 )
         except TimeUp:
             model.net.save_model(str(weights))
-        epochs = round(8 * count["steps"] / len(train.images), 2)
-        _trained(folder, clock, epochs=epochs, steps=count["steps"])
+        steps = int(count["steps"])
+        _trained(folder, clock, epochs=round(8 * steps / len(train.images), 2), steps=steps)
     model = models.CellposeModel(gpu=False, pretrained_model=str(weights), nchan=3, mkldnn=False)
     flows = [model.eval(image, channel_axis=-1, compute_masks=False)[1] for image in val.images]
 
