@@ -21,7 +21,8 @@ from nucseg.model.network import NucleiModel
 from nucseg.records.provenance import stamp
 
 RESULTS = Path(__file__).parents[1] / "results"
-FOLDERS = {"root": "NUINSSEG", "bbbc038": "BBBC038"}  # options that hold local folders, with the names recorded instead
+# options that hold local paths, with the names recorded instead
+FOLDERS = {"root": "NUINSSEG", "bbbc038": "BBBC038", "python": "PYTHON", "work": "WORK"}
 
 
 def parser(description: str | None, *, root: bool = True) -> argparse.ArgumentParser:
