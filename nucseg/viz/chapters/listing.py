@@ -92,7 +92,11 @@ def _break_code(line: str, width: int, inside: bool) -> list[str]:
         whole = [cut for cut in spaces if text[2].count("{", 0, cut) == text[2].count("}", 0, cut)]
         head, tail = (text[2][: whole[-1]], text[2][whole[-1] :]) if whole else ("", text[2])
         return [f'{text[1]}{head}"', *_break_code(f'{text[1]}{tail}"{text[3]}', width, inside)] if head else [line]
-    if pairs and pairs[-1][0] < width and re.fullmatch(r"( -> [^()]+)?[,:]?", line[pairs[-1][1] + 1 :]):
+    if (
+        pairs
+        and pairs[-1][0] < width
+        and re.fullmatch(r"( -> [^()]+| (?:as|from) \w+)?[,:]?", line[pairs[-1][1] + 1 :])
+    ):
         first, last = pairs[-1]
         body = _break_code(f"{indent}    {line[first + 1 : last]}", width, True)
         return [line[: first + 1], *body, indent + line[last:]]
