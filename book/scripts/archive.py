@@ -470,7 +470,7 @@ assert halved < large_fields
 # %%
 start_hours = 20 / 3600
 limit = 0.01 / 0.99 * core_hours / start_hours  # start / (start + work) = 0.01
-print(f"{limit:,.0f} jobs: more than one for each slide")
+print(f"{limit:,.0f} jobs, {slides:,} slides")
 assert limit > slides
 assert abs(start_hours / (start_hours + core_hours / limit) - 0.01) < 1e-9
 
