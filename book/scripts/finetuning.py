@@ -482,7 +482,7 @@ check("7%", 1 - relative["trainable"])
 # ```bash
 # nucseg fetch nuinsseg --out data/nuinsseg     # 1.6 GB from Zenodo, verified
 # nucseg fetch mobile_sam                       # 41 MB, verified; from then on the default base
-# nucseg train --preset report --root data/nuinsseg --fold 1 --out results/report/fold1
+# nucseg train --preset report --root data/nuinsseg --fold 1 --out results/report/fold_1
 # ```
 #
 # You can stop it at any time and run the same command again to resume. For the instance head, use `--preset best`.
