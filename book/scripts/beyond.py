@@ -15,7 +15,7 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # **You will learn** to encode nuclei as two maps and to decode them again, to read the instance head line by line, to
 # compare variants by paired differences, and to give each nucleus a calibrated confidence.
 #
-# **You need**: the chapters on [LoRA](lora) and on [fine-tuning](finetuning). Nothing is trained here: the maps are
+# **You need**: the chapters on {doc}`LoRA <lora>` and on {doc}`fine-tuning <finetuning>`. Nothing is trained here: the maps are
 # made by code, the scores are recorded. **Time**: 35 minutes to read, 1 minute to run.
 # ```
 
@@ -346,7 +346,7 @@ plt.show()
 #
 # **LoRA.** With the head it trains 412,146 weights, 3.9% of the model, and is level with training all of them at the
 # same learning rate, which was not tuned for that: −0.007 (−0.018 to +0.007) for all weights. But the head alone is
-# level too: −0.001 (−0.007 to +0.005) without LoRA. The chapter [What LoRA is worth](hyperparameters) asks further.
+# level too: −0.001 (−0.007 to +0.005) without LoRA. The chapter {doc}`What LoRA is worth <hyperparameters>` asks further.
 
 # %% tags=["hide-input"]
 differences = beyond.ablation_changes(runs)
@@ -447,7 +447,7 @@ plt.show()
 # **What did not.** The {term}`exponential moving average` changes PQ by −0.003, stronger geometry by −0.007, and
 # stronger stain on top by −0.027. Images of 512 px instead of 384 change it by −0.002 on fold 1 (−0.017 to +0.013).
 # In a head from random weights {term}`BatchNorm` loses 0.016 PQ against GroupNorm and {term}`LayerNorm` 0.019; both
-# have another merit, that a nucleus's maps hardly depend on the rest of the field ([Your own images](own)).
+# have another merit, that a nucleus's maps hardly depend on the rest of the field ({doc}`Your own images <own>`).
 #
 # Two hundred steps are few. Averaging and augmentation are meant for long runs, so these results say what to expect
 # of short ones. The preset `best` takes what helped: convolutions and pixel weights, and neither EMA nor stronger
@@ -596,7 +596,7 @@ beyond.table_options(options, seconds)
 # which is no difference. That was to be expected of these three members: they have ranks 4, 8 and 16 but share the
 # seed and the training images, and so differ little. Members of different seeds or folds have not been tried.
 #
-# A longer run helps more. The five folds' models of the chapter [Cross-validation](crossvalidation) have the same
+# A longer run helps more. The five folds' models of the chapter {doc}`Cross-validation <crossvalidation>` have the same
 # design and base as *LoRA, rank 8*; on fold 1 their PQ is 0.463 against 0.417, a difference of 0.047 (0.034 to
 # 0.061). They trained for ten epochs instead of three, and on 452 images instead of 200: which of the two brought it
 # these runs do not say.

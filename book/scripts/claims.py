@@ -106,9 +106,9 @@ scored = build_model(
 )
 counts = pd.DataFrame(
     {"described": parameter_ledger(described), "scored": parameter_ledger(scored)}
-)
-counts.loc["share"] = counts.loc["trainable"] / counts.loc["total"]
-counts.loc[["lora", "trainable", "total", "share"]]
+).T
+counts["share"] = counts["trainable"] / counts["total"]
+counts[["lora", "trainable", "total", "share"]]
 
 # %%
 ledger.cause("described")
@@ -122,12 +122,12 @@ ledger.cause("described")
 # count into its result file.
 
 # %% tags=["hide-input"]
-check("89,345", counts.loc["trainable", "described"])
-check("0.87%", counts.loc["share", "described"])
-check("248,385", counts.loc["trainable", "scored"])
-check("2.39%", counts.loc["share", "scored"])
-rank_4 = counts.loc["lora", "scored"] / 2 + 257
-check("1.21%", rank_4 / (counts.loc["base", "scored"] + rank_4))
+check("89,345", counts.loc["described", "trainable"])
+check("0.87%", counts.loc["described", "share"])
+check("248,385", counts.loc["scored", "trainable"])
+check("2.39%", counts.loc["scored", "share"])
+rank_4 = counts.loc["scored", "lora"] / 2 + 257
+check("1.21%", rank_4 / (counts.loc["scored", "base"] + rank_4))
 
 # %% [markdown]
 # (claims-folds)=

@@ -15,7 +15,7 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # **You will learn** to tell what LoRA adds to a baseline, to see why alpha acts like a second learning rate, to split
 # the variance of a grid search among its factors, and to compare its best configurations with each other.
 #
-# **You need**: the chapter on [LoRA](lora) for rank and alpha, the one on [fine-tuning](finetuning) for the rest. No
+# **You need**: the chapter on {doc}`LoRA <lora>` for rank and alpha, the one on {doc}`fine-tuning <finetuning>` for the rest. No
 # model is trained here. **Time**: 25 minutes to read, 1 minute to run.
 # ```
 

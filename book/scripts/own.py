@@ -220,7 +220,7 @@ before[["stem", "dice", "aji", "pq", "nuclei_true", "nuclei_predicted"]].round(3
 # ## Correct, and train again
 #
 # The three images in `mine` have masks now; in practice these are the adapter's own outlines, corrected. The page
-# [Predict, correct, train](../corrections) shows how, with QuPath and with ImageJ, and how to mark what you did not
+# {doc}`Predict, correct, train <../corrections>` shows how, with QuPath and with ImageJ, and how to mark what you did not
 # check (*Ignore\**, *Region\**). One call fine-tunes the adapter on them:
 
 # %%
@@ -378,7 +378,7 @@ check("0.790", fields["group"])
 #
 # A large image is cut into overlapping fields, of which only the cores are kept. The label map is then cut from the
 # maps block by block. Memory does not grow with the image; empty glass is skipped. How long an archive takes, the
-# chapter [From one slide to an archive](archive) works out.
+# chapter {doc}`From one slide to an archive <archive>` works out.
 
 # %%
 large = beyond.about("large-image")
@@ -457,7 +457,7 @@ for text, b in zip(("+0.009", "−0.004"), borders, strict=True):
 # | several processes, or a cluster | `--on local --jobs 4`, `--on slurm` |
 # | Fiji, QuPath's DJL, ONNX Runtime | `nucseg export --out model` writes ONNX, TorchScript and a bioimage.io package |
 #
-# What `--tta`, ensembles and the confidence bring is measured in [Beyond the report](beyond).
+# What `--tta`, ensembles and the confidence bring is measured in {doc}`Beyond the report <beyond>`.
 #
 # ## Summary
 #
@@ -621,5 +621,5 @@ assert [read[i].labels.max() for i in range(3)] == list(left.values())
 # ## Further reading
 #
 # - {cite:t}`caicedo2019bbbc038` for the second data set.
-# - [Predict, correct, train](../corrections) for the loop with QuPath and ImageJ, and [fine-tuning](finetuning) for
+# - {doc}`Predict, correct, train <../corrections>` for the loop with QuPath and ImageJ, and {doc}`fine-tuning <finetuning>` for
 #   what happens inside.
