@@ -331,7 +331,7 @@ changes.table(
 )
 
 # %% [markdown]
-# Twice the haematoxylin costs most: 0.075 PQ (0.040 to 0.111) for the head with {term}`GroupNorm`, 0.081 with
+# Twice the haematoxylin costs most: 0.075 PQ (0.040 to 0.111, images drawn) for the head with {term}`GroupNorm`, 0.081 with
 # {term}`BatchNorm` and 0.071 with {term}`LayerNorm`. The other changes cannot be told from nothing by 24 images, but
 # for the BatchNorm head and eosin: +0.010 when it is halved, −0.028 when it is doubled. With one seed this is a rough
 # map.
@@ -396,7 +396,7 @@ pd.Series(
 )
 
 # %% [markdown]
-# A synthetic image of 20,000 × 20,000 px, with 78,018 nuclei, took 12 minutes and 1.4 GiB of memory on one thread,
+# A synthetic image of 20,000 × 20,000 px, in which 78,018 nuclei were found, took 12 minutes and 1.4 GiB of memory on one thread,
 # other programs beside it; label map, polygons, ROIs and table included. By the same pace a slide of 100,000 ×
 # 100,000 px with no glass takes five hours.
 #
