@@ -445,7 +445,7 @@ plt.show()
 # PQ.
 #
 # **What did not.** The {term}`exponential moving average` changes PQ by −0.003, stronger geometry by −0.007, and
-# stronger stain on top by −0.027. Images of 512 px instead of 384 change it by −0.002 on fold 1 (−0.017 to +0.013).
+# geometry and stain together by −0.027. Images of 512 px instead of 384 change it by −0.002 on fold 1 (−0.017 to +0.013).
 # In a head from random weights {term}`BatchNorm` loses 0.016 PQ against GroupNorm and {term}`LayerNorm` 0.019; both
 # have another merit, that a nucleus's maps hardly depend on the rest of the field ({doc}`Your own images <own>`).
 #
@@ -651,7 +651,7 @@ beyond.table_corrected(corrected)
 
 # %% [markdown]
 # Leaving out two pixels on either side of each outline raises PQ from 0.453 to 0.551, and counting images by their
-# nuclei raises it to 0.570, without any change of the method. So corrected scores stand beside the usual ones, never
+# nuclei as well to 0.570, without any change of the method. So corrected scores stand beside the usual ones, never
 # in their place, and are compared only with scores corrected in the same way.
 
 # %% tags=["hide-input"]

@@ -406,7 +406,7 @@ chapter.protocol_table(
 # On the same images, the report's protocol changes AJI by +0.083 (95% interval, images drawn: +0.073 to +0.094), PQ by
 # −0.011 (−0.014 to −0.008) and Dice by −0.001 (−0.003 to +0.002). **The gain in AJI is the formula**: it sums over
 # matched nuclei only. Kumar's AJI of the very same predictions is 0.252, where the report's formula gives 0.335. PQ
-# falls a little, because it is scored at the size that the encoder sees and small objects count. Which images are
+# falls a little, probably because it is scored at the size that the encoder sees and small objects count. Which images are
 # tested matters as well: under the benchmark's protocol Dice is 0.616 on the report's images and 0.594 on all.
 #
 # **Having trained on a test image, or chosen with it, is worth nothing that can be measured here**: PQ changes by

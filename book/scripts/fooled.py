@@ -4,8 +4,8 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # %% [markdown]
 # # Six ways to fool oneself
 #
-# A score that looks like a record is more often a mistake than a record. Here are six common ones, all on the same ten
-# images: three in how a score is computed, two in how a model is trained, one in how it is chosen. Each takes one line.
+# A score that looks like a record may be a mistake. Here are six common mistakes, all on the same ten images: three in how a
+# score is computed, two in how a model is trained, and one in how it is chosen. Each takes one line.
 #
 # ## Overview
 #
@@ -65,10 +65,8 @@ Markdown(
 
 # %%
 rng = np.random.default_rng(0)
-predictions = [
-    disturb(sample.labels, rng, missed=0.15, merged=0.7, shift=3)
-    for sample in samples
-]
+errors = {"missed": 0.15, "merged": 0.7}  # probabilities
+predictions = [disturb(sample.labels, rng, **errors, shift=3) for sample in samples]
 pairs = [(s.labels, p) for s, p in zip(samples, predictions, strict=True)]
 true = pd.DataFrame([vars(score(*pair)) for pair in pairs])
 true[["dice", "iou", "aji", "pq"]].mean().round(3)
@@ -78,15 +76,15 @@ plot_prediction(samples[2], predictions[2])
 plt.show()
 
 # %% [markdown]
-# These are the true scores: {term}`Dice <Dice coefficient>` 0.828, {term}`AJI <aggregated Jaccard index>` 0.511 and
-# {term}`PQ <panoptic quality>` 0.548. Nothing below changes the predictions of the first three sections.
+# The true scores of these predictions are {term}`Dice <Dice coefficient>` 0.828, {term}`AJI <aggregated Jaccard index>` 0.511 and
+# {term}`PQ <panoptic quality>` 0.548. The next three sections score the same predictions.
 
 # %% tags=["hide-input"]
 check("0.828", true["dice"].mean())
 check("0.511", true["aji"].mean())
 check("0.548", true["pq"].mean())
-check("15%", 0.15)
-check("70%", 0.7)
+check("15%", errors["missed"])
+check("70%", errors["merged"])
 missed_share = 1 - true["nuclei_predicted"].sum() / true["nuclei_true"].sum()
 assert missed_share > 0.15, "neither missed nor merged"
 seen = {}  # what each mistake prints, beside the truth
@@ -103,7 +101,7 @@ binary = pd.DataFrame([vars(score((t > 0).astype(int), (p > 0).astype(int))) for
 pd.DataFrame({"printed": binary.mean(), "true": true.mean()}).loc[["dice", "iou", "aji", "pq", "rq"]].round(3)  # fmt: skip
 
 # %% [markdown]
-# It prints an AJI of 0.708 and a PQ of 0.708; the true ones are 0.511 and 0.548. Both have become the
+# This prints an AJI of 0.708 and a PQ of 0.708; the true ones are 0.511 and 0.548. Both have become the
 # {term}`IoU <intersection over union>` of the {term}`foreground`, and whether nuclei were told apart no longer counts.
 #
 # **How to notice:** AJI equals IoU in every image, RQ is 1, and there is one nucleus in each image:
@@ -129,8 +127,8 @@ assert (true["nuclei_true"] > 1).all(), (
 # (fooled-background)=
 # ## Dice averaged with the background
 #
-# Libraries for semantic segmentation often average a score over the classes, and background is a class. In images of nuclei it is
-# the larger and the easier one:
+# Libraries for semantic segmentation often average a score over the classes, and background is a class. In images of nuclei it
+# is the larger and the easier class:
 
 
 # %%
@@ -148,7 +146,7 @@ by_class = pd.DataFrame(
 print(by_class.mean().round(3).to_dict(), by_class.mean(axis=1).mean().round(3))
 
 # %% [markdown]
-# It prints 0.878 where Dice is 0.828. The fewer nuclei an image has, the larger the gift.
+# This prints 0.878 where Dice is 0.828. The fewer nuclei an image has, the larger the gain.
 #
 # **How to notice:** score a prediction that finds nothing. It must get 0:
 
@@ -174,8 +172,8 @@ assert score(pairs[0][0], np.zeros_like(pairs[0][0])).dice == 0
 # (fooled-matched)=
 # ## AJI over matched nuclei only
 #
-# AJI matches each true nucleus with a prediction and sums over the matches. It is easily forgotten that what has no match belongs
-# to the denominator as well. Here is the sum without the missed nuclei, from a table of shared pixels:
+# AJI matches each true nucleus with a prediction and sums over the matches. It is easy to forget that the areas of unmatched
+# objects belong to the denominator as well. Here is the sum without the missed nuclei, from a table of shared pixels:
 
 
 # %%
@@ -203,7 +201,7 @@ lenient = np.mean([matched_only(*pair) for pair in pairs])
 print(lenient.round(3), true["aji"].mean().round(3))
 
 # %% [markdown]
-# It prints 0.702 where AJI is 0.511. `nucseg.metrics` has this sum under the name `aji_matched_only`, so that published scores
+# This prints 0.702 where AJI is 0.511. `nucseg.metrics` has this sum under the name `aji_matched_only`, so that published scores
 # of this kind can be compared with their own kind.
 #
 # **How to notice:** the AJI of an image cannot exceed the IoU of its foreground, and deleting nuclei from a perfect
@@ -291,8 +289,8 @@ plot_folds(folds)
 plt.show()
 
 # %% [markdown]
-# It prints a mean Dice of 0.92; with new weights it is 0.86. How large the gift is depends on how well the model remembers: this
-# one has nearly ten thousand weights for 480 pixels. A short training may gain nothing, which makes the mistake no better.
+# This prints a mean Dice of 0.92; with new weights it is 0.86. How large the gain is depends on how well the model remembers:
+# this one has nearly ten thousand weights for 480 pixels. A short training may gain nothing; it is a mistake all the same.
 #
 # **How to notice:** the first fold is right, and the gain sits in the later ones. Change the order of the folds: a gain that
 # moves with the place and not with the images is this mistake. And compare the weights at the start of each fold:
@@ -356,8 +354,8 @@ def train(with_gradients, steps=5):
 runs = {"under no_grad": train(False), "with gradients": train(True)}
 
 # %% [markdown]
-# What is usually printed tells nothing. The number of weights with `requires_grad` is the same, and both losses fall. What
-# moved is another matter:
+# What is usually printed does not show it. The number of weights with `requires_grad` is the same, and both losses fall. But not
+# the same weights moved:
 
 # %%
 report = {}
@@ -373,7 +371,7 @@ for name, (losses, model) in runs.items():
 pd.DataFrame(report).T
 
 # %% [markdown]
-# It prints 237,825 trained weights; the true number is 257, those of the head. The model is a linear classifier on
+# This prints 237,825 trained weights; in fact 257 learn, those of the head. The model is a linear classifier on
 # the features of a frozen encoder, and its scores say nothing about LoRA.
 #
 # **How to notice:** after one backward pass every weight that should learn must have a gradient.
@@ -408,7 +406,7 @@ assert len(without_gradient(frozen)) == 2 * layers and not without_gradient(good
 # (fooled-chosen)=
 # ## Choosing on the test part
 #
-# A run is repeated, an epoch picked, a threshold turned, and each time the {term}`test part` is scored. The best value is reported. To
+# A run is repeated, an epoch picked, a threshold tuned, and each time the {term}`test part` is scored. The best value is reported. To
 # see what this alone is worth, we make twenty candidates that are equally good: they differ by chance only. Five images test
 # them; the other five are the {term}`validation part`.
 
@@ -417,7 +415,7 @@ assert len(without_gradient(frozen)) == 2 * layers and not without_gradient(good
 def candidate(seed):
     """PQ of one candidate on the ten images: errors drawn anew, with the same probabilities."""
     rng = np.random.default_rng(seed)
-    return [score(s.labels, disturb(s.labels, rng)).pq for s in samples]
+    return [score(s.labels, disturb(s.labels, rng, **errors)).pq for s in samples]
 
 
 pq = np.array([candidate(seed) for seed in range(1, 21)])  # candidate, image
@@ -431,11 +429,11 @@ pd.Series(
 ).round(3)
 
 # %% [markdown]
-# It prints 0.608. Every candidate has the same error rates, so the true value is their mean, 0.560, and the gain of 0.048 is
-# luck. The candidate that is chosen on validation images has 0.586 on the test part: it may be below the mean or above, but
-# it does not lean to one side.
+# This prints 0.608. Every candidate has the same error rates, so the true value is their mean, 0.560, and the gain of 0.048 is
+# luck. The candidate that is chosen on validation images has 0.586 on the test part. With another draw it could as well be
+# below the mean: this choice is not biased to one side.
 #
-# **How to notice:** count how many numbers were looked at before one was reported. The gift grows with this number and
+# **How to notice:** count how many numbers were looked at before one was reported. The gain grows with this number and
 # shrinks with the number of test images:
 
 # %%
@@ -455,7 +453,8 @@ assert len(pq) == 20 and on_test.max() > on_test[on_val.argmax()]
 # %% [markdown]
 # ## All of them
 #
-# Here is what the mistakes print, beside the truth. Together they could turn an average system into a record:
+# Here is what the mistakes print, beside the truth. Binary masks have two rows, one for each score; LoRA under `no_grad` has
+# none, because it prints a wrong number of weights and not a wrong score.
 
 # %% mystnb={"figure": {"caption": "What each mistake prints, and the true value of the same predictions or models.", "name": "fig-fooled-printed"}, "image": {"alt": "Six rows with two marks each, the true score and the printed one. Binary masks and the AJI over matched nuclei add most, about a fifth of the scale; carried weights, choosing on the test part and Dice with background add about a quarter of that."}}
 table = pd.DataFrame(seen, index=["printed", "true"]).T
@@ -463,7 +462,7 @@ plot_printed(table)
 plt.show()
 
 # %%
-table.assign(gift=table["printed"] - table["true"]).style.format("{:.3f}")
+table.assign(gain=table["printed"] - table["true"]).style.format("{:.3f}")
 
 # %% [markdown]
 # How `nucseg` guards against them: every row of `scores.csv` has the number of nuclei in truth and prediction; Dice is of the
@@ -471,9 +470,9 @@ table.assign(gift=table["printed"] - table["true"]).style.format("{:.3f}")
 # check which weights a training step changes; and the epoch is chosen on the validation part.
 
 # %% tags=["hide-input"]
-gift = table["printed"] - table["true"]
-assert (gift > 0).all() and len(gift) == 6, "a mistake that costs"
-assert gift.max() < 0.25 and gift["Dice with background"] < 0.06
+gain = table["printed"] - table["true"]
+assert (gain > 0).all() and len(gain) == 6, "a mistake that costs"
+assert gain.max() < 0.25 and gain["Dice with background"] < 0.06
 
 # %% [markdown]
 # ## Summary
@@ -482,7 +481,7 @@ assert gift.max() < 0.25 and gift["Dice with background"] < 0.06
 # - Look at the number of nuclei beside every AJI and PQ.
 # - Assert ties: AJI at most IoU, one model per fold with the same weights at its start, a gradient for all that learns.
 # - Look at the test part once. If it was looked at more often, say how often.
-# - A jump that looks like a record deserves an hour of doubt.
+# - When a score jumps, look for a mistake first.
 #
 # ## Exercises
 
@@ -560,7 +559,7 @@ assert backwards[1] > folds.loc[1, "carried over"]
 # %% [markdown]
 # ```{exercise} How many looks?
 # :label: ex-fooled-looks
-# With twice as many test images, what is left of the gift of the best of twenty? Use all ten images of `pq` as the test part.
+# With twice as many test images, what is left of the gain of the best of twenty? Use all ten images of `pq` as the test part.
 # ```
 
 # %% [markdown]

@@ -4,20 +4,20 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # %% [markdown]
 # # The ledger of claims
 #
-# All claims of the report that can be told apart, each with its verdict, the evidence and the place where it is checked. This
-# is a page to look things up; {doc}`report` and {doc}`claims` tell the story.
+# Every distinct claim of the report, with its verdict, the evidence and the place where it is checked. This page is for looking
+# things up; {doc}`report` and {doc}`claims` tell the story.
 #
 # ## Overview
 #
 # ```{admonition} In this chapter
 # :class: objectives
-# **You will learn** to number claims so that each can be looked up, and to hold a page of text against what cells compute.
+# **You will learn** to number claims so that each can be looked up, and to check a page of text against what cells compute.
 #
-# **You need**: {doc}`report` for the report's tables. **Time**: to look up; 10 seconds to run.
+# **You need**: {doc}`report` for the report's tables. **Time**: a page for reference; 10 seconds to run.
 # ```
 #
-# There are five verdicts. A claim *holds*, holds *partly*, *does not hold*, or *cannot be checked*. A *note* is no claim of the
-# report: it is something its text leaves out and that one needs to know. Where the evidence is *the report's code*, the claim
+# There are five verdicts. A claim *holds*, holds *partly*, *does not hold*, or *cannot be checked*. A *note* is not a claim:
+# it is something that the text leaves out and a reader needs to know. Where the evidence is *the report's code*, the claim
 # was checked by reading its code and its result files, which are not part of this repository (GitHub,
 # Zachary-Woo/Assignment-3, commit 43055974). All other evidence is computed in the section that the entry names, from the
 # folder `book/reference`, from recorded runs or from the architecture.
@@ -37,19 +37,19 @@ ledger.table["verdict"].value_counts().to_frame()
 Markdown(provenance_note())
 
 # %% [markdown]
-# ## How the wording is held
+# ## How the wording is checked
 #
 # An entry such as "the folds divide 465 of 665 images" has numbers in it, and numbers go stale. So the chapters that compute
-# them compare: a call of `ledger.agree(14, {"465": len(used), …})` stops the build if the evidence does not quote the text, or
-# if the value is another one. Which texts are compared can be read from the chapters:
+# these numbers also compare them: `ledger.agree(14, {"465": len(used), …})` stops the build if the evidence does not contain
+# the text, or if the computed value differs from it. Here are the texts that the chapters compare for three entries:
 
 # %%
 held = quoted(book / "scripts")
 {number: sorted(held[number]) for number in (14, 19, 36)}
 
 # %% [markdown]
-# What is left when these texts are taken out of the evidence must have no digit in it, unless the entry says that it was read
-# in the report's code:
+# Take these texts out of the evidence, and no digit may be left, except where the entry says that it was read in the report's
+# code:
 
 # %%
 left = ledger.unexplained(book / "scripts")
@@ -91,9 +91,9 @@ ledger.entries("Pictures", "Discussion")
 # %% [markdown]
 # ## Summary
 #
-# - Number the claims before checking them, and give every one of them a verdict, also those that hold.
+# - Number the claims before you check them, and give each of them a verdict, including those that hold.
 # - Say how each was checked: computed, read in the code, or not at all.
-# - Keep the evidence as data, and let the cells that compute it compare.
+# - Keep the evidence as data, and let the cells that compute a number compare it with the text.
 #
 # ## Exercises
 #
