@@ -6,7 +6,7 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 #
 # The report trains and tests on NuInsSeg {cite}`mahbod2024nuinsseg`: images of tissue stained with haematoxylin and
 # eosin ({term}`H&E`), in which experts outlined every nucleus. This chapter shows the images, turns their labels into
-# something that a network can learn and back, and divides them into folds.
+# maps that a network can learn, turns maps back into labels, and divides the images into folds.
 #
 # ## Overview
 #
@@ -16,9 +16,9 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # tissues differ, and to divide images so that a test score means something.
 #
 # **You need** a little NumPy. NuInsSeg is a large download, so by default the chapter draws synthetic tissue: images
-# made from random numbers and fitted to measurements of the real ones. They let every cell run anywhere, and are no
-# evidence about real tissue. If the environment variable `NUCSEG_DATA` names a folder with NuInsSeg, the same cells run
-# on it.
+# made from random numbers and fitted to measurements of the real ones. With them every cell runs anywhere, but they
+# are no evidence about real tissue. If the environment variable `NUCSEG_DATA` names a folder with NuInsSeg, the same
+# cells run on it.
 #
 # **Time**: 30 minutes to read, a minute to run.
 # ```
@@ -76,8 +76,8 @@ tissues = sorted(dataset.table["tissue"].unique())
 Markdown(provenance_note(dataset))
 
 # %% [markdown]
-# The note above says whether the pictures on this page are real or synthetic. Numbers in the text are those of the real
-# NuInsSeg, which the package carries as a list of images and a table of measurements.
+# The note above says whether the pictures on this page are real or synthetic. Numbers in the text are those of the
+# real NuInsSeg. The package contains a list of its images and a table of their measurements.
 
 # %% [markdown]
 # ## An image and its label map
@@ -115,25 +115,27 @@ figures.show_row(*shown)
 plt.show()
 
 # %% [markdown]
-# A {term}`pixel size` belongs to every image of tissue. It turns pixels into micrometres, and without it nobody can say
-# whether a nucleus is large or the image was enlarged. NuInsSeg does not state it. The {doc}`chapter on your own
-# images <own>` shows what goes wrong when it is not that of the training images.
+# Every image of tissue should come with its {term}`pixel size`. It turns pixels into micrometres, and without it
+# nobody can say whether a nucleus is large or the image was enlarged. NuInsSeg does not state it. The
+# {doc}`chapter on your own images <own>` shows what goes wrong when images have another pixel size than those a model
+# was trained on.
 
 # %% [markdown]
 # ## From label map to target maps
 #
-# A network predicts numbers for each pixel, but it cannot predict the ids of a label map: which nucleus is number 7 has
-# no meaning. So the label map is encoded as {term}`target maps`, which the network learns, and its predictions are
-# decoded into a label map again.
+# A network predicts numbers for each pixel, but it cannot predict the ids of a label map, because they are arbitrary:
+# any nucleus might be number 7. So the label map is encoded as {term}`target maps`, which the network learns, and its
+# predictions are decoded into a label map again.
 
-# %% mystnb={"image": {"alt": "Diagram. A sample is an image and a label map. The network turns the image into predicted maps, encode turns the label map into target maps; the loss compares the two. Decode turns the predicted maps into a predicted label map, which is scored against the label map."}, "figure": {"caption": "The way of one image. Training compares maps, scoring compares label maps.", "name": "fig-data-flow"}}
+# %% mystnb={"image": {"alt": "Diagram. A sample is an image and a label map. The network turns the image into predicted maps, encode turns the label map into target maps; the loss compares the two. Decode turns the predicted maps into a predicted label map, which is scored against the label map."}, "figure": {"caption": "From a sample to a loss and to a score. Training compares maps; scoring compares label maps.", "name": "fig-data-flow"}}
 plot_flow()
 plt.show()
 
 # %% [markdown]
-# The first target map is the {term}`foreground`: 1 inside any nucleus. It cannot tell touching nuclei apart. The second
-# is the {term}`distance map`: how deep inside its nucleus a pixel lies, up to 6 px, as a share of the deepest place.
-# Between two nuclei that touch it has a valley. In code, nucleus by nucleus:
+# The first target map is the {term}`foreground`: 1 inside any nucleus. It cannot tell touching nuclei apart. The
+# second is the {term}`distance map`: how deep inside its nucleus a pixel lies, counted up to 6 px and divided by the
+# greatest depth in that nucleus, so that every nucleus reaches 1. Between two nuclei that touch, it has a valley. In
+# code, nucleus by nucleus:
 
 
 # %%
@@ -156,8 +158,8 @@ maps = encode(busy.labels)
 assert np.allclose(encode_by_hand(busy.labels), maps, atol=1e-6)
 
 # %% [markdown]
-# The package's `encode` gives the same maps. `border_value=1` says that the image's edge is not an outline: a nucleus
-# that is cut off there continues beyond it.
+# The package's `encode` gives the same maps. `border_value=1` says that the image's edge is not an outline, because a
+# nucleus that is cut off there continues beyond it.
 
 # %% mystnb={"image": {"alt": "Four square panels of one crop: the image, its label map with each nucleus in a colour, the white foreground in which touching nuclei run together, and the distance map, bright inside nuclei with dark lines between them."}, "figure": {"caption": "A crop, its label map, and the two target maps. In the distance map, touching nuclei are separated by a dark valley.", "name": "fig-data-encoding"}}
 plot_encoding(busy, maps)
@@ -166,9 +168,10 @@ plt.show()
 # %% [markdown]
 # ## And back again
 #
-# Decoding starts from maps. The simplest way takes each {term}`connected component` of the foreground for one nucleus,
-# as the report does. Touching nuclei then become one object. The {term}`watershed` does better: it floods the distance
-# map from its peaks, and where two floods meet, it draws a line.
+# Decoding turns maps into a label map. The simplest way, which the report uses, takes each
+# {term}`connected component` of the foreground as one nucleus. Touching nuclei then become one object. The
+# {term}`watershed` separates them: it floods the distance map from its peaks, and where two floods meet, it draws a
+# line.
 
 # %%
 foreground, distance = maps
@@ -178,8 +181,9 @@ markers, _ = ndimage.label(peaks & (foreground > 0.5))
 basins = watershed(-smooth, markers, mask=foreground > 0.5)
 
 # %% [markdown]
-# Too many peaks give too many pieces. So basins are merged again where the {term}`ridge` between them is high: above
-# 0.9 times the lower of the two peaks, there is no real valley. `decode` does all of this:
+# Some nuclei have several peaks, and each peak gives a basin of its own. So two basins are merged again if the
+# {term}`ridge` between them is higher than 0.9 times the lower of their peaks, because then there is no real valley.
+# `decode` does all of this:
 
 # %%
 steps = {
@@ -194,8 +198,9 @@ plot_decoding(steps)
 plt.show()
 
 # %% [markdown]
-# With a ridge of 0 everything that touches is one object. True maps have deep valleys, so above that the ridge hardly
-# matters. Predicted valleys are shallow, and there 0.9 did best, on validation images.
+# The factor 0.9 is an option, `ridge`. The table below counts the objects for four of its values. With 0, everything
+# that touches is one object. True maps have deep valleys, so any larger value gives much the same. Predicted valleys
+# are shallow; there, 0.9 did best on validation images.
 
 # %%
 pd.Series(
@@ -207,11 +212,12 @@ pd.Series(
 ).rename_axis("ridge").to_frame()
 
 # %% [markdown]
-# How much is lost on the way there and back? On all 665 real images, encoding and decoding the true label maps gives a
-# {term}`PQ <panoptic quality>` of 0.984 and an {term}`AJI <aggregated jaccard index>` of 0.988, where 1 would be
-# perfect. At half the resolution, the size of the maps that the network predicts, PQ is 0.971. On 31 of the images, one
-# per tissue, the components of a perfect foreground reach 0.704. No network that predicts only a foreground can be
-# expected to do better than that.
+# How much is lost by encoding and decoding? On all 665 real images, encoding and decoding the true label maps gives a
+# {term}`PQ <panoptic quality>` of 0.984 and an {term}`AJI <aggregated jaccard index>` of 0.988; both scores, which
+# {doc}`crossvalidation` explains, are 1 for a perfect result. At half the resolution, that of the maps our network
+# predicts, PQ is 0.971. By contrast, the connected components of a perfect foreground reach a PQ of 0.704, measured
+# on 31 of the images, one per tissue. A network that predicts only a foreground, decoded this way, can hardly do
+# better.
 
 # %% tags=["hide-input"]
 recorded = results_folder() / "representations"
@@ -234,8 +240,8 @@ assert basins.max() >= steps["decode"].max(), "the watershed alone gives more"
 # ## The tissues
 #
 # Each crop below is cut from the first image of its {term}`tissue`, at the place with the most nuclei. Nuclei of the
-# mouse spleen lie close together and are alike. In the brain they are far apart and of several sizes. A model that does
-# well on one may fail on the other, so averages over all images hide a lot.
+# mouse spleen lie close together and look alike. In the human brain they are far apart and of several sizes. A model
+# that does well on one may fail on the other, and an average over all images hides that.
 
 # %%
 choice = [
@@ -257,8 +263,8 @@ plt.show()
 # %% [markdown]
 # ## How many, how large, how close
 #
-# `synth.statistics` measures any samples. The same measurements of the real NuInsSeg come with the package, one row per
-# tissue, so what is shown on this page can be compared with them.
+# `synth.statistics` measures a set of samples. The same measurements of the real NuInsSeg come with the package, one
+# row per tissue, so that the images on this page can be compared with them.
 
 # %%
 positions = dataset.table.groupby("tissue").indices
@@ -272,19 +278,20 @@ measured = pd.read_csv(table, index_col="tissue")
 real = measured.loc[tissues]
 
 # %% [markdown]
-# NuInsSeg has 665 images with 30,698 nuclei, between 1 and 297 in an image. From tissue to tissue the mean goes from 6
+# NuInsSeg has 665 images with 30,698 nuclei, between 1 and 297 per image. The mean number per image ranges from 6
 # (mouse tibial muscle) to 237 (mouse spleen).
 
-# %% mystnb={"image": {"alt": "Two cumulative curves of the number of nuclei in an image, one for the images behind this page and one for NuInsSeg. Both rise steeply up to about fifty nuclei and then flatten."}, "figure": {"caption": "Share of the images that have at most so many nuclei; all tissues count the same.", "name": "fig-data-counts"}}
+# %% mystnb={"image": {"alt": "Two cumulative curves of the number of nuclei in an image, one for the images behind this page and one for NuInsSeg. Both rise steeply up to about fifty nuclei and then flatten."}, "figure": {"caption": "Share of the images with at most the number of nuclei on the horizontal axis. Each tissue has the same weight.", "name": "fig-data-counts"}}
 plot_counts(listing, counted, "behind this page")
 plt.show()
 
 # %% [markdown]
 # Three measurements matter most for what follows. The number of nuclei says how much one image teaches. Their *area*
 # decides how much of a nucleus survives when an image is scaled down. The *touching fraction* is the share of nuclei
-# that touch another one: a method that takes each connected component for one nucleus must merge exactly these.
+# that touch another one. A method that takes each connected component as one nucleus merges exactly these, even if
+# its foreground is perfect.
 
-# %% mystnb={"image": {"alt": "Three scatter plots with one dot per tissue: nuclei per image, median area, and touching fraction. NuInsSeg is on the horizontal axis, the images behind this page on the vertical one. The dots lie along the diagonal."}, "figure": {"caption": "One dot per tissue: the images behind this page against NuInsSeg. On the line the two agree.", "name": "fig-data-agreement"}}
+# %% mystnb={"image": {"alt": "Three scatter plots with one dot per tissue: nuclei per image, median area, and touching fraction. NuInsSeg is on the horizontal axis, the images behind this page on the vertical one. The dots lie along the diagonal."}, "figure": {"caption": "One dot per tissue: the images behind this page against NuInsSeg. On the diagonal the two agree.", "name": "fig-data-agreement"}}
 plot_agreement(real, here)
 plt.show()
 
@@ -292,8 +299,8 @@ plt.show()
 agreement_table(real, here)
 
 # %% [markdown]
-# In the real mouse thymus, 81% of the nuclei touch another one; in mouse fat, 5%. Remember this when you read a score
-# of the thymus.
+# In the real mouse thymus, 81% of the nuclei touch another one; in mouse fat, 5%. Remember this when you read the
+# scores of these tissues.
 
 # %% tags=["hide-input"]
 check("30,698", listing["nuclei"].sum())
@@ -314,16 +321,17 @@ check("5%", close.iloc[0])
 # ## Stains absorb light
 #
 # {term}`Haematoxylin <haematoxylin>` colours nuclei blue, {term}`eosin` colours most of the rest pink. Both absorb
-# light, and absorption multiplies: twice the dye lets the square of the fraction through. On a logarithmic scale it
-# adds up. This scale is the {term}`optical density`,
+# light, and absorption multiplies: if one layer of dye lets a tenth of the light through, two layers let a hundredth
+# through. On a logarithmic scale, absorption adds up instead. This scale is the {term}`optical density`,
 #
 # $$
 # D = -\log_{10} \frac{I}{I_0}
 # $$
 #
-# where $I_0$ is the light that passes through empty glass. In optical density a colour is a sum of so much haematoxylin
-# and so much eosin, and the sum can be solved for both {cite}`ruifrok2001quantification`. `rgb2hed` of scikit-image
-# does it. The synthetic images are made the opposite way: from amounts of dye to colours.
+# where $I_0$ is the light that passes through empty glass. In optical density, the colour of a pixel is a weighted
+# sum of the two dyes' colours. Its three channels give three equations, which can be solved for the two amounts of
+# dye {cite}`ruifrok2001quantification`. `rgb2hed` of scikit-image does so. The synthetic images are made the opposite
+# way: from amounts of dye to colours.
 
 # %%
 stained = crop(
@@ -336,8 +344,8 @@ plot_stains(stained, dyes)
 plt.show()
 
 # %% [markdown]
-# One detail of NuInsSeg is easy to miss: its images are dark. Where the glass is empty the red channel is 145, as the
-# median over tissues, not near 255. Code that takes 255 for $I_0$ finds dye on empty glass.
+# One detail of NuInsSeg is easy to miss: its images are dark. Where the glass is empty, the red channel is not near
+# 255 but 145, the median over tissues. Code that takes 255 for $I_0$ finds dye on empty glass.
 
 # %% tags=["hide-input"]
 assert round(measured["white_r"].median()) == 145, "empty glass has 145 in red"
@@ -345,9 +353,10 @@ assert round(measured["white_r"].median()) == 145, "empty glass has 145 in red"
 # %% [markdown]
 # ## Folds, and why the file list is pinned
 #
-# With few images, one division into training and test images is a matter of luck. {term}`Cross-validation
-# <cross-validation>` divides them into five {term}`folds <fold>`, tests on each in turn, and trains on the others. The
-# NuInsSeg benchmark uses scikit-learn's `KFold` with a shuffle of a fixed {term}`seed`, 19:
+# With few images, the score depends on which of them happen to be test images.
+# {term}`Cross-validation <cross-validation>` divides them into five {term}`folds <fold>`, tests on each in turn, and
+# trains on the others. The NuInsSeg benchmark, as we call the evaluation of the data set's authors, uses
+# scikit-learn's `KFold` and shuffles with a fixed {term}`seed`, 19:
 
 
 # %%
@@ -367,7 +376,7 @@ assert all(
 )
 
 # %% [markdown]
-# A fixed seed sounds reproducible, and is only half of it: the shuffle is applied to a *list*, whose order counts as
+# A fixed seed alone does not make the folds reproducible: the shuffle is applied to a *list*, whose order matters as
 # much as the seed. The benchmark's list is sorted by the full path, folder first. Suppose someone sorts by file name
 # instead, or keeps the path but sorts 2 before 10, as a file browser does:
 
@@ -390,11 +399,13 @@ moved = {
 pd.Series(moved, name="images in another fold").to_frame()
 
 # %% [markdown]
-# 155 or 91 of 665 images change sides, with the same seed. So `nucseg` carries the list itself, and every run stores a
-# hash of the names in its training, validation and test parts. A partial copy of the data keeps its folds too.
+# With the same seed, 155 or 91 of the 665 images land in another fold. So `nucseg` contains the list itself, and
+# every run stores a hash of the names in its training, validation and test parts. Even in a partial copy of the data,
+# each image keeps its fold.
 #
-# The public code of the benchmark also chooses its {term}`checkpoint` on the test fold, which makes the score too good.
-# Here a {term}`validation part` is held out of the training folds for that:
+# The public code of the benchmark also chooses its {term}`checkpoint`, the epoch whose weights are kept, on the test
+# fold. That makes the score optimistic. Here a {term}`validation part` is held out of the training folds for this
+# choice:
 
 # %%
 pd.DataFrame(
@@ -405,12 +416,12 @@ pd.DataFrame(
 ).T
 
 # %% tags=["hide-input"]
-assert list(moved.values()) == [155, 91], "155 or 91 images change sides"
+assert list(moved.values()) == [155, 91], "155 or 91 images land in another fold"
 
 # %% [markdown]
 # ## How folds leak
 #
-# A {term}`test part` is worth as much as it is separate from the training images. We compare three protocols:
+# A {term}`test part` is only as good as its separation from the training images. We compare three protocols:
 
 # %%
 whole = SimpleNamespace(table=listing)
@@ -436,14 +447,14 @@ plot_leaks(listing, protocols, ["human " + organ for organ in rows])
 plt.show()
 
 # %% [markdown]
-# In the benchmark no image is on both sides. But the images of a tissue were cut from one slide, so slides very
-# probably are: all test images of fold 1 have siblings in its training part. Its scores say how well a model does on
-# more of a slide that it has seen. The folds do not balance tissues either: of the 44 images of the human salivary
-# gland, one fold tests 4 and another 16.
+# In the benchmark no image is on both sides, but slides very probably are: the images of a tissue were very probably
+# cut from one slide, and every test image of fold 1 has siblings of its tissue in the training part. So these scores
+# say how well a model does on more of the slides that it has seen. The folds do not balance tissues either: of the 44
+# images of the human salivary gland, one fold tests 4 and another 16.
 #
-# In the report's code, the test images are drawn from the whole list, and so are the folds from its first part. Of the
-# 133 test images of fold 1, 72 are in its training part and 18 in its validation part. {doc}`crossvalidation` measures
-# what that is worth.
+# In the report's code, the test images are a random fifth of the whole list, the same for all folds, while the folds
+# divide the first seven tenths of the sorted list. The two overlap: of the 133 test images, 72 are in the training
+# part of fold 1 and 18 in its validation part. {doc}`crossvalidation` measures how much that changes the scores.
 #
 # `splits.leave_one_tissue_out` asks the hardest of the three questions: how well a model does on a tissue that it has
 # never seen.
@@ -466,10 +477,10 @@ assert list(parts_of(listing, leaky)).count("training and test") == 90
 # ## Vague areas
 #
 # Even experts cannot outline every nucleus: some are out of focus, cut by the blade, or covered. NuInsSeg's authors
-# marked these {term}`vague areas <vague area>`, and `Sample.vague` holds them, where a copy of the data set includes
-# them. What they are for shows in an example made by hand. Suppose that the annotators were unsure about the largest
-# whole nucleus of a crop, left it out and marked its surroundings as vague. A model outlines every nucleus, this one
-# too:
+# marked these {term}`vague areas <vague area>`, and `Sample.vague` holds them if your copy of the data set includes
+# them. An example made by hand shows what they are for. Suppose that the annotators were unsure about the largest
+# whole nucleus of a crop, left it out and marked its place as vague. A model outlines every nucleus, this one
+# included:
 
 # %%
 prediction = crop(
@@ -485,7 +496,7 @@ pd.DataFrame(
     {"PQ": [plain.pq, lenient.pq]}, index=["all counts", "vague area ignored"]
 )
 
-# %% mystnb={"image": {"alt": "The same crop twice. Left: true outlines in orange and a hatched area around a nucleus without outline. Right: predicted outlines in blue, one of them around that nucleus."}, "figure": {"caption": "A nucleus that the truth leaves out, in a vague area made for this example, and a prediction that has it.", "name": "fig-data-vague"}}
+# %% mystnb={"image": {"alt": "The same crop twice. Left: true outlines in orange and a hatched area around a nucleus without outline. Right: predicted outlines in blue, one of them around that nucleus."}, "figure": {"caption": "A nucleus that is missing from the truth, inside a vague area made for this example, and a prediction that contains it.", "name": "fig-data-vague"}}
 source = crop(first_of(choice[1] if choice[1] in tissues else tissues[0]), 160)
 plot_vague(
     datasets.Sample(source.image, truth, source.tissue, source.stem),
@@ -495,9 +506,9 @@ plot_vague(
 plt.show()
 
 # %% [markdown]
-# Counted as usual, the extra nucleus is a {term}`false positive`. With the vague area ignored the prediction is
-# perfect. The benchmark counts everything, and so do the scores of this book, unless they say otherwise. Ignoring vague
-# areas raises scores without any better model: the two kinds must not be compared.
+# Counted as usual, the extra nucleus is a {term}`false positive`. With the vague area ignored, the prediction is
+# perfect. The benchmark counts everything, and so do the scores of this book, unless they say otherwise. Ignoring
+# vague areas raises scores without making the model better, so the two kinds of scores must not be compared.
 
 # %% tags=["hide-input"]
 assert lenient.pq == 1 and plain.pq < 1, "ignored, the prediction is perfect"
@@ -505,14 +516,15 @@ assert lenient.pq == 1 and plain.pq < 1, "ignored, the prediction is perfect"
 # %% [markdown]
 # ## What to look out for in the files
 #
-# The data set has a few oddities. Each of them has broken someone's loader; `datasets.NuInsSeg` handles them.
+# The files have a few peculiarities that a loader must know. `datasets.NuInsSeg` handles them.
 #
-# - **Several kinds of masks.** `label masks modify` holds the label maps to score against. The folder `label masks` gives
-#   each overlap of two nuclei a number of its own, so it counts more objects than there are nuclei. The report's code
-#   reads the latter.
-# - **Names.** Two folders are misspelt (`human salivory gland`, `human tonsile`), and in 2 of 31 tissues the file names do
-#   not begin with the folder's name. Numbers are zero-padded in 20 tissues and have gaps in 5. Image and mask must be
-#   paired by name, never by their position in two sorted lists: in a public copy some masks are exchanged by that error.
+# - **Several kinds of masks.** `label masks modify` holds the label maps to score against. The folder `label masks`
+#   gives each overlap of two nuclei a number of its own, so it counts more objects than there are nuclei. The
+#   report's code reads `label masks`.
+# - **Names.** Two folders are misspelt (`human salivory gland`, `human tonsile`), and in 2 of 31 tissues the file
+#   names do not begin with the folder's name. Numbers are zero-padded in 20 tissues and have gaps in 5. Image and
+#   mask must be paired by name, never by their position in two sorted lists. In one public copy of the data set, some
+#   masks belong to another image.
 # - **Formats.** One image, `human_liver_31`, has a fourth channel. `Thumbs.db` and `.DS_Store` lie among the images.
 # - **Nuclei in pieces.** Some nuclei consist of more than one connected piece, so relabelling the components of a mask
 #   changes the truth.
@@ -545,10 +557,10 @@ assert (sum(padded), sum(gaps)) == (20, 5), "padded in 20, gaps in 5"
 #
 # - A sample is an image and a label map; each nucleus has its own number.
 # - A network learns target maps. Encoding and decoding lose little; a foreground alone loses the touching nuclei.
-# - Tissues differ in the number, size and crowding of nuclei by large factors. Look at scores by tissue.
-# - A split is a list of names. A seed without the list does not reproduce it, and images of one slide on both sides make a
-#   test easier than it looks.
-# - The synthetic images share the measured statistics of NuInsSeg. They are for running the code, not for conclusions
+# - Tissues differ greatly in the number, size and crowding of nuclei. Look at scores by tissue.
+# - A split is a list of names. A seed without the list does not reproduce it, and images of one slide on both sides
+#   can make a test easier than it looks.
+# - The synthetic images share the measured statistics of NuInsSeg. Use them to run the code, not to draw conclusions
 #   about tissue.
 
 # %% [markdown]
@@ -556,8 +568,8 @@ assert (sum(padded), sum(gaps)) == (20, 5), "padded in 20, gaps in 5"
 #
 # ```{exercise} Ids without meaning
 # :label: ex-data-ids
-# Two people label the same image. Both outline the same nuclei, but number them in different orders. What differs: the
-# label maps, the target maps, the scores?
+# Two people label the same image. Their outlines are identical, but they number the nuclei in different orders. Which
+# of these differ: the label maps, the target maps, the scores of a prediction?
 # ```
 #
 # ```{solution} ex-data-ids
@@ -586,7 +598,8 @@ check("1.20", np.log10(16))
 # ```{exercise} Count what touches
 # :label: ex-data-touching
 # Write `touching_share(labels)`: the share of nuclei of which at least one pixel has a pixel of another nucleus among
-# its eight neighbours. Use `ndimage.maximum_filter` and `ndimage.minimum_filter`, and compare with `synth.touching`.
+# its eight neighbours. Use `ndimage.maximum_filter` and `ndimage.minimum_filter`, and compare with
+# `synth.touching(labels)`, which returns the ids of the touching nuclei.
 # ```
 
 # %% [markdown]
@@ -639,8 +652,8 @@ of_gland = np.bincount(fold[listing["tissue"] == "human salivory gland"])[1:]
 assert of_gland.sum() == 44 and np.ptp(of_gland) <= 1
 
 # %% [markdown]
-# It would not. Each fold now tests every tissue equally, and each slide is still on both sides. To stop the leak, a
-# whole tissue must be in one fold.
+# It would not. Each fold now tests every tissue about equally, so each slide is still on both sides. To stop the
+# leak, all images of a tissue must be in one fold.
 #
 # ```{solution-end}
 # ```
@@ -648,8 +661,9 @@ assert of_gland.sum() == 44 and np.ptp(of_gland) <= 1
 # %% [markdown]
 # ```{exercise} How small may the maps be?
 # :label: ex-data-stride
-# Shrink the label map of `busy` by 2, 4 and 8 with `labels[::k, ::k]`, encode it with a distance of 6 / k px, decode it
-# with `smooth=2 / k`, enlarge the result with `np.kron` and score it. From where on do nuclei get lost?
+# Shrink the label map of `busy` by `k` = 2, 4 and 8 with `labels[::k, ::k]`, encode it with `encode(small, 6 / k)`,
+# decode it with `decode(maps, min_area=0, smooth=2 / k)`, enlarge the result with `np.kron` and score it. How does PQ
+# change with `k`, and why?
 # ```
 
 # %% [markdown]
@@ -668,8 +682,8 @@ print({k: round(pq, 3) for k, pq in round_trips.items()})
 assert round_trips[1] > round_trips[4] > round_trips[8]
 
 # %% [markdown]
-# PQ falls with every step, at first because outlines become coarse, then because neighbours merge. The report's head
-# predicts at stride 16.
+# PQ falls as the maps get smaller: first because outlines become coarse, then also because small nuclei vanish and
+# neighbours merge. The report's head predicts at stride 16.
 #
 # ```{solution-end}
 # ```

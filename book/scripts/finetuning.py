@@ -4,10 +4,10 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # %% [markdown]
 # # Fine-tuning
 #
-# This chapter trains. It builds the loss and the training step by hand, compares both with the package's, and then
-# trains a small model on a CPU in about a minute: you see the loss fall, the checkpoint chosen, and the same image
-# before and after. A recorded run on the real NuInsSeg images shows what training costs, and the last section has the
-# commands for a GPU.
+# In this chapter we train a model. We build the loss and the training step by hand, compare both with the package's,
+# and then train on a CPU for about a minute: you see the loss fall, the best epoch chosen, and the same image before
+# and after. Recorded runs on the real NuInsSeg images follow, then the cost of a training step, and last the commands
+# for a GPU.
 #
 # ## Overview
 #
@@ -16,8 +16,8 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # **You will learn** to write a Dice and a focal loss, to write a training step that changes only what it should, to
 # read learning curves, and to turn predicted maps into nuclei and scores.
 #
-# **You need** {doc}`lora`, and {doc}`data` for the target maps. No download and no GPU: the images are made by code, or
-# cut from NuInsSeg where `NUCSEG_DATA` names its folder.
+# **You need** the chapter {doc}`lora`, and {doc}`data` for the target maps. You need no download and no GPU: the
+# images are synthetic, or cut from NuInsSeg if the environment variable `NUCSEG_DATA` names its folder.
 #
 # **Time**: 30 minutes to read, two minutes to run.
 # ```
@@ -71,10 +71,10 @@ else:
     dataset = Synthetic(n_per_tissue=5, size=256, seed=1, tissues=tissues)
 
 # %% [markdown]
-# The model is described by one flat configuration, of which more below. Its {term}`base` is `offline`, which comes with
-# nucseg: MobileSAM's encoder, trained from random weights for 42 minutes on synthetic tissue and on BBBC038
-# {cite}`caicedo2019bbbc038`. It is not MobileSAM's checkpoint. The six kinds of tissue on this page were kept out of
-# its training.
+# One flat configuration describes the model and its training; more on it below. Its {term}`base` is `offline`, which
+# comes with nucseg: MobileSAM's encoder, trained from random weights for 42 minutes on synthetic tissue and on
+# BBBC038 {cite}`caicedo2019bbbc038`. It is not MobileSAM's checkpoint. The six tissues that are drawn for this page
+# were kept out of its training.
 
 # %%
 config = apply(preset("quick"), {"train_images": 20, "test_images": 6}, "this page")
@@ -90,8 +90,8 @@ Markdown(provenance_note(dataset, untrained, [instance, design]))
 # %% [markdown]
 # ## The loss
 #
-# Nuclei cover a small part of most images. A loss that counts pixels is content when it predicts background. The report
-# uses two losses that are not, half and half:
+# Nuclei cover a small part of most images, so a plain average over pixels is already low for a network that predicts
+# background everywhere. The report counters this with two losses in equal parts:
 #
 # $$
 # L = \frac{D + F}{2}, \qquad
@@ -99,10 +99,12 @@ Markdown(provenance_note(dataset, untrained, [instance, design]))
 # F = \frac{1}{N} \sum \alpha_t (1 - p_t)^{\gamma} (-\log p_t)
 # $$
 #
-# with sums over the $N$ pixels, the predicted probability $p$, the truth $t$, and $p_t = p$ on nuclei and $1 - p$
-# elsewhere. The weight $\alpha_t$ is 0.25 on nuclei and 0.75 elsewhere, and $\gamma = 2$. The soft {term}`Dice loss`
-# {cite}`milletari2016vnet` compares areas. {term}`Focal loss <focal loss>` {cite}`lin2017focal` is a cross-entropy that
-# plays down pixels which are right already. In code:
+# The sums run over the $N$ pixels; $p$ is the predicted probability of a nucleus, $t$ the truth, 1 on nuclei and 0
+# elsewhere, and $p_t$ the probability given to the truth: $p$ on nuclei and $1 - p$ elsewhere. The weight $\alpha_t$
+# (not LoRA's $\alpha$) is 0.25 on nuclei and 0.75 elsewhere, and $\gamma = 2$. The {term}`Dice loss` $D$
+# {cite}`milletari2016vnet` compares the areas of nuclei, so easy background does not dilute it. The
+# {term}`focal loss` $F$ {cite}`lin2017focal` is a cross-entropy that gives little weight to pixels that are right
+# already. In code, from the network's outputs before the sigmoid, the logits:
 
 
 # %%
@@ -119,7 +121,7 @@ def focal(logits, truth, alpha=0.25, gamma=2):
 
 
 # %% [markdown]
-# The package's losses give the same numbers for an image:
+# For a single image, the package's losses give the same numbers:
 
 # %%
 torch.manual_seed(0)
@@ -132,9 +134,10 @@ torch.testing.assert_close(both, losses.dice_focal_loss(logits, truth))
 both
 
 # %% [markdown]
-# Two details differ. With several images, the package's Dice loss is computed per image and then averaged, so that an
-# image with few nuclei counts as much as a crowded one. And the package never takes the logarithm of a probability.
-# Where the network is very sure and wrong, the probability of the true class rounds to 0, and our line gives infinity:
+# Two details differ. With several images, the package computes the Dice loss per image and then averages it, so that
+# an image with few nuclei counts as much as a crowded one. And the package never takes the logarithm of a rounded
+# probability. Where the network is very sure and wrong, the probability of the true class rounds to 0, and our
+# `focal` gives infinity:
 
 # %%
 sure, nucleus = torch.tensor([[-200.0]]), torch.ones(1, 1)
@@ -148,9 +151,9 @@ plot_losses()
 plt.show()
 
 # %% [markdown]
-# The {term}`instance head` of this chapter predicts a second map, the {term}`distance map`, and its loss has a second
-# term: the cross-entropy of that map, which is least where the prediction equals the target. So a training loss of this
-# head and one of the report's are not of the same quantity.
+# The {term}`instance head`, which we train in this chapter, also predicts the {term}`distance map`. For it, the loss
+# has a second term: the cross-entropy between predicted and target map, which is smallest when they are equal. So the
+# training losses of this head and of the report's head cannot be compared.
 
 # %% tags=["hide-input"]
 check("0.75", 1 - config.focal_alpha)
@@ -161,9 +164,9 @@ assert torch.isfinite(losses.focal_loss(sure, nucleus)), "the package's does not
 # %% [markdown]
 # ## A batch
 #
-# The network learns from images and {term}`target maps`. Each image is changed a little at random first, by flips,
-# rotations, and shifts of its stain, so that the network never sees the same pixels twice. The label map turns with its
-# image, and is encoded afterwards:
+# The network learns from images and {term}`target maps`. First each image is changed at random, by flips, rotations,
+# and shifts of its stain, so that the network hardly ever sees the same pixels twice. The label map is turned with
+# its image, and then encoded:
 
 
 # %%
@@ -187,8 +190,8 @@ plot_batch(images, targets)
 plt.show()
 
 # %% [markdown]
-# The dataset was split once: into images to train on, images to choose the {term}`checkpoint` with, and images to score
-# at the end. No choice is ever made on the last part.
+# The dataset was split once: into images to train on, images to choose the {term}`checkpoint` with (the weights of
+# the best epoch), and images to score at the end. No choice is ever made on the last part.
 
 # %%
 pd.Series(
@@ -203,8 +206,8 @@ pd.Series(
 # %% [markdown]
 # ## The training step
 #
-# One step predicts, compares, and moves the weights that may move. Everything else is frozen, so the optimiser does not
-# even know it:
+# One step predicts, compares, and updates the trainable weights. All others are frozen and are not given to the
+# optimiser:
 
 # %%
 model = copy.deepcopy(untrained)
@@ -225,8 +228,9 @@ def step(images, targets):
 
 
 # %% [markdown]
-# Before a long run, it pays to check that a model can learn a single batch by heart. If it cannot, something is broken:
-# the loss, the targets, or what is frozen.
+# Before a long run, it pays to check that a model can learn a single batch by heart. If it cannot, something is
+# wrong: the loss, the targets, or which weights are frozen. Here six steps are enough to see the loss fall; a
+# thorough check goes on until the loss is close to its minimum.
 
 # %%
 by_heart = [step(images, targets) for _ in range(6)]
@@ -234,9 +238,9 @@ assert by_heart[-1] < 0.9 * by_heart[0]
 [round(value, 3) for value in by_heart]
 
 # %% [markdown]
-# The package's loop does the same for every batch of an epoch. What it adds: a learning rate that falls during the run,
-# a stop when the loss is no longer finite, and the options that this page does not use (a moving average of the
-# weights, 16-bit arithmetic on a GPU).
+# The package's loop does the same for every batch of an epoch. It adds a learning rate that falls during the run, an
+# error when the loss is no longer finite, and options that this page does not use: a moving average of the weights
+# and 16-bit arithmetic on a GPU.
 
 # %%
 listing(loop.train_epoch)
@@ -244,15 +248,15 @@ listing(loop.train_epoch)
 # %% [markdown]
 # ## One configuration, one run
 #
-# A {term}`run` is described by one flat configuration. Every field has a default with a reason, and a *preset* lists
-# only what differs. This page uses the preset `quick`, on 20 training and 6 test images; the report's system is the
-# preset `report`. They differ in:
+# A {term}`run` is described by one flat configuration. Every field has a default, and a *preset* lists only the
+# fields that differ from it. This page uses the preset `quick`, with 20 training and 6 test images. The preset
+# `report` describes the report's system. They differ in:
 
 # %%
 config_table(config, preset("report"), ("this page", "report"))
 
 # %% [markdown]
-# LoRA and head together train 412,146 of 10,542,238 parameters, 3.91%:
+# On this page, LoRA and head together have 412,146 of the 10,542,238 parameters, 3.91%; only these are trained:
 
 # %%
 ledger = parameter_ledger(untrained)
@@ -267,8 +271,8 @@ check("3.91%", ledger["trainable"] / ledger["total"])
 # ## The run, live
 #
 # One call trains, validates after each epoch, keeps the {term}`adapter` of the best one, and scores it on the
-# {term}`test part`. Had it been stopped half way, the same call would resume after the last whole epoch and give the
-# same numbers: everything random is drawn from the {term}`seed`, the epoch and the image.
+# {term}`test part`. If it is interrupted, the same call resumes after the last complete epoch and gives the same
+# numbers, because everything random follows from the {term}`seed`, the epoch and the image.
 
 # %%
 watched = "JPY_SESSION_NAME" in os.environ  # a progress bar while you watch
@@ -283,9 +287,9 @@ figures.learning_curves(history, monitor="pq")
 plt.show()
 
 # %% [markdown]
-# Read the curves together. The training loss falls as long as anything is learnt, right or wrong. The validation scores
-# say whether it helps on other images. When they stop rising while the loss still falls, the model learns its training
-# images by heart.
+# Read the curves together. The training loss falls as long as the model fits its training images better. The
+# validation scores say whether that helps on other images. When they stop rising while the loss still falls, the
+# model has begun to learn its training images by heart: it overfits.
 
 # %%
 before = evaluate(untrained, dataset, split.val, progress=False)["pq"].mean()
@@ -303,9 +307,9 @@ assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[0], (
 # %% [markdown]
 # ## From maps to nuclei
 #
-# The network predicts maps. `predict` gives them as probabilities, and `labels_from` decodes them into a
-# {term}`label map`: the foreground above one half, cut along the valleys of the distance map. We take the test image
-# whose PQ is in the middle.
+# `predict` gives the network's maps as values from 0 to 1, and `labels_from` decodes them into a {term}`label map`:
+# the foreground above one half, cut along the valleys of the distance map. As an example we take the test image with
+# the median PQ.
 
 # %%
 trained = load_model(folder / "best.safetensors")
@@ -321,7 +325,7 @@ plot_maps(sample, maps, after)
 plt.show()
 
 # %% [markdown]
-# Before training LoRA adds nothing ($B = 0$) and the head is random, so its maps mean nothing:
+# Before training, LoRA adds nothing ($B = 0$) and the head is random, so its maps mean nothing:
 
 # %% mystnb={"image": {"alt": "Four panels of one H and E image: the image with its true outlines, the prediction before training, the prediction after training, and a map of its errors."}, "figure": {"caption": "The same test image with its true outlines, the outlines predicted before and after training, and the errors after. The scale bar assumes 0.25 µm per pixel.", "name": "fig-before-after"}}
 plot_before_after(sample, labels_from(predict(untrained, sample.image)), after)
@@ -330,8 +334,10 @@ plt.show()
 # %% [markdown]
 # ## What the scores say
 #
-# Dice and IoU compare foregrounds. AJI and PQ compare nuclei, and are what instance segmentation is about. With the
-# true nuclei $T_i$ and the predicted ones $P_j$:
+# Dice and IoU compare foregrounds. AJI and PQ compare nuclei, which is what instance segmentation is about. $T$ and
+# $P$ are the true and the predicted foreground, $T_i$ and $P_j$ single true and predicted nuclei. TP, FP and FN count
+# the matched pairs, the predictions without a match ({term}`false positives <false positive>`) and the true nuclei
+# without one (false negatives):
 #
 # | score | what it is |
 # | --- | --- |
@@ -340,12 +346,12 @@ plt.show()
 # | {term}`SQ <segmentation quality>` | mean IoU of the {term}`true positives <true positive>`, the pairs $T_i, P_j$ with an IoU above 0.5 |
 # | {term}`RQ <recognition quality>` | TP / (TP + FP/2 + FN/2), an F1 score of these pairs |
 # | {term}`PQ <panoptic quality>` | SQ times RQ {cite}`kirillov2019panoptic` |
-# | {term}`AJI <aggregated jaccard index>` | each $T_i$ takes the $P_j$ of the highest IoU; the pixels that the pairs share, over their unions and all $P_j$ that none took {cite}`kumar2017aji` |
-# | AJI+ | the same, but a $P_j$ can be taken only once {cite}`graham2019hovernet` |
-# | AJI, matched only | AJI+ that forgives missed nuclei, as the report's code computes it; for comparison alone |
+# | {term}`AJI <aggregated jaccard index>` | each $T_i$ is paired with the $P_j$ of the highest IoU; the sum of the pairs' intersections, divided by the sum of their unions plus the areas of all $T_i$ and $P_j$ without a partner {cite}`kumar2017aji` |
+# | AJI+ | the same, but each $P_j$ is paired at most once {cite}`graham2019hovernet` |
+# | AJI, matched only | AJI+ without the areas of missed nuclei, as the report's code computes it; only for comparison with the report |
 #
-# Each is 1 for a perfect label map. How far they can lie apart shows in the smallest example: two equal nuclei that
-# touch, found as one object.
+# Each is 1 for a perfect label map. A small example shows how far apart they can be: two equal nuclei that touch,
+# predicted as one object.
 
 # %%
 two = np.zeros((20, 30), int)
@@ -357,13 +363,14 @@ fused = score(two, (two > 0).astype(int))
 }
 
 # %% [markdown]
-# A perfect foreground, Dice 1, and not one nucleus found, PQ 0. Now the live run:
+# The foreground is perfect, so Dice is 1; but no nucleus is found, so PQ is 0. Now the live run:
 
 # %%
 scores_table({f"{len(scores)} test images": scores})
 
 # %% [markdown]
-# Each value is the mean over images, with a {term}`bootstrap` interval over them: wide, as it should be for so few.
+# Each value is the mean over images, with a 95% {term}`bootstrap` interval over the images. It is wide, as it should
+# be for so few of them.
 
 # %% tags=["hide-input"]
 assert fused.dice == 1 and fused.pq == 0, "Dice 1 and PQ 0"
@@ -371,8 +378,9 @@ assert fused.dice == 1 and fused.pq == 0, "Dice 1 and PQ 0"
 # %% [markdown]
 # ## The learning rate
 #
-# AdamW's rate follows half a cosine down to nearly zero {cite}`loshchilov2017sgdr`. The report speaks of *warm
-# restarts*; its code runs a single cycle. Both are one number here, `cycles`.
+# During the run, AdamW's learning rate falls to nearly zero along half a cosine {cite}`loshchilov2017sgdr`. The
+# report's text speaks of *warm restarts*, which repeat this several times; its code runs a single cycle. Here the
+# option `cycles` sets the number.
 
 # %% mystnb={"image": {"alt": "Line chart of the learning rate over training: one cycle falls from the full rate to nearly zero once; two cycles do so twice, with a jump back in the middle."}, "figure": {"caption": "The learning rate of the preset report, as the report's code runs it (one cycle) and as its text says (here with two).", "name": "fig-learning-rate"}}
 once, twice = (apply(preset("report"), {"cycles": n}, "this page") for n in (1, 2))
@@ -382,36 +390,38 @@ plt.show()
 # %% [markdown]
 # ## Recorded runs on NuInsSeg
 #
-# The same loop ran on the real images, on fold 1 of the benchmark. What it left behind is in the repository under
-# `results/`: `history.csv` with one row per epoch, `scores.csv` with one row per test image, and `run.json`, which says
-# from what. `read_run` has read two such folders above, as `instance` and `design`:
+# The same loop ran on the real images, on fold 1 of the benchmark. Its records are in the repository under
+# `results/`: `history.csv` with one row per epoch, `scores.csv` with one row per test image, and `run.json` with the
+# configuration, data and versions. At the top of this page, `read_run` has read two such folders, as `instance` and
+# `design`:
 
 # %%
 instance.history.tail(2).round(3)
 
 # %% [markdown]
-# The first has the instance head on the base `offline` and trained for 10 epochs on one crop of each of the 452
-# training images. It took 17 minutes on one CPU thread.
+# The first run, `instance`, trained LoRA and the instance head on the base `offline` for 10 epochs, starting from the
+# base's pretrained head; each epoch saw one crop of each of the 452 training images. It took 17 minutes on one CPU
+# thread.
 
 # %% mystnb={"image": {"alt": "Two charts over the epochs of the recorded run on NuInsSeg: training loss and validation scores, with a line at the epoch that was kept."}, "figure": {"caption": "The recorded run of the instance head: fold 1 of the benchmark's five, base offline, one seed.", "name": "fig-recorded-curves"}}
 figures.learning_curves(instance.history, monitor="pq")
 plt.show()
 
 # %% [markdown]
-# The second is the report's design, its LoRA, head and loss, without any pretraining: 14 epochs from random weights,
-# where the report has 50 from MobileSAM's. So it says what this design learns in 53 minutes on a CPU, and nothing about
-# the report's own scores. Two differences from the report's code, {doc}`images normalised twice and a BatchNorm that
-# drifts
-# <claims>`, are left out.
+# The second, `design`, is the report's design (its LoRA, head and loss) without any pretraining: 14 epochs from
+# random weights, where the report trains 50 from MobileSAM's. So it shows what this design learns in 53 minutes on a
+# CPU, and says nothing about the report's own scores. It does not repeat two details of the report's code, which the
+# chapter {doc}`claims` describes: images that are normalised twice, and a BatchNorm that drifts.
 
 # %%
 scores_table({"instance head": instance.scores, "report's design": design.scores})
 
 # %% [markdown]
-# The report's design reaches a Dice of 0.684 and a PQ of 0.242: the foreground is roughly found, and the nuclei in it
-# are not told apart. The images hold 53 nuclei on average, the predictions 34 objects. The instance head reaches 0.787
-# and 0.463, with 51 objects. (Published U-Nets have a Dice of 0.766 to 0.814.) The two runs differ in base, head and
-# budget; {doc}`beyond` changes one thing at a time.
+# The report's design reaches a Dice of 0.684 and a PQ of 0.242: the foreground is roughly found, but many nuclei in
+# it are not separated. The images hold 53 nuclei on average, the predictions 34 objects. The instance head reaches
+# 0.787 and 0.463, with 51 objects. (Published U-Nets have a Dice of 0.766 to 0.814.) The two runs, one seed each,
+# differ in base, head and budget, so this comparison does not say which of them matters; {doc}`beyond` changes one
+# thing at a time.
 
 # %% tags=["hide-input"]
 ours, its = (run.scores.mean(numeric_only=True) for run in (instance, design))
@@ -441,8 +451,8 @@ assert {run.about["base"]["name"] for run in (instance, design)} == {
 # %% [markdown]
 # ## What a step costs
 #
-# LoRA trains few weights. Does it also train faster? A benchmark timed the same step, a batch of four crops of 256 px,
-# for several ways to train, on an otherwise idle CPU with two threads:
+# LoRA trains few weights. Does it also train faster? To find out, we timed one step, on a batch of four crops of 256
+# px, for several ways to train, on an otherwise idle CPU with two threads:
 
 # %%
 costs = pd.read_csv(results / "training-cost" / "costs.csv")
@@ -456,10 +466,10 @@ ways = {
 costs_table(costs, ways)
 
 # %% [markdown]
-# Hardly. A step with LoRA of rank 8 takes 0.56 s, only 7% less than the 0.60 s of full fine-tuning, because the
-# gradient has to pass through the whole encoder in both. Only leaving the encoder alone is clearly cheaper: 0.38 s. LoRA
-# saves memory (here 11%), and above all space on disk: the adapter holds 7% of the weights that full fine-tuning would
-# have to store.
+# LoRA hardly trains faster here. A step with LoRA of rank 8 takes 0.56 s, only 7% less than the 0.60 s of full
+# fine-tuning, because in both the gradient has to pass through the encoder. Only training the head alone is clearly
+# cheaper: 0.38 s. LoRA saves some memory (here 11%), and above all space on disk: the adapter holds 7% of the weights
+# that full fine-tuning would have to store.
 
 # %% tags=["hide-input"]
 cost = costs.set_index("variant")
@@ -476,8 +486,8 @@ check("7%", 1 - relative["trainable"])
 # %% [markdown]
 # ## On a GPU of your own
 #
-# The preset `report` as it stands is meant for one GPU: whole images at 1024 px, batches of four, in bfloat16 where the
-# card has it. Three commands, the first two once:
+# The preset `report` is meant for one GPU: whole images at 1024 px, batches of four, in bfloat16 (16-bit arithmetic)
+# if the card supports it. You need three commands, the first two only once:
 #
 # ```bash
 # nucseg fetch nuinsseg --out data/nuinsseg     # 1.6 GB from Zenodo, verified
@@ -495,7 +505,7 @@ check("7%", 1 - relative["trainable"])
 # lr = 1e-3
 # ```
 #
-# Each recorded run carries the command that repeats it:
+# Each recorded run stores the command that repeats it:
 
 # %%
 print(instance.about["command"].replace(" --", " \\\n    --"))
@@ -503,11 +513,13 @@ print(instance.about["command"].replace(" --", " \\\n    --"))
 # %% [markdown]
 # ## Summary
 #
-# - Dice loss keeps few nuclei from being ignored; focal loss keeps easy pixels from drowning the hard ones.
-# - A training step is ten lines: predict, compare, backward, clip, move what may move.
+# - The Dice loss keeps sparse nuclei from being ignored; the focal loss keeps many easy pixels from outweighing the
+#   hard ones.
+# - A training step is ten lines: predict, compute the loss, backpropagate, clip the gradient, update the trainable
+#   weights.
 # - The checkpoint is chosen on validation images, never on test images.
 # - A good foreground is not yet a good instance segmentation: compare Dice with PQ.
-# - LoRA saves weights and memory, but little time: the gradient still passes through the encoder.
+# - LoRA saves storage and some memory, but little time, because the gradient still passes through the encoder.
 
 # %% [markdown]
 # ## Exercises
@@ -520,8 +532,9 @@ print(instance.about["command"].replace(" --", " \\\n    --"))
 #
 # ```{solution} ex-finetuning-choice
 # :class: dropdown
-# The scores of the epochs scatter by chance. The best of 50 is picked partly for its luck on these very images, and
-# luck does not carry over to others. A {term}`validation part` takes the luck, and the test part stays untouched.
+# The scores of the epochs scatter by chance. The best of 50 is partly the luckiest on these very images, and that
+# luck does not carry over to other images. If the epoch is chosen on a {term}`validation part`, only the validation
+# score is optimistic; the test score is not.
 # ```
 
 # %% [markdown]
@@ -533,8 +546,8 @@ print(instance.about["command"].replace(" --", " \\\n    --"))
 #
 # ```{solution} ex-finetuning-easy
 # :class: dropdown
-# By $(1 - 0.9)^2 = 0.01$ and by $(1 - 0.5)^2 = 0.25$. The easy pixel is played down 25 times more than the doubtful
-# one.
+# By $(1 - 0.9)^2 = 0.01$ and by $(1 - 0.5)^2 = 0.25$. So the easy pixel is scaled down 25 times more than the
+# doubtful one.
 # ```
 
 # %% tags=["hide-input"]
@@ -543,8 +556,9 @@ check("0.01", (1 - 0.9) ** 2)
 # %% [markdown]
 # ```{exercise} What moved?
 # :label: ex-finetuning-moved
-# Run one step on the corners of `images` and `targets` (64 × 64 px) and list the entries of `model.state_dict()` that
-# changed. Do they include anything that you did not expect?
+# Run one `step` on the corners of `images` and `targets` (`[..., :64, :64]`) and list the entries of
+# `model.state_dict()` that changed. Which parts of the model do they belong to? Did any statistics of a BatchNorm
+# change?
 # ```
 
 # %% [markdown]
@@ -559,8 +573,8 @@ changed = [n for n, t in model.state_dict().items() if not torch.equal(t, start[
 assert changed and all("lora_" in n or n.startswith("head.") for n in changed)
 
 # %% [markdown]
-# Only LoRA's matrices and the head. The running statistics of the encoder's BatchNorm stay as they were, which the
-# chapter on {doc}`lora` explains.
+# They belong to LoRA's matrices and to the head. The running statistics of the encoder's BatchNorm layers did not
+# change; the chapter on {doc}`lora` explains why.
 #
 # ```{solution-end}
 # ```
@@ -568,8 +582,9 @@ assert changed and all("lora_" in n or n.startswith("head.") for n in changed)
 # %% [markdown]
 # ```{exercise} An image without nuclei
 # :label: ex-finetuning-empty
-# The Dice loss adds 1 to numerator and denominator. Compute it without, for an image without nuclei, for a prediction
-# that is nearly empty and for one that is full. What goes wrong?
+# The Dice loss adds 1 to numerator and denominator. Take an image without nuclei, a prediction that is nearly empty
+# (logits of −20) and one that is full (logits of 20). Compute the loss of both with this 1 and without it:
+# `losses.dice_loss` has the argument `smooth`. What goes wrong without?
 # ```
 
 # %% [markdown]
@@ -586,8 +601,8 @@ assert without == [1, 1]
 assert with_one[0] < 1e-4 and with_one[1] > 0.99
 
 # %% [markdown]
-# Without it, the loss is 1 for the right answer and for the wrong one, and its gradient is zero: such an image teaches
-# nothing. With it, the right answer costs nothing.
+# Without the 1, the loss is 1 for the right answer and for the wrong one, and its gradient is zero: such an image
+# teaches nothing. With it, the loss of the right answer is nearly 0.
 #
 # ```{solution-end}
 # ```
@@ -595,8 +610,9 @@ assert with_one[0] < 1e-4 and with_one[1] > 0.99
 # %% [markdown]
 # ```{exercise} A learning rate with warm-up
 # :label: ex-finetuning-warmup
-# Write `rate(progress, top, low, warmup)`: half a cosine from `top` to `low`, multiplied by a factor that rises from 0
-# to 1 over the first `warmup` of the run. Compare it with `loop.learning_rate`.
+# Write `rate(progress, top, low, warmup)`: half a cosine from `top` to `low`, multiplied by a factor that rises
+# linearly from 0 to 1 over the first fraction `warmup` of the run. `progress` runs from 0 to 1. Compare it with
+# `loop.learning_rate(config, progress)`, for a configuration with `warmup` set by `apply` as above.
 # ```
 
 # %% [markdown]
@@ -623,8 +639,9 @@ assert np.allclose(mine, [loop.learning_rate(slow, t) for t in when])
 # %% [markdown]
 # ```{exercise} Large batches on a small card
 # :label: ex-finetuning-accumulate
-# A batch of four does not fit into memory. Compute its gradient from two batches of two, and show that it is the same.
-# When would it not be? Use the 64 px corners of `images` again.
+# A batch of four does not fit into memory. Compute the gradient of `losses.dice_focal_loss` for it from two batches
+# of two, and show that it is the same. What kind of layer in the model would make it differ? Use the 64 px corners of
+# `images` again.
 # ```
 
 # %% [markdown]
@@ -649,8 +666,9 @@ halves = gradient([slice(0, 2), slice(2, 4)])
 assert torch.allclose(whole, halves, atol=1e-4 * whole.abs().max().item())
 
 # %% [markdown]
-# The losses are means over images, and the head's {term}`GroupNorm` looks at one image at a time. With a BatchNorm that
-# is trained, the statistics of two images are not those of four, and the gradients differ.
+# The gradients agree, because the losses are means over images and the head's {term}`GroupNorm` normalises each image
+# by itself. A BatchNorm in training mode would make them differ, because the statistics of two images are not those
+# of four.
 #
 # ```{solution-end}
 # ```

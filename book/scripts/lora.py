@@ -5,19 +5,19 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # # LoRA: fine-tuning with few weights
 #
 # A pretrained network has seen far more images than we will ever label. Low-rank adaptation, {term}`LoRA`
-# {cite}`hu2021lora`, adapts it to a new task and leaves its weights as they are: it learns a small correction
-# beside some of them. This chapter builds LoRA by hand, compares it with the layer that the rest of the book
-# uses, and looks at where it goes in MobileSAM {cite}`zhang2023mobilesam`.
+# {cite}`hu2021lora`, adapts it to a new task without changing its weights: it learns a small correction that is added
+# to some of them. This chapter builds LoRA by hand, compares it with the layer that the rest of the book uses, and
+# shows where that layer goes in MobileSAM {cite}`zhang2023mobilesam`.
 #
 # ## Overview
 #
 # ```{admonition} In this chapter
 # :class: objectives
-# **You will learn** to write a LoRA layer, to count what it trains, to tell which layers of MobileSAM it can be
-# added to, to merge it into the weights, and to keep a frozen network frozen.
+# **You will learn** to write a LoRA layer, to count the weights that it trains, to tell which layers of MobileSAM it
+# can be added to, to merge it into the weights, and to keep a frozen network frozen.
 #
 # **You need** to know what a linear layer is and to have written a training loop in PyTorch once. Nothing is
-# downloaded: these are properties of the architecture, so random weights serve as well as trained ones.
+# downloaded: most of the chapter is about the architecture, for which random weights serve as well as trained ones.
 #
 # **Time**: 30 minutes to read, half a minute to run.
 # ```
@@ -61,8 +61,8 @@ torch.manual_seed(0)
 base = load_base("random", seed=0)
 
 # %% [markdown]
-# The model is the report's: MobileSAM's {term}`encoder` with LoRA of {term}`rank` 4 on every linear layer, and a
-# {term}`head` of one convolution.
+# We build the report's model: MobileSAM's {term}`encoder` with LoRA of {term}`rank` 4 on every linear layer, and a
+# {term}`head` of one convolution. (The rank sets the size of LoRA's matrices; the next section explains it.)
 
 # %%
 report = ModelConfig(
@@ -74,18 +74,18 @@ Markdown(provenance_note(model=model))
 # %% [markdown]
 # ## The idea
 #
-# A linear layer multiplies its input $x$ by a weight matrix $W_0$. Full fine-tuning replaces it by
-# $W_0 + \Delta W$, where $\Delta W$ is as large as $W_0$ itself. LoRA assumes that a useful $\Delta W$ has a low
+# A linear layer multiplies its input $x$ by a weight matrix $W_0$. Full fine-tuning replaces it by $W_0 + \Delta W$,
+# where the change $\Delta W$ has as many entries as $W_0$ itself. LoRA assumes that a useful $\Delta W$ has a low
 # rank $r$, and writes it as a product of two thin matrices:
 #
 # $$
 # h = W_0 \cdot x + b + \frac{\alpha}{r} \cdot B \cdot A \cdot x
 # $$ (eq-lora)
 #
-# with $A \in \mathbb{R}^{r \times d_{in}}$ and $B \in \mathbb{R}^{d_{out} \times r}$. Only $A$ and $B$ are
-# trained. $A$ squeezes the input into $r$ numbers, and $B$ spreads them out again. The factor $\alpha / r$,
-# called the {term}`scaling`, is fixed. {term}`Alpha <alpha>` is usually set once; dividing by $r$ keeps the size
-# of the update roughly the same when the rank changes.
+# with $A \in \mathbb{R}^{r \times d_{in}}$ and $B \in \mathbb{R}^{d_{out} \times r}$. Only $A$ and $B$ are trained.
+# $A$ squeezes the input into $r$ numbers, and $B$ spreads them out again. The factor $\alpha / r$, called the
+# {term}`scaling`, is fixed. {term}`Alpha <alpha>` is usually set once; the division by $r$ is meant to keep the size
+# of the update similar when the rank changes.
 #
 # The widest attention layer of MobileSAM's encoder turns 320 numbers into 960:
 
@@ -96,7 +96,7 @@ full, low = d_in * d_out, qkv.r * (d_in + d_out)
 d_in, d_out, full, low
 
 # %% [markdown]
-# Its weight has 307,200 entries. At rank 4, $A$ and $B$ have 5,120 together: 1.7% of it.
+# Its weight has 307,200 entries. At rank 4, $A$ and $B$ together have 5,120, which is 1.7% as many.
 
 # %% mystnb={"figure": {"caption": "The frozen weight of one attention layer and the two matrices that LoRA trains beside it, to scale.", "name": "fig-lora-to-scale"}, "image": {"alt": "A large grey rectangle for the frozen weight, 320 wide and 960 high; beside it, after a plus sign and alpha over r, a sliver as high as the rectangle for B, times a sliver as wide as the rectangle for A."}}
 plot_to_scale(d_in, d_out, qkv.r)
@@ -130,11 +130,11 @@ class ByHand(nn.Module):
 
 
 # %% [markdown]
-# `x @ self.A.T` is $A \cdot x$ for a batch of inputs. The brackets matter: multiplied in this order, the large
-# product $B \cdot A$ is never formed.
+# `x @ self.A.T` is $A \cdot x$ for a batch of inputs. Multiplied in this order, from left to right, the large product
+# $B \cdot A$ is never formed.
 #
-# $A$ starts random and $B$ starts at zero. Their product is zero, so before training the wrapped layer computes
-# what the frozen one does:
+# $A$ starts random and $B$ starts at zero. Their product is zero, so before training the wrapped layer gives the same
+# output as the frozen one:
 
 # %%
 frozen = nn.Linear(32, 32)
@@ -146,8 +146,8 @@ with torch.no_grad():
 # %% [markdown]
 # ### Is a low rank enough?
 #
-# It depends on the change that is needed. Suppose that the task differs from pretraining by a change of rank 2.
-# We ask LoRA of ranks 1, 2 and 4 to learn it from examples:
+# That depends on the change that the task needs. Suppose that it is a change of the weight by a matrix of rank 2. We
+# let LoRA of ranks 1, 2 and 4 learn it from examples:
 
 # %%
 change = torch.randn(32, 2) @ torch.randn(2, 32) / 8  # of rank 2
@@ -176,9 +176,8 @@ plot_learning(losses)
 plt.show()
 
 # %% [markdown]
-# Rank 1 stops short, rank 2 suffices, and rank 4 learns the same change with twice the weights. For a real task
-# nobody knows the rank beforehand, which is why the {doc}`search over ranks <hyperparameters>` has a chapter of its
-# own.
+# Rank 1 is not enough, rank 2 suffices, and rank 4 learns the same change with twice as many weights as rank 2. For a
+# real task nobody knows the rank beforehand. It has to be tried, as the chapter {doc}`hyperparameters` does.
 
 # %% tags=["hide-input"]
 start = losses[2][0]
@@ -188,23 +187,26 @@ assert max(losses[2][-1], losses[4][-1]) < 1e-4 * start, "ranks 2 and 4 suffice"
 # %% [markdown]
 # ## The layer of the package
 #
-# `LoRALinear` does the same with the paper's names. Here it is in full:
+# `LoRALinear` does the same with the names of the paper's code. Here it is in full:
 
 # %%
 listing(lora.LoRALinear)
 
 # %% [markdown]
 # Its base class, `LoRALayer`, refuses a rank or an alpha that makes no sense, creates the two matrices, and
-# implements merging, to which we come below. `update` is the right half of equation {eq}`eq-lora`, as in our ten
-# lines. `forward` uses it only with dropout. Without, it takes a quicker way to the same result: it first adds
-# $\frac{\alpha}{r} \cdot B \cdot A$ to the weight, and multiplies once. The gradients for that are written out,
-# because PyTorch's own would include one for the frozen weight, as large as the weight itself:
+# implements merging, to which we come below. `update` is $B \cdot A \cdot x$, computed as in our ten lines; the base
+# class multiplies it by the scaling and adds it to the frozen layer's output. That path is used only with dropout,
+# which sets random entries of the update's input to zero during training. Without dropout, `forward` takes a faster
+# way to the same result: it first adds $\frac{\alpha}{r} \cdot B \cdot A$ to the weight, and then multiplies once.
+# For this way the gradients are written by hand, in a `torch.autograd.Function`, because PyTorch's own backward pass
+# would also compute a gradient as large as the frozen weight. You may skip the details of this listing; the check
+# below it compares the results:
 
 # %%
 listing(lora._Adapted)
 
 # %% [markdown]
-# Is this the layer that we wrote? We give it our matrices and compare outputs and gradients:
+# Does it compute the same as our layer? We give it our matrices and compare outputs and gradients:
 
 # %%
 ours = ByHand(nn.Linear(6, 4), r=2, alpha=4)
@@ -221,7 +223,7 @@ torch.testing.assert_close(theirs.lora_A.grad, ours.A.grad)
 torch.testing.assert_close(theirs.lora_B.grad, ours.B.grad)
 
 # %% [markdown]
-# They agree. The frozen weight and bias received no gradient in either:
+# They agree. The frozen weight and bias received no gradient. (Both layers wrap the same `nn.Linear`.)
 
 # %%
 pd.DataFrame(
@@ -237,16 +239,18 @@ pd.DataFrame(
 #
 # MobileSAM has three parts. The image encoder is a TinyViT {cite}`wu2022tinyvit`: one stage of convolutions, then
 # three stages of {term}`window attention`. The prompt encoder and the {term}`mask decoder` are those of SAM
-# {cite}`kirillov2023sam`; the report does not use them. It puts a head of its own on the encoder instead.
-# Our system has another one, the {term}`instance head`, which also sees the finer stages and the image.
+# {cite}`kirillov2023sam`; the report does not use them and puts a head of its own on the encoder instead. Our system
+# has another head, the {term}`instance head`, which also sees the finer stages and the image.
 
 # %% mystnb={"figure": {"caption": "The encoder of MobileSAM with LoRA on its linear layers, and the two heads of this book. A model has one of them. Shapes are channels × height × width, for an image of H × W pixels.", "name": "fig-lora-architecture"}, "image": {"alt": "Diagram. From top to bottom: image, patch embedding, stages 1 to 4, neck. Patch embedding, stage 1 and neck are frozen convolutions. Stages 2, 3 and 4 are attention blocks with LoRA in 8, 24 and 8 layers. The instance head takes the image and stages 1, 2 and 4; the report's head takes the neck."}}
 plot_architecture()
 plt.show()
 
 # %% [markdown]
-# An attention block has four linear layers: `qkv` makes queries, keys and values, `proj` mixes the heads' results,
-# and `fc1` and `fc2` form a small network (MLP) for each position. Counting them takes a few lines:
+# An attention block has four linear layers: `qkv` makes queries, keys and values; `proj` mixes the results of the
+# attention heads (parallel copies of the attention, not to be confused with the head of the model); and `fc1` and
+# `fc2` form a small network, the MLP, that is applied at each position. We count the weights and linear layers of
+# each part:
 
 # %%
 sam = build_sam()
@@ -281,9 +285,9 @@ table = pd.DataFrame(
 table.style.format("{:,}")
 
 # %% [markdown]
-# Together these are 10,130,092 weights. The encoder has 41 linear layers: four in each of its ten attention blocks,
-# and a classifier with which TinyViT was first trained. MobileSAM keeps the classifier's 321,640 weights but never
-# calls it.
+# Together, the parts have 10,130,092 weights. The encoder has 41 linear layers: four in each of its ten attention
+# blocks, and the classifier with which TinyViT is trained for image classification. MobileSAM keeps the classifier's
+# 321,640 weights but never calls it.
 
 # %% tags=["hide-input"]
 check("10,130,092", table["weights"].sum())
@@ -296,8 +300,8 @@ assert len(blocks) == 10, "ten attention blocks"
 # %% [markdown]
 # ## What each choice of layers trains
 #
-# Which layers LoRA wraps, its {term}`target modules <LoRA target>`, is a choice. `inject` walks over the model and
-# wraps the layers whose name fits a pattern:
+# We can choose which layers LoRA wraps; these are its {term}`target modules <LoRA target>`. `inject` goes through the
+# model and wraps the layers whose names match a pattern:
 
 # %%
 pd.DataFrame(
@@ -306,7 +310,8 @@ pd.DataFrame(
 
 # %% [markdown]
 # The report gives two counts: 10,254,413 parameters in all, of which 124,321 (1.21%) are trained. It describes LoRA
-# on the attention layers, at rank 8. We build the model with each choice and count. The report's head is included.
+# on the attention layers, at rank 8. We build the model with each choice of layers and count, the report's head
+# included.
 
 # %%
 REPORTED = {"total": 10_254_413, "trainable": 124_321}
@@ -343,14 +348,14 @@ plt.show()
 
 # %% [markdown]
 # Exactly one cell of the table agrees with the report: rank 4 on *every* linear layer of the encoder, the classifier
-# included. There, 124,064 LoRA weights and 257 of the head make 124,321, and 10,130,092 + 124,321 = 10,254,413. So the
-# report's count is right, and belongs to rank 4, the default of its code. The rank that it settled on, 8, trains
-# 248,385 of 10,378,477 weights: 2.39% instead of 1.21%. LoRA on the attention layers alone would train 89,345 at
-# rank 8. None of this makes the method less frugal. It matters to anyone who wants to compare at the same number of
-# weights.
+# included. There, 124,064 LoRA weights and 257 of the head make 124,321, and 10,130,092 + 124,321 = 10,254,413. So
+# the report's count is right. It belongs to rank 4, the default of its code. Rank 8, on which the report settled,
+# trains 248,385 of 10,378,477 weights: 2.39% instead of 1.21%. LoRA on the attention layers alone would train 89,345
+# at rank 8. LoRA is frugal in all these cases; the difference matters only to those who want to compare methods at
+# the same number of weights.
 #
-# How many weights a choice trains does not say how well it does. The runs recorded for {doc}`beyond` compare no LoRA,
-# several ranks and full fine-tuning by their scores.
+# The number of trained weights does not tell how good the model becomes. {doc}`beyond` compares the scores of no
+# LoRA, several ranks and full fine-tuning.
 
 # %% tags=["hide-input"]
 matches = (trainable == REPORTED["trainable"]).stack()
@@ -370,17 +375,20 @@ check("89,345", trainable.loc["attention", 8])
 # %% [markdown]
 # ### Rank and alpha of a trained layer
 #
-# What do rank and alpha do to a layer that has learned something? Take one of the adapter `nuinsseg-1`, keep only the
-# strongest directions of its update, and scale them. The dots are the singular values of the update; the frozen weight
-# stands beside $B$ and $A$ to scale:
+# What do rank and alpha do to a trained layer? We take a layer from `nuinsseg-1`, an {term}`adapter` (a file of
+# trained LoRA and head weights) that comes with nucseg. The sliders keep only the $r$ strongest directions of its
+# update, found by a singular value decomposition, and scale them by $\alpha / r$. The dots are the singular values of
+# the update, which measure the strength of its directions. Beside them, the frozen weight, $B$ and $A$ are drawn to
+# scale:
 
 # %%
 explorer = lora_explorer()
 explorer
 
 # %% [markdown]
-# At half the alpha, the output changes half as much; at a lower rank, the weakest directions go first. In a running
-# notebook, `explorer.live()` does the same with finer steps.
+# At half the alpha, LoRA changes the output half as much. At a lower rank, the weakest directions go first, while the
+# others are scaled up, because $\alpha / r$ grows as $r$ falls. In a running notebook, `explorer.live()` does the
+# same with finer steps.
 
 # %% [markdown]
 # ### Weights that never learn
@@ -404,8 +412,8 @@ model.zero_grad()
 idle
 
 # %% [markdown]
-# 5,280 of the report's 124,321 trainable weights are of this kind. From here on the book leaves the classifier alone,
-# unless it repeats the report's own configuration.
+# 5,280 of the report's 124,321 trainable weights are of this kind. Elsewhere the book leaves the classifier without
+# LoRA, unless it repeats the report's own configuration.
 
 # %% tags=["hide-input"]
 check("5,280", sum(idle.values()))
@@ -416,7 +424,8 @@ assert list(idle) == ["encoder.head"], "only the classifier is idle"
 #
 # Stage 1, the downsampling between stages and the neck have no linear layers, so LoRA leaves them untouched. But a
 # convolution is a linear map too: at each position it multiplies the patch under its kernel by a matrix. So it can
-# have a correction of low rank: a convolution down to $r$ channels, then a 1 × 1 convolution up.
+# have a correction of low rank: a convolution down to $r$ channels, then a 1 × 1 convolution up to the number of
+# output channels.
 
 # %%
 listing(lora.LoRAConv2d)
@@ -437,12 +446,14 @@ with torch.no_grad():
     torch.testing.assert_close(conv(pixels), over_pixels)
 
 # %% [markdown]
-# For larger kernels, two definitions are in use. Hugging Face's peft has the one above. The paper's own code, loralib,
-# reshapes instead: $A$ has $r k$ rows and $B$ has $r k$ columns for a kernel of $k \times k$, and their product is cut
-# into the shape of the weight. The two agree for $k = 1$, which most convolutions of this encoder are.
+# For larger kernels, two definitions are in use. Hugging Face's library peft has the one above. The paper's own
+# library, loralib, reshapes instead: for a kernel of $k \times k$, $A$ has $r k$ rows and $B$ has $r k$ columns, and
+# their product is reshaped to the shape of the weight. The two agree for $k = 1$, which most convolutions of this
+# encoder are.
 #
-# Depthwise convolutions, which have one small kernel per channel, are left out: there is no rank to reduce.
-# `lora_conv` adds the other convolutions of the encoder:
+# Depthwise convolutions, which apply one small kernel to each channel separately, are left out, because they have no
+# matrix between channels whose rank could be reduced. The option `lora_conv` adds LoRA to the other convolutions of
+# the encoder:
 
 # %%
 with_conv = build_model(
@@ -454,8 +465,9 @@ kinds = pd.Series(
 kinds.value_counts().to_frame("layers")
 
 # %% [markdown]
-# With convolutions and the report's head, rank 8 trains 293,849 weights instead of 237,825.
-# Does it help? The study `recipe` trained the instance head both ways, on folds 1 and 2, and scored validation images:
+# With convolutions and the report's head, rank 8 trains 293,849 weights instead of 237,825. Does it help? The study
+# `recipe` trained the instance head with and without LoRA on convolutions, on folds 1 and 2, and scored validation
+# images:
 
 # %%
 runs = study_runs("recipe")["offline-small"]
@@ -473,10 +485,10 @@ paired[["difference", "tissue_low", "tissue_high", "images"]].style.format(
 )
 
 # %% [markdown]
-# It does, a little: {term}`PQ <panoptic quality>` rises by +0.016 (0.007 to 0.026) in fold 1 and by +0.012 (0.003 to
-# 0.021) in fold 2, each a mean of {term}`paired differences <paired difference>` over 80 validation images. The
-# intervals resample whole tissues, so they cover another choice among these tissues. There was one {term}`seed`, and
-# they do not cover another.
+# On these validation images it does, a little. {term}`PQ <panoptic quality>`, the main score of this book, changes by
+# +0.016 (0.007 to 0.026) in fold 1 and by +0.012 (0.003 to 0.021) in fold 2. Each is a mean of
+# {term}`paired differences <paired difference>` over 80 validation images, with a 95% interval that resamples whole
+# tissues. The intervals do not cover chance in training: there was only one {term}`seed` per fold.
 
 # %% tags=["hide-input"]
 check("293,849", parameter_ledger(with_conv)["trainable"])
@@ -493,8 +505,8 @@ assert (paired.xs("pq", level=1)["tissue_low"] > 0).all(), "PQ rises in both fol
 # %% [markdown]
 # ## Before training, nothing has changed
 #
-# Because $B$ starts at zero, the adapted encoder must compute what the {term}`base` computes. Not approximately: the
-# correction that is added is exactly zero.
+# Because $B$ starts at zero, the adapted encoder must compute exactly what the frozen {term}`base` computes: the
+# correction that is added is zero.
 
 # %%
 plain = build_model(ModelConfig(base="random", size=128, lora_target="none"), base)
@@ -504,15 +516,15 @@ with torch.no_grad():
     assert torch.equal(model.eval().encoder(pixels), expected)
 
 # %% [markdown]
-# The two outputs agree in every bit. Training therefore starts from MobileSAM itself, and an {term}`adapter` that is
-# switched off gives it back.
+# The two outputs agree in every bit. Training therefore starts from the base itself, and switching the adapter off
+# gives the base back.
 
 # %% [markdown]
 # ## Frozen means frozen: the BatchNorm trap
 #
 # Setting `requires_grad = False` freezes weights. It does not freeze everything. A {term}`BatchNorm` layer also keeps
-# a running mean and variance of what passes through it, and in `train()` mode it updates them on every forward
-# pass, gradient or not. A "frozen" encoder then changes although none of its weights do.
+# a running mean and variance of what passes through it, and in `train()` mode it updates them on every forward pass,
+# gradient or not. The output of a "frozen" encoder then changes although none of its weights do.
 #
 # `NucleiModel` keeps the BatchNorm layers of a frozen encoder in `eval()` mode, whatever mode the rest is in:
 
@@ -520,9 +532,9 @@ with torch.no_grad():
 listing(type(model).train)
 
 # %% [markdown]
-# Below, the same model runs forward in training mode six times, with no optimiser at all. Once it uses the method
-# above, once PyTorch's own `train()`, which every module inherits. After each pass we switch to `eval()` mode and
-# compare the encoder's output with the base's.
+# Below, two copies of the same model run forward in training mode six times, without an optimiser. One copy uses the
+# method above, the other PyTorch's own `train()`, which every module inherits. After each pass we switch to `eval()`
+# mode and compare the encoder's output with that of the base.
 
 
 # %%
@@ -548,9 +560,9 @@ plot_drift(drifts)
 plt.show()
 
 # %% [markdown]
-# With PyTorch's `train()` the output moves although no weight was trained. How far depends on the weights and the
-# images, but it is never zero, and an adapter file that holds only LoRA weights would silently lose the change. With
-# `nucseg` the output stays the same in every bit.
+# With PyTorch's `train()` the output moves although no weight was trained. How far it moves depends on the weights
+# and the images. A file that holds only the adapter's weights would not contain this change, so the reloaded model
+# would differ from the trained one. With `nucseg` the output stays the same in every bit.
 
 # %% tags=["hide-input"]
 assert set(drifts["nucseg"]) == {0.0}, "with nucseg the output stays the same"
@@ -559,9 +571,9 @@ assert min(drifts["PyTorch's train()"][1:]) > 0.01, "with train() it moves"
 # %% [markdown]
 # ## Merging
 #
-# After training, $\frac{\alpha}{r} \cdot B \cdot A$ can be added to $W_0$ once and for all. The merged layer is a plain
-# linear layer again and costs no more than one. To see that this works we need a $B$ that is not zero; random numbers
-# stand in for a trained one.
+# After training, $\frac{\alpha}{r} \cdot B \cdot A$ can be added to $W_0$ once and for all. The merged layer then
+# costs no more than a plain linear layer. To test this we need a $B$ that is not zero; random numbers stand in for a
+# trained one.
 
 # %%
 with torch.no_grad():
@@ -581,9 +593,10 @@ assert torch.equal(qkv.linear.weight, weight)
 assert torch.linalg.matrix_rank(qkv.delta()) == qkv.r
 
 # %% [markdown]
-# The three assertions say what merging must do. It changes the output only by rounding, less than a thousandth of what
-# the adapter does. After unmerging, the frozen weight is back bit for bit, because `merge` keeps a copy: subtracting
-# the update again would leave rounding errors behind. And the update of the 960 × 320 weight has rank 4, as it should.
+# The assertions check three things. Merging changes the output only by rounding errors, here less than a thousandth
+# of the adapter's effect. After unmerging, the frozen weight is restored bit for bit, because `merge` keeps a copy;
+# subtracting the update would leave rounding errors behind. And the update of the 960 × 320 weight has rank 4, as it
+# should.
 
 # %%
 listing(lora.LoRALayer.merge, lora.LoRALayer.unmerge)
@@ -592,8 +605,9 @@ listing(lora.LoRALayer.merge, lora.LoRALayer.unmerge)
 # ## A trap in TinyViT's attention
 #
 # Attention needs queries, keys and values. Many networks compute all three with one linear layer, `qkv`, and it is
-# tempting to adapt only the rows of, say, the queries. In SAM's large encoder these are the first third of the rows. In
-# TinyViT they are not: the rows are grouped by attention head, and each head has its own queries, keys and values.
+# tempting to adapt only the rows of, say, the queries. In SAM's large encoder these are the first third of the rows.
+# In TinyViT they are not: its rows are grouped by attention head, and within each group queries, keys and values
+# follow one another.
 
 # %%
 attention = model.encoder.layers[2].blocks[0].attn
@@ -607,8 +621,8 @@ plot_rows({"TinyViT": actual, "assumed": assumed})
 plt.show()
 
 # %% [markdown]
-# In this layer, with five heads, the two orders agree in 33% of the 480 rows, no better than chance. `nucseg` wraps the
-# whole layer, so the order of its rows does not matter.
+# In this layer, with five attention heads, the two orders agree in 33% of the 480 rows, no better than chance.
+# `nucseg` wraps the whole layer, so the order of its rows does not matter.
 
 # %% tags=["hide-input"]
 check("33%", agree)
@@ -619,10 +633,10 @@ assert len(actual) == 480 and attention.num_heads == 5, "480 rows, five heads"
 #
 # - LoRA adds $\frac{\alpha}{r} \cdot B \cdot A \cdot x$ to a frozen layer and trains only the thin matrices $A$ and $B$.
 #   On a convolution it is the same, over patches.
-# - The report's count of trainable weights is exact. It belongs to rank 4 on all linear layers of the encoder, an unused
-#   classifier among them, not to rank 8 on attention.
-# - $B = 0$ at the start makes step 0 the base model. Merging is exact up to rounding, unmerging is exact.
-# - Frozen weights are not a frozen network: BatchNorm's running statistics need `eval()` mode too.
+# - The report's count of trainable weights can be reproduced exactly: it is that of rank 4 on all linear layers of
+#   the encoder, the unused classifier included.
+# - With $B = 0$ at the start, training begins from the base. Merging is exact up to rounding, unmerging is exact.
+# - Freezing the weights does not freeze the network: BatchNorm layers must stay in `eval()` mode too.
 # - TinyViT's `qkv` rows are grouped by head. Adapt the whole layer.
 
 # %% [markdown]
@@ -635,8 +649,8 @@ assert len(actual) == 480 and attention.num_heads == 5, "480 rows, five heads"
 #
 # ```{solution} ex-lora-zero
 # :class: dropdown
-# The gradient of $B$ contains $A \cdot x$, and that of $A$ contains $B$. If both are zero, both gradients are zero, and
-# nothing ever moves.
+# The gradient of $B$ has the factor $A \cdot x$, and that of $A$ has the factor $B$. If both matrices are zero, both
+# gradients are zero, and training never changes them.
 # ```
 
 # %% [markdown]
@@ -659,9 +673,10 @@ check("7.8%", 8 * (128 + 512) / (128 * 512))
 # %% [markdown]
 # ```{exercise} Predict the ledger
 # :label: ex-lora-ledger
-# Without building the model, compute how many weights LoRA of rank 8 trains on the MLPs (target `mlp`), the report's
-# head included. The table in *Where LoRA sits in MobileSAM* says how many blocks there are, and `fc1` widens each
-# position fourfold. Then build the model and compare.
+# Without building the model, compute how many weights LoRA of rank 8 trains on the MLPs (target `mlp`), with the
+# report's head, which has 257 weights. The figure in *Where LoRA sits in MobileSAM* gives the number of attention
+# blocks and of channels in each stage. `fc1` maps the channels to four times as many, and `fc2` maps them back. Then
+# build the model with `ledger` and compare.
 # ```
 
 # %% [markdown]
@@ -701,7 +716,8 @@ def break_even(d_in, d_out):
 assert break_even(320, 960) == 240
 
 # %% [markdown]
-# The largest rank of this weight is 320, so LoRA above rank 240 would only cost.
+# At rank 240 LoRA trains exactly as many weights as the layer has. Above that it trains more, without any gain:
+# training the layer itself already allows every change, up to rank 320.
 #
 # ```{solution-end}
 # ```
@@ -746,9 +762,10 @@ assert torch.equal(off, expected) and qkv.scaling == 1.0
 # %% [markdown]
 # ```{exercise} The best update of a given rank
 # :label: ex-lora-svd
-# Full fine-tuning found some $\Delta W$ of full rank, and you want the LoRA layer that comes closest to it. The
-# singular value decomposition gives it (Eckart and Young). Write `closest(delta, r)`, which returns $A$ and $B$ for
-# $\alpha = r$, and check that a higher rank comes closer.
+# Full fine-tuning found some $\Delta W$ of full rank, and you want the LoRA layer that comes closest to it in the sum
+# of squared errors. By the theorem of Eckart and Young, the $r$ largest singular values and their vectors give it.
+# Write `closest(delta, r)`, which returns $A$ and $B$ for $\alpha = r$, using `torch.linalg.svd`, and check that a
+# higher rank comes closer.
 # ```
 
 # %% [markdown]
@@ -777,7 +794,7 @@ for r in (1, 4, 16):
 assert misses[0] > misses[1] > misses[2] and misses[2] < 1e-5
 
 # %% [markdown]
-# At rank 16 nothing is missing, because a 48 × 16 matrix has no higher rank. A random matrix is the worst case: its
+# At rank 16 nothing is missing, because a 48 × 16 matrix has no higher rank. A random matrix is a hard case: its
 # singular values are all of similar size.
 #
 # ```{solution-end}

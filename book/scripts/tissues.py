@@ -4,18 +4,19 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # %% [markdown]
 # # Tissues
 #
-# A mean over 31 {term}`tissues <tissue>` hides that some are easy and some are nearly hopeless. This page shows all of
-# them, asks what makes a tissue hard, and tests models on tissues that were left out of their fine-tuning.
+# A mean over 31 {term}`tissues <tissue>` hides that some are easy and others very hard. This chapter shows the scores
+# of all of them, asks what makes a tissue hard, and tests models on tissues that were left out of their fine-tuning.
 #
 # ## Overview
 #
 # ```{admonition} In this chapter
 # :class: objectives
-# **You will learn** to read scores by tissue with their intervals, to ask which property of a tissue goes with a low
-# score, to tell Pearson's from Spearman's correlation, and to test a model on a tissue that it never saw.
+# **You will learn** to read scores by tissue with their intervals, to find which properties of a tissue go with a low
+# score, to choose between Pearson's and Spearman's correlation, and to test a model on a tissue that it was not
+# trained on.
 #
-# **You need**: the chapter on {doc}`crossvalidation`, whose five runs gave the scores: every image is scored once, by
-# the model that was not trained on it. **Time**: 15 minutes to read, half a minute to run.
+# **You need** the chapter on {doc}`crossvalidation`, whose five runs gave the scores used here: every image is scored
+# once, by the model that was not trained on it. **Time**: 15 minutes to read, half a minute to run.
 # ```
 
 # %%
@@ -53,8 +54,9 @@ Markdown(provenance_note(runs=list(runs.values())))
 # %% [markdown]
 # ## The report's five best, and all 31
 #
-# The report's Table 2 lists five tissues. Each of its rows comes from a single {term}`fold`, some from two images. Here
-# are the same five tissues as printed, in the mean over the report's folds from its result files, and ours.
+# The report's Table 2 lists five tissues. Each of its rows comes from a single {term}`fold`, some from only two
+# images. The table below gives these five tissues as printed in the report, averaged over the folds in the report's
+# result files, and in our folds.
 
 # %%
 reference = results_folder().parent / "book" / "reference"
@@ -65,13 +67,14 @@ theirs = files.groupby("tissue")[["n", "dice", "aji", "pq"]].mean()
 chapter.report_table(printed, theirs, ours)
 
 # %% [markdown]
-# In the report's files these five rank 1, 2, 4, 3 and 6 by their mean Dice, over 2 to 9 images per fold. Dice alone
-# picks tissues whose {term}`foreground` is easy. Human kidney, number 1 by Dice, is number 22 of 29 by
-# {term}`PQ <panoptic quality>` in the report's files, with 0.250. In ours, where neighbours are separated, it is number
-# 6 of 31, with 0.511.
+# By their mean Dice in the report's files, with 2 to 9 images per fold, these five rank 1, 2, 4, 3 and 6. Dice
+# favours tissues whose {term}`foreground` is easy to find. Human kidney, first by Dice, is number 22 of 29 by
+# {term}`PQ <panoptic quality>` in the report's files, with 0.250. In our folds, where neighbours are separated, it is
+# number 6 of 31, with 0.511.
 #
-# Where neighbours stay fused, the two scores rank tissues differently: Spearman's rank correlation between a tissue's
-# Dice and its PQ is 0.24 in the report's files, and 0.86 in ours.
+# Do Dice and PQ rank tissues alike? Spearman's rank correlation, which is 1 if two rankings agree and near 0 if they
+# are unrelated, answers that. Between a tissue's Dice and its PQ it is 0.24 in the report's files, where neighbours
+# stay fused, and 0.86 in ours.
 
 # %% mystnb={"image": {"alt": "Two ranked dot plots with a line for each of 31 tissues: PQ with its 95 percent interval on the left, AJI on the right, over small grey dots for single images. Human cerebellum is at the top, human umbilical cord at the bottom."}, "figure": {"caption": "Mean PQ and AJI of every tissue, ranked by PQ, with the 95% interval over its images. Grey: single images, whose number is in brackets. Vertical lines: the means over all images.", "name": "fig-tissue-ranking"}}
 chapter.plot_ranking(scores)
@@ -100,10 +103,11 @@ check("0.86", ours["dice"].corr(ours["pq"], method="spearman"))
 # %% [markdown]
 # ## What makes a tissue hard?
 #
-# Three properties of a tissue can be measured before any model is trained: how many nuclei an image has, how large they
-# are, and what share of them touches another one. A linear fit over the 31 tissues says how much a score changes with
-# one standard deviation of each property, the other two held fixed. Number and area enter as logarithms, because a few
-# tissues have many times the values of the others. Tissues are drawn with repeats for the intervals.
+# Three properties of a tissue can be measured before any model is trained: how many nuclei an image has, how large
+# they are, and what share of them touches another one. A linear fit over the 31 tissues says how much the mean score
+# differs for one standard deviation more of each property, with the other two held fixed. Number and area enter as
+# logarithms, because a few tissues have many times the values of the others. For the intervals we draw tissues with
+# repeats.
 
 # %%
 x = chapter.standardised(statistics.loc[ours.index])  # (31, 3), mean 0 and sd 1
@@ -123,16 +127,16 @@ for score, name in chapter.NAMES.items():
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     effects[name] = np.column_stack([fit(np.arange(31), score), low, high])
 
-# %% mystnb={"image": {"alt": "Three panels, for Dice, AJI and PQ, with a dot and a horizontal line for each of three properties. Only the area of a nucleus is clearly above zero in all three; the share that touches is just below zero for AJI."}, "figure": {"caption": "What makes a tissue hard: change of its mean score with one standard deviation of a property, with 95% intervals (tissues drawn). Filled dots: the interval is clear of zero.", "name": "fig-effects"}}
+# %% mystnb={"image": {"alt": "Three panels, for Dice, AJI and PQ, with a dot and a horizontal line for each of three properties. Only the area of a nucleus is clearly above zero in all three; the share that touches is just below zero for AJI."}, "figure": {"caption": "Change of a tissue's mean score with one standard deviation more of a property, with 95% intervals (tissues drawn). Filled dots: the interval excludes zero.", "name": "fig-effects"}}
 chapter.plot_effects(effects)
 plt.show()
 
 # %% [markdown]
-# **Small nuclei are hard.** One standard deviation more of the area goes with +0.043 Dice, +0.051 AJI and +0.057 PQ,
-# and all three intervals are clear of zero. One standard deviation more of the share that touches goes with −0.032 AJI
-# (−0.064 to −0.001, tissues drawn). That one only just excludes zero, and among nine intervals one may do so by chance.
-# Two of the properties go together, too: tissues with many nuclei are those where many touch (Pearson's correlation of
-# the logarithm of the number with the share: 0.81), so 31 tissues can hardly tell these two apart.
+# **Tissues with small nuclei score lower.** One standard deviation more of the area goes with +0.043 Dice, +0.051 AJI
+# and +0.057 PQ, and all three intervals exclude zero. One standard deviation more of the share of touching nuclei
+# goes with −0.032 AJI (−0.064 to −0.001). That interval excludes zero only just, and with nine intervals one such may
+# be chance; the other five include zero. Besides, two of the properties go together: where there are many nuclei,
+# many touch (Pearson's correlation of the share with the logarithm of the number: 0.81), so 31 tissues can hardly separate the effects of these two.
 
 # %% mystnb={"image": {"alt": "Three scatter plots of a tissue's mean PQ: over the nuclei per image, over the median area of a nucleus, and over the share of nuclei that touch another one. Only the second shows a clear rise."}, "figure": {"caption": "Mean PQ of the 31 tissues over three of their properties.", "name": "fig-hard"}}
 chapter.plot_properties(statistics, ours)
@@ -159,9 +163,10 @@ check("0.81", x["nuclei_per_image_mean"].corr(x["touching_fraction"]))
 # %% [markdown]
 # ## Touching nuclei
 #
-# What a {term}`distance map` is worth should show where most nuclei touch. Two numbers measure how a tissue's PQ goes
-# with its share of touching nuclei: *Pearson's* correlation of the values, and *Spearman's* of their ranks, which a few
-# extreme tissues cannot dominate. The report's files and our folds have 29 tissues in common.
+# If the {term}`distance map` helps, it should help most where most nuclei touch. Two numbers measure how a tissue's
+# PQ goes with its share of touching nuclei: *Pearson's* correlation of the values, and *Spearman's* correlation of
+# their ranks, which a few extreme tissues cannot dominate. The report's files and our folds have 29 tissues in
+# common.
 
 # %%
 common = theirs.index.intersection(ours.index)
@@ -178,9 +183,11 @@ correlations = pd.DataFrame(
 correlations.style.format("{:+.2f}")
 
 # %% [markdown]
-# In the report's files the correlation is negative, −0.52 by Pearson and −0.49 by Spearman: the more nuclei touch, the
-# lower the PQ. In ours it is +0.21 and +0.23. Mouse thymus goes from a PQ of 0.068 to 0.466, and mouse spleen from
-# 0.081 to 0.404. The two protocols differ, so only the direction should be read from this.
+# In the report's files the correlation is negative, −0.52 by Pearson and −0.49 by Spearman: the more nuclei touch,
+# the lower the PQ. In our folds it is +0.21 and +0.23, which may be chance (the last exercise but one computes the
+# intervals). Mouse thymus has a PQ of 0.068 in the report's files and 0.466 in our folds; mouse spleen has 0.081 and
+# 0.404. The two sides differ in protocol, base and training as well as in the head, so read only the direction from
+# this.
 
 # %% tags=["hide-input"]
 check("−0.52", correlations.loc["Pearson", "the report's files"])
@@ -197,9 +204,10 @@ check("0.404", ours.loc["mouse spleen", "pq"])
 # ## Tissues left out of fine-tuning
 #
 # In the benchmark's folds every tissue of the {term}`test part` is in the training part too, very probably from the
-# same slide. *Leave one tissue out* trains on 30 tissues and tests on the other one, with the same budget as above. It
-# was done for every fifth tissue in alphabetical order. The base `offline` saw no image of them either; but its
-# synthetic tissue imitates the number, size and colour of the nuclei of 25 tissues, and these seven are among them.
+# same slide. *Leave one tissue out* trains on 30 tissues and tests on the remaining one, with as many epochs as
+# above. We did this for every fifth tissue in alphabetical order, seven in all, with one seed each. The base
+# `offline` has not seen images of them either, but it was pretrained on synthetic tissue that imitates the number,
+# size and colour of the nuclei of 25 tissues, among them these seven.
 
 # %%
 pairs = chapter.left_out(study_runs("tissues")["offline-small"], scores)
@@ -214,14 +222,15 @@ plt.show()
 
 # %% [markdown]
 # Over these 117 images of seven tissues, PQ changes by −0.026 when the tissue is left out (−0.052 to +0.007, tissues
-# drawn). **That is one tissue.** Human tongue loses 0.069 (0.051 to 0.089, images drawn) and has 40 of the images.
-# Without it the mean over the other six is −0.003 (−0.012 to +0.013, tissues drawn). AJI changes by −0.022 over all seven and by
-# −0.008 without human tongue.
+# drawn). **Nearly all of this comes from one tissue.** Human tongue loses 0.069 (0.051 to 0.089, images drawn) and
+# has 40 of the images. Without it the mean over the other six is −0.003 (−0.012 to +0.013). AJI changes by −0.022
+# over all seven and by −0.008 without human tongue.
 #
-# So a new tissue usually costs little here, and once it cost much; which case a new tissue will be, seven tissues
-# cannot say. Two more limits. These are other tissues, stained and scanned in the same laboratory; a slide from
-# elsewhere is not tested here. And the loss is probably understated: the models that had seen the tissue were trained on 452
-# images, those that had not on 531 to 560, because nothing but one tissue was kept from them.
+# So leaving out a tissue cost little for six of the seven and clearly more for one. Seven tissues cannot say how
+# often a new tissue will be like that one. There are two more limits. All these tissues were stained and scanned in
+# the same laboratory; a slide from elsewhere is not tested here. And the loss is probably understated: the models
+# that had seen the tissue were trained on 452 images, the others on 531 to 560, because less was held out of their
+# training.
 
 # %% tags=["hide-input"]
 check("−0.026", overall)
@@ -247,11 +256,13 @@ assert (pairs["train"].min(), pairs["train"].max()) == (531, 560)
 # %% [markdown]
 # ## Summary
 #
-# - Give every tissue with its number of images and an interval; a best five from single folds rests on a few images.
-# - Tissues with small nuclei score lower; those with touching nuclei do so where a system does not separate them.
-# - Say which correlation you mean, and over how many tissues.
+# - Give each tissue's score with its number of images and an interval; a ranking from single folds rests on a few
+#   images.
+# - Tissues with small nuclei score lower here. In the report's files, where touching nuclei stay fused, tissues with
+#   many of them score lower, too.
+# - Name the correlation that you quote, and say over how many tissues it was computed.
 # - Look at the tissues behind a mean difference: here one of seven carries nearly all of it.
-# - A mean over folds that share tissues is no promise for a tissue that is new. Measure that on its own.
+# - A mean over folds that share tissues says little about a new tissue. Measure that separately.
 #
 # ## Exercises
 
@@ -272,21 +283,22 @@ assert (pairs["train"].min(), pairs["train"].max()) == (531, 560)
 # %% [markdown]
 # ```{exercise} Pearson or Spearman?
 # :label: ex-tissues-correlation
-# For some property, Pearson's correlation with PQ over 31 tissues is high, and Spearman's is near zero. What would you
-# look for in the scatter plot?
+# For some property, Pearson's correlation with PQ over 31 tissues is high, but Spearman's is near zero. What do you
+# expect to see in the scatter plot?
 # ```
 
 # %% [markdown]
 # ```{solution} ex-tissues-correlation
 # :class: dropdown
-# One or two tissues far away from the others in both directions. They dominate a correlation of values, but count as
+# One or two tissues far away from the others in both directions. They dominate a correlation of values, but have only
 # one rank each. Plot the tissues before you quote either number.
 # ```
 
 # %% [markdown]
 # ```{exercise} The tissue that carries the mean
 # :label: ex-tissues-influence
-# Leave each of the seven tissues out of the mean change in turn. Which one moves the mean most?
+# Compute the mean change of PQ (the column `change` of `pairs`) without each of the seven tissues in turn. Which one
+# moves the mean most?
 # ```
 
 # %% [markdown]
@@ -320,18 +332,20 @@ assert moved.abs().idxmax() == "human tongue" and moved.abs().max() > 0.02
 
 # %%
 by_tissue = pairs.groupby("tissue")["change"].mean()
-# a smaller loss: human tongue has one vote of seven
 assert overall < by_tissue.mean() < 0
 
 # %% [markdown]
+# The loss is smaller, because human tongue now has one vote of seven.
+#
 # ```{solution-end}
 # ```
 
 # %% [markdown]
 # ```{exercise} An interval for a correlation
 # :label: ex-tissues-bootstrap
-# Draw the 29 common tissues with repeats, a thousand times, and compute Spearman's correlation of touching and PQ for
-# both tables. Which interval is clear of zero?
+# Draw the 29 common tissues with repeats, a thousand times, and compute Spearman's correlation between PQ and the
+# share of touching nuclei, for the report's files (`theirs`) and for our folds (`ours`). Which of the two intervals
+# excludes zero?
 # ```
 
 # %% [markdown]
@@ -340,30 +354,35 @@ assert overall < by_tissue.mean() < 0
 # ```
 
 # %%
+from scipy.stats import rankdata
+
 generator = np.random.default_rng(0)
 ends = {}
 for words, table in {"theirs": theirs, "ours": ours}.items():
     both = np.column_stack([table.loc[common, "pq"], touching])
+    # a tissue that is drawn repeatedly gives ties, which share a rank
     draws = [
-        both[generator.integers(0, 29, 29)].argsort(axis=0).argsort(axis=0)
-        for _ in range(1000)
+        rankdata(both[generator.integers(0, 29, 29)], axis=0) for _ in range(1000)
     ]
     ends[words] = np.quantile(
         [np.corrcoef(d.T)[0, 1] for d in draws], [0.025, 0.975]
     )
-assert ends["theirs"][1] < 0  # clear of zero
-assert ends["ours"][0] < 0 < ends["ours"][1]  # not
+assert ends["theirs"][1] < 0
+assert ends["ours"][0] < 0 < ends["ours"][1]
 
 # %% [markdown]
+# Only that of the report's files excludes zero. The positive correlation in our folds may be chance.
+#
 # ```{solution-end}
 # ```
 
 # %% [markdown]
 # ```{exercise} A synthetic tissue
 # :label: ex-tissues-synthetic
-# `nucseg.data.synth.generate` draws a tissue after its measured properties. Draw three images of 256 px of a tissue with
-# large nuclei, human liver, and of one with small nuclei, human umbilical cord. Do their median areas differ as they
-# should?
+# `synth.generate(tissue, seed, size=256)` draws an image and its `labels` from the measured properties of a tissue.
+# Draw three images of a tissue with large nuclei, human liver, and three of one with small nuclei, human umbilical
+# cord. In `statistics`, the median area of the first (`area_px_median`) is more than twice that of the second. Is it
+# in the drawn images?
 # ```
 
 # %% [markdown]
