@@ -181,7 +181,7 @@ plt.show()
 # On a CPU the network takes the longest. A faster engine, a lower precision or a GPU shortens this stage only; the
 # others stay as they are and so limit what can be gained. Even if the network took no time at all, the image would
 # still need the rest. `nucseg predict` therefore runs stages at the same time: a thread reads the next fields while
-# the network works on the current ones, and nuclei are cut out of the rows that are complete.
+# the network works on the current ones, and nuclei are decoded in the rows of fields that are complete.
 
 # %% tags=["hide-input"]
 folder.cleanup()
@@ -343,10 +343,11 @@ shares = [names[k::jobs] for k in range(jobs)]
 #   the last complete row of fields.
 # - **The command may be stopped.** It shows a table of what is running, waiting, finished and failed. The jobs do not
 #   need it; run it again to watch.
-# - **Failures have names.** A slide that cannot be read does not stop the others. It is listed at the end with its log.
+# - **Failures are listed.** A slide that cannot be read does not stop the others. It is listed at the end with its
+#   log.
 #
-# On one machine, `--on local --jobs 4` does the same with processes. `nucseg search`, `cross-validate` and `reproduce`
-# take the same options for training runs, and give the scores of a single process.
+# On one machine, `--on local --jobs 4` does the same with processes. `nucseg search`, `cross-validate` and
+# `reproduce` take the same options for training runs, and give the same scores as a single process.
 
 # %% tags=["hide-input"]
 check("4.4", hours(from_file_to_files, 500 * 4))

@@ -86,7 +86,7 @@ beyond.plot_two_maps(sample, maps, separated)
 plt.show()
 
 # %% [markdown]
-# This image holds 23 nuclei. Connected components see 6 objects and reach a {term}`PQ <panoptic quality>` of 0.28,
+# This image holds 23 nuclei. Connected components give 6 objects and reach a {term}`PQ <panoptic quality>` of 0.28,
 # although their foreground is perfect. Where two nuclei meet, the distance map has a valley; cutting along the
 # valleys finds all 23, with a PQ of 0.99.
 

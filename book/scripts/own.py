@@ -52,8 +52,8 @@ Markdown(provenance_note(nucseg.Synthetic(1), model))
 # ## Three images
 #
 # Synthetic tissue stands in for yours. Here are five images of 256 px: three to work with, and two kept back as a
-# test. To work on your own images, put them into two such folders instead, and skip the folded cells, which only
-# check the numbers in this page's text.
+# test. To work on your own images, put them into two such folders instead. Then skip the cells that write synthetic
+# images or masks, and the folded cells, which only check this page's text.
 
 # %%
 folder = Path(tempfile.mkdtemp())

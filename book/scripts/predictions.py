@@ -15,7 +15,8 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # **You will learn** to decode {term}`target maps` into nuclei step by step, to find mergers and splits, to change the
 # amount of a stain in an image, and to report robustness with absolute and relative losses kept apart.
 #
-# **You need**: the chapter on fine-tuning. **Time**: 20 minutes to read and play, 2 minutes to run.
+# **You need**: the chapter on {doc}`fine-tuning <finetuning>`. **Time**: 20 minutes to read and play, 2 minutes to
+# run.
 # ```
 #
 # With `NUCSEG_DATA` set to the folder of NuInsSeg, or of its preview, the page shows real test images of the first
@@ -163,8 +164,9 @@ plt.show()
 # ## A gallery of failures
 #
 # `nucseg.metrics.errors` lists every nucleus and object of an image by outcome: nuclei found, missed and spurious,
-# {term}`mergers <merger>` and {term}`splits <split>`. A merger is a predicted object that holds more than half of
-# each of several nuclei; a split is the reverse. If a nucleus and an object overlap with an
+# {term}`mergers <merger>` and {term}`splits <split>`. A merger is a predicted object that matches no nucleus and
+# covers more than half of each of several nuclei. A split is the reverse: a nucleus that no object matches, and that
+# covers more than half of each of several objects. If a nucleus and an object overlap with an
 # {term}`IoU <intersection over union>` of one half or less, the nucleus counts as missed and the object as spurious.
 
 # %%
@@ -285,7 +287,7 @@ chapter.stain_table(changes)
 # one loses less depends on how the loss is counted:
 #
 # - **Absolute.** With twice the haematoxylin the adapter loses 0.101 and the preset 0.056. Between 0.7 and 1.4 times
-#   either stain they lose at most 0.030 and 0.038.
+#   either stain the adapter loses at most 0.030 and the preset at most 0.038.
 # - **Relative.** With twice the haematoxylin that is 22% of the adapter's PQ and 34% of the preset's; between 0.7 and 1.4
 #   times, at most 7% and 23%.
 #
