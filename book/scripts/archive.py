@@ -4,16 +4,17 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # %% [markdown]
 # # From one slide to an archive
 #
-# Segmenting one image takes a moment. A hospital's archive, or the public collection of The Cancer Genome Atlas, holds
-# about eleven thousand slides. This chapter measures where the time of one image goes, and works out from recorded
-# speeds what an archive needs in computing time, memory and storage, and which single command starts it.
+# Segmenting one image takes a moment. But the archive of a hospital, or a public collection such as The Cancer Genome
+# Atlas, holds slides by the thousand; this chapter assumes eleven thousand. It measures where the time for one image
+# goes. From recorded speeds it works out how much computing time, memory and storage an archive needs, and it shows
+# the one command that starts the work.
 #
 # ## Overview
 #
 # ```{admonition} In this chapter
 # :class: objectives
-# **You will learn** to time the stages of a segmentation, to predict the memory that an image needs, to turn a measured
-# speed into core hours for an archive, and to divide the work among the jobs of a cluster.
+# **You will learn** to time the stages of a segmentation, to calculate the memory that an image needs, to turn a
+# measured speed into core hours for an archive, and to divide the work among the jobs of a cluster.
 #
 # **You need**: the chapters {doc}`data` and {doc}`own`. **Time**: 20 minutes to read, 1 minute to run.
 # ```
@@ -56,10 +57,10 @@ Markdown(provenance_note(dataset, model))
 # %% [markdown]
 # ## How fast it is
 #
-# Two speeds are recorded in the repository. The first is that of {py:func}`nucseg.segment
-# <nucseg.inference.segmenter.segment>` on images of 512 px that are in memory already, the second that of
-# `nucseg predict` on one image of 20,000 px, from an image file to five result files. To compare them, express both in
-# megapixels per second:
+# Two speeds are recorded in the repository. The first is that of
+# {py:func}`nucseg.segment <nucseg.inference.segmenter.segment>` on images of 512 px that are in memory already, the
+# second that of `nucseg predict` on one synthetic image of 20,000 px, from an image file to five outputs, while other
+# programs were running. To compare them, express both in megapixels per second:
 
 # %%
 throughput = json.loads((results / "throughput" / "run.json").read_text())
@@ -82,17 +83,18 @@ in_memory = {
 from_file_to_files = megapixels_per_second(large["side_px"], large["seconds"])
 
 # %% [markdown]
-# On one thread of a CPU, a small image in memory is segmented at 1.03 megapixels per second in float32 and at 1.75 in
-# bfloat16. The large file gets 0.56. All recorded speeds side by side:
+# On one thread of a CPU, small images in memory are segmented at 1.03 megapixels per second in float32 and at 1.75 in
+# bfloat16 (two synthetic images). The large image reaches 0.56. All recorded speeds side by side:
 
 # %% mystnb={"image": {"alt": "Horizontal bars of recorded speeds in megapixels per second: file to files is the slowest, followed by images in memory in float32 and in bfloat16."}, "figure": {"caption": "Recorded speeds. A machine with a GPU or with OpenVINO adds its own bars once `python -m benchmarks.engines` has been run on it.", "name": "fig-archive-speeds"}}
 archive.plot_speeds(archive.recorded_speeds(results))
 plt.show()
 
 # %% [markdown]
-# Why does the large image run at about a third of the speed in bfloat16, the default precision of that machine? One
-# reason is the work on files, which the next section looks at. The other is overlap. The network sees a large image in *fields*, and only the core of each field is kept,
-# so that every pixel is predicted with its surroundings in view. `spans` lays the fields along one side of an image:
+# The large image was also segmented in bfloat16, the default on that machine, yet at only about a third of the speed.
+# Apart from the other programs, there are two reasons. One is the work on files, which the next section looks at. The
+# other is overlap: the network sees a large image in *fields*, and only the core of each field is kept, so that every
+# pixel is predicted with its surroundings in view. `spans` lays the fields along one side of an image:
 
 
 # %%
@@ -106,9 +108,9 @@ large_fields = times_seen(20_000)
 print(f"512 px: {small_fields:.2f}, {spans(20_000)[0].side} px: {large_fields:.2f}")
 
 # %% [markdown]
-# Fields of 512 px, which the recorded run used, show the network each pixel 1.77 times. Heads that do not normalise over
-# the field ({term}`LayerNorm` instead of {term}`GroupNorm`) also work on larger fields: of 1,568 px, each pixel is seen
-# 1.38 times, so the network has 22% less to do.
+# The recorded run used fields of 512 px, with which the network sees each pixel 1.77 times on average. Heads that do
+# not normalise over the field ({term}`LayerNorm` instead of {term}`GroupNorm`) can use larger fields: with 1,568 px
+# each pixel is seen 1.38 times, so the network has 22% less to do.
 
 # %% tags=["hide-input"]
 check("20,000", large["side_px"])
@@ -125,7 +127,7 @@ assert 0.28 < from_file_to_files / in_memory["bfloat16"] < 0.38, "about a third"
 # %% [markdown]
 # ## Where the time goes
 #
-# A timer of four lines is enough to find out. `seconds` collects what each `with` block takes:
+# A timer of four lines is enough to find out. The dictionary `seconds` collects the time of each `with` block:
 
 # %%
 seconds = {}
@@ -139,9 +141,9 @@ def timed(stage):
 
 
 # %% [markdown]
-# The image for the test is a mosaic of four synthetic tissues, 1,024 px wide, saved as a PNG file. Then the stages of
-# `nucseg predict`, one after the other: read the file, run the network, decode its {term}`target maps` into nuclei,
-# measure and outline each nucleus, and write the files.
+# The test image is a mosaic of four synthetic tissues, 1,024 px wide, saved as a PNG file. The stages of
+# `nucseg predict` then run one after the other: read the file, run the network, decode its {term}`target maps` into
+# nuclei, measure and outline each nucleus, and write the files.
 
 # %%
 tiles = [dataset[i].image for i in (0, 8, 16, 24)]
@@ -176,10 +178,10 @@ archive.plot_stages(seconds)
 plt.show()
 
 # %% [markdown]
-# On a CPU the network takes the longest. That is what a faster engine, a lower precision or a GPU can shorten; the other
-# stages stay as they are, and so limit what can be gained. If the network ran in no time at all, the image would still
-# need the rest. `nucseg predict` therefore overlaps the stages: a thread reads the next fields while the network works
-# on the current ones, and nuclei are cut out of the rows that are complete.
+# On a CPU the network takes the longest. A faster engine, a lower precision or a GPU shortens this stage only; the
+# others stay as they are and so limit what can be gained. Even if the network took no time at all, the image would
+# still need the rest. `nucseg predict` therefore runs stages at the same time: a thread reads the next fields while
+# the network works on the current ones, and nuclei are decoded in the rows of fields that are complete.
 
 # %% tags=["hide-input"]
 folder.cleanup()
@@ -192,7 +194,8 @@ assert len(table) == labels.max() == len(features) > 100
 # ## Memory against size
 #
 # An image that is segmented in memory, as `nucseg.segment` does, needs arrays of its full size: the image, the two
-# {term}`target maps` in steps of 1/255, and the {term}`label map`. Their types give the bytes per pixel:
+# target maps (one byte per value, in steps of 1/255), and the {term}`label map`. Their types give the bytes per
+# pixel:
 
 # %%
 arrays = {
@@ -214,8 +217,9 @@ print(
 
 # %% [markdown]
 # At 9 bytes per pixel, an image of 20,000 px needs 3.35 GiB before the network has run, and a slide of 100,000 px
-# 83.8 GiB. `nucseg predict` keeps the maps and the labels in files instead, and reads them window by window. Its memory
-# depends on the size of a field and of a block, not on the image: the recorded peak at 20,000 px is 1.39 GiB.
+# 83.8 GiB. `nucseg predict` keeps the maps and the labels in files instead, and reads them window by window. Its
+# memory depends on the sizes of a field and of a window, not of the image: the recorded peak at 20,000 px is 1.39
+# GiB.
 
 # %% mystnb={"image": {"alt": "Memory in GiB against the side of the image in pixels, both logarithmic. A straight line for whole images in memory rises to over 80 GiB at 100,000 pixels; a point at 20,000 pixels marks the measured peak of nucseg predict, below the line."}, "figure": {"caption": "Memory against size: the line is arithmetic for arrays held whole, the point was measured.", "name": "fig-archive-memory"}}
 archive.plot_memory(bytes_per_pixel, {large["side_px"]: large["peak_memory_gib"]})
@@ -235,9 +239,10 @@ assert large["peak_memory_gib"] < gibibytes(large["side_px"]) / 2, (
 # %% [markdown]
 # ## The arithmetic of an archive
 #
-# What an archive needs follows from four numbers: how many slides, how many megapixels of tissue on each, how fast they
-# are segmented, and how many bytes a megapixel of results takes. The first two are assumptions: 11,000 slides, with
-# 1 cm² of tissue each, at 0.25 µm/px. Empty glass is skipped, so only tissue counts. The other two are measured.
+# What an archive needs follows from four numbers: the number of slides, the megapixels of tissue per slide, the
+# speed, and the bytes of results per megapixel. The first two are assumptions: 11,000 slides, with 1 cm² of tissue
+# each, at 0.25 µm/px. Empty glass is skipped, so only tissue counts. The other two were measured, each on a single
+# synthetic image, so take the results as rough estimates.
 
 # %%
 slides = 11_000
@@ -254,16 +259,16 @@ print(f"{tissue_megapixels:,.0f} megapixels a slide, {core_hours:,.0f} core hour
 
 # %% [markdown]
 # At the recorded speed of one thread from file to files, the archive takes 8,754 core hours: a year of one core, or
-# 8.8 hours on 1,000 cores. The table repeats the calculation for each recorded speed; those in memory leave out the
-# files, so they are a bound, not a plan. No GPU has been measured for this book. A GPU's hours follow from the same
-# function as soon as `benchmarks.engines` has recorded its speed.
+# 8.8 hours on 1,000 cores. The table repeats the calculation for each recorded speed. Speeds in memory leave out the
+# work on files, so their hours are a lower bound. No GPU has been measured for this book; once `benchmarks.engines`
+# has recorded its speed, the same function gives its hours.
 
 # %%
 speeds = archive.recorded_speeds(results)
 archive.budget(speeds.assign(hours=hours(speeds["megapixels_a_second"])))
 
 # %% [markdown]
-# Storage follows in the same way, from the sizes of the files that the recorded run left:
+# Storage follows in the same way, from the sizes of the files that the recorded run wrote:
 
 # %%
 mebibytes = pd.Series(large["files_mib"]).drop(["large.json", "summary.csv"])
@@ -274,9 +279,9 @@ tebibytes.round(2).to_frame("TiB for the archive")
 
 # %% [markdown]
 # All five outputs take 8.18 TiB, and the outlines as GeoJSON are 59% of it. The label maps and the tables alone take
-# 0.87 TiB, and everything else can be made from the label maps later: `nucseg predict` adds missing outputs without
-# running the network again. The image on which these sizes were measured is full of nuclei, 78,018 of them, so sparser
-# tissue takes less.
+# 0.87 TiB, and the other outputs can be made from the label maps later: `nucseg predict` adds missing outputs without
+# running the network again. The image on which these sizes were measured is full of nuclei, 78,018 of them, so
+# outlines and tables of sparser tissue take less.
 
 # %% tags=["hide-input"]
 check("11,000", slides)
@@ -295,14 +300,15 @@ assert not any(
 # %% [markdown]
 # ## The line that runs it
 #
-# Images are independent of each other, so the work can be divided without any of the jobs talking to another. On a
-# cluster with Slurm, this is the whole program:
+# Images are independent of each other, so jobs can share the work without communicating. On a cluster with Slurm,
+# this command is enough:
 #
 # ```bash
 # nucseg predict slides --recursive --out segmented --outputs labels,csv --on slurm --jobs 500 --slurm cluster.toml
 # ```
 #
-# The file `cluster.toml` says what each job asks of the cluster:
+# The file `cluster.toml` says what each job requests from the cluster; here it is as a string, with the options that
+# `nucseg` makes of it:
 
 # %%
 cluster = """
@@ -316,9 +322,9 @@ setup = ["module load python"]
 slurm_options(table=tomllib.loads(cluster)["slurm"])
 
 # %% [markdown]
-# These are the options that [submitit](https://github.com/facebookincubator/submitit) passes on to Slurm, as one job
-# array. With 500 jobs of 4 cores, the archive takes 4.4 hours if four threads are four times as fast as one. For GPUs,
-# write `gpus = 1` and ask for as many jobs as the cluster has cards.
+# [submitit](https://github.com/facebookincubator/submitit) passes these options on to Slurm, as one job array. With
+# 500 jobs of 4 cores, the archive takes 4.4 hours if four threads are four times as fast as one, which is optimistic.
+# For GPUs, write `gpus = 1` and ask for as many jobs as you may use cards.
 #
 # Each job begins with its own share of the images, every 500th, and then helps with what the others have not finished:
 
@@ -328,7 +334,8 @@ jobs = 500
 shares = [names[k::jobs] for k in range(jobs)]
 
 # %% [markdown]
-# Each share has 22 slides. No scheduler of our own is involved, and nothing is lost on the way:
+# Each share has 22 slides. The jobs coordinate through files in the output folder, and nothing is lost if one of them
+# stops:
 #
 # - **One image, one process.** A process locks the image that it works on, and the others skip it.
 # - **Finished work is skipped**, so the same command continues after a failure, or adds new slides.
@@ -336,10 +343,11 @@ shares = [names[k::jobs] for k in range(jobs)]
 #   the last complete row of fields.
 # - **The command may be stopped.** It shows a table of what is running, waiting, finished and failed. The jobs do not
 #   need it; run it again to watch.
-# - **Failures have names.** A slide that cannot be read does not stop the others. It is listed at the end with its log.
+# - **Failures are listed.** A slide that cannot be read does not stop the others. It is listed at the end with its
+#   log.
 #
-# On one machine, `--on local --jobs 4` does the same with processes. `nucseg search`, `cross-validate` and `reproduce`
-# take the same options for training runs, and give the scores of a single process.
+# On one machine, `--on local --jobs 4` does the same with processes. `nucseg search`, `cross-validate` and
+# `reproduce` take the same options for training runs, and give the same scores as a single process.
 
 # %% tags=["hide-input"]
 check("4.4", hours(from_file_to_files, 500 * 4))
@@ -352,9 +360,9 @@ assert sorted(name for share in shares for name in share) == names, (
 # %% [markdown]
 # ## Summary
 #
-# - Megapixels per second is the speed to compare: one thread reaches 0.56 from file to files, and more in memory.
+# - Compare speeds in megapixels per second: one thread reached 0.56 from file to files, and more in memory.
 # - On a CPU the network takes the longest, and overlap between fields makes it see each pixel more than once.
-# - Memory need not grow with the image: maps and labels in files keep a whole slide within 1.39 GiB.
+# - Memory need not grow with the image: with maps and labels in files, an image of 400 megapixels needed 1.39 GiB.
 # - Hours and storage of an archive follow from two measured numbers and two assumptions; state both.
 # - One command divides the work, skips what is finished, resumes what was interrupted, and names what failed.
 
@@ -368,14 +376,15 @@ check("1.39", large["peak_memory_gib"])
 # %% [markdown]
 # ```{exercise} A bound
 # :label: ex-archive-bound
-# Someone measures the network alone on a new GPU and multiplies by the pixels of an archive. Why is the result too small?
+# Someone measures the time per pixel of the network alone on a new GPU, and multiplies it by the pixels of an
+# archive. Why is the result too small?
 # ```
 
 # %% [markdown]
 # ```{solution} ex-archive-bound
 # :class: dropdown
-# Fields overlap, so the network sees each pixel more than once. Reading, decoding, measuring and writing take time too,
-# and on a fast GPU they take most of it.
+# Fields overlap, so the network sees each pixel more than once. Reading, decoding, measuring and writing take time
+# too; the faster the GPU, the larger their share.
 # ```
 
 # %% [markdown]
@@ -387,8 +396,9 @@ check("1.39", large["peak_memory_gib"])
 # %% [markdown]
 # ```{solution} ex-archive-files
 # :class: dropdown
-# `--outputs labels,csv`. The table has the nuclei, the summary their density. For the few slides that you open later, run
-# the command again with `--outputs geojson`: the outlines are made from the label maps, without the network.
+# `--outputs labels,csv`. The table lists the nuclei, and `summary.csv`, which is always written, has their number per
+# mm² of each image (glass included). For the few slides that you open later, run the command again with
+# `--outputs geojson`: the outlines are made from the label maps, without the network.
 # ```
 
 # %% [markdown]
@@ -414,8 +424,8 @@ assert abs(hours(needed, workers=8) - 24) < 1e-9
 # %% [markdown]
 # ```{exercise} The price of glass
 # :label: ex-archive-glass
-# A scanned slide has 4800 megapixels, a third of which is tissue. How many core hours of the archive does skipping the
-# glass save, if glass took as long as tissue?
+# A scanned slide has 4800 megapixels, a third of which is tissue. How many core hours does skipping the glass save
+# over the whole archive, assuming that glass would take as long as tissue?
 # ```
 
 # %% [markdown]
@@ -436,8 +446,8 @@ assert abs(saved / whole - 2 / 3) < 1e-9  # 1600 of 4800 megapixels are tissue
 # %% [markdown]
 # ```{exercise} Fields and margins
 # :label: ex-archive-margins
-# Fields of 1568 px keep a margin of 112 px on each side. How often does the network see a pixel of a side of 20000 px if
-# the margin is halved, and what might that cost?
+# Fields of 1568 px keep a margin of 112 px on each side. How often does the network see a pixel of an image with a
+# side of 20000 px if the margin is halved, and what might that cost?
 # ```
 
 # %% [markdown]
@@ -458,8 +468,8 @@ assert halved < large_fields
 # %% [markdown]
 # ```{exercise} Too many jobs
 # :label: ex-archive-jobs
-# Each job spends 20 seconds on loading PyTorch and the network before it starts. From how many jobs of one core on does
-# starting take more than a hundredth of a job's time?
+# Each job spends 20 seconds on loading PyTorch and the network before it starts. With how many jobs of one core does
+# this start take more than a hundredth of each job's time?
 # ```
 
 # %% [markdown]

@@ -4,9 +4,9 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # %% [markdown]
 # # Beyond the report
 #
-# The report's design finds nuclei but fuses those that touch. This chapter adds a second map that separates them and
-# a head that is fine enough to draw it, then takes the system apart and measures what each piece is worth. What did
-# not help is kept beside what did.
+# The report's design finds nuclei but fuses those that touch. This chapter adds a second map that separates them, and
+# a head with a grid fine enough for it. Then it takes the system apart and measures what each piece is worth,
+# including the pieces that did not help.
 #
 # ## Overview
 #
@@ -56,7 +56,8 @@ Markdown(provenance_note(runs=[*runs.values(), *recipe.values()]))
 #
 # A {term}`foreground` map says where nuclei are. Two nuclei that touch are one piece of it, and no threshold
 # separates them. So the head learns a second map, the {term}`distance map`: how far inside its nucleus a pixel lies,
-# from 0 at the outline to 1 at six pixels and more. Here it is, one nucleus after the other:
+# from 0 at the outline to 1 at a depth of six pixels or more (in small nuclei, at their deepest point). The code
+# computes it one nucleus at a time:
 
 # %%
 sample = generate("human spleen", 6, size=160)  # crowded synthetic tissue
@@ -72,8 +73,8 @@ maps = encode(labels)  # (2, H, W): the foreground and the same distance map
 float(np.abs(distance - maps[1]).max())
 
 # %% [markdown]
-# `encode` computes the same map for all nuclei at once. Now back again: connected components of the foreground alone,
-# and `decode`, which uses both maps.
+# `encode` computes the same map for all nuclei at once. Now the way back, from maps to nuclei: with the
+# {term}`connected components <connected component>` of the foreground alone, and with `decode`, which uses both maps.
 
 # %%
 fused, separated = components(maps[0]), decode(maps)
@@ -85,7 +86,7 @@ beyond.plot_two_maps(sample, maps, separated)
 plt.show()
 
 # %% [markdown]
-# This image holds 23 nuclei. Connected components see 6 objects and reach a {term}`PQ <panoptic quality>` of 0.28,
+# This image holds 23 nuclei. Connected components give 6 objects and reach a {term}`PQ <panoptic quality>` of 0.28,
 # although their foreground is perfect. Where two nuclei meet, the distance map has a valley; cutting along the
 # valleys finds all 23, with a PQ of 0.99.
 
@@ -101,8 +102,9 @@ assert np.allclose(distance, maps[1]), "encode computes the map written out abov
 # %% [markdown]
 # ## How the decoder cuts
 #
-# A network's maps are blurred and noisy. Let us disturb ours in the same way, smooth the distance map, and flood it
-# from its peaks: the {term}`watershed`. Each pixel of the foreground goes to the peak that it drains to.
+# A network's maps are blurred and noisy. To imitate them, blur the true maps and add noise; then smooth the distance
+# map and flood it from its peaks: the {term}`watershed`. Each pixel of the foreground goes to the peak that it drains
+# to.
 
 # %%
 rng = np.random.default_rng(0)
@@ -116,9 +118,9 @@ basins = watershed(-levels, ndimage.label(peaks)[0], mask=inside)
 int(basins.max()), int(labels.max())
 
 # %% [markdown]
-# There are far more basins than nuclei, because noise makes peaks too. So neighbouring basins are merged again where
-# the valley between them is shallow: if its highest point, the {term}`ridge`, is above a share of the lower of the
-# two peaks. `decode` does all of this; its argument `ridge` is that share.
+# There are far more basins than nuclei, because noise makes peaks too. So neighbouring basins are merged where the
+# valley between them is shallow, that is, if the pass between the two peaks, the {term}`ridge`, is higher than a
+# given share of the lower peak. `decode` does all of this; its argument `ridge` is that share.
 
 # %%
 cuts = {ridge: decode(noisy, ridge=ridge) for ridge in (1.0, RIDGE, 0.0)}
@@ -145,9 +147,9 @@ assert basins.max() > 3 * labels.max(), "there are far more basins than nuclei"
 # %% [markdown]
 # ## Which ridge, and what is still lost
 #
-# On true maps the valleys reach almost to the ground, so a low ridge separates nuclei and cuts least elsewhere. A
-# network that is not sure draws every valley too shallow. So the ridge is chosen on a network's maps: those of the
-# five folds' models on their own validation images, by their mean PQ, one value for all folds.
+# On true maps the valleys reach almost to zero, so a low ridge separates touching nuclei and makes few false cuts. An
+# uncertain network draws valleys too shallow. The ridge was therefore chosen on predicted maps: those of the five
+# folds' models on their own validation images. One value for all folds was chosen by the mean PQ.
 
 # %%
 decoded = pd.read_csv(results / "decoding" / "scores.csv")
@@ -163,19 +165,20 @@ plt.show()
 # With 0.7, which was best on true maps with noise, {term}`AJI <aggregated Jaccard index>` is 0.487 and PQ 0.437; with
 # 0.9 they are 0.525 and 0.451, and with the distance map smoothed by two pixels 0.526 and 0.456. One caveat:
 # validation images of one fold are test images of another, so a value shared by all folds has seen some of each
-# fold's test images. It matters little: taken alone, the folds would choose 0.9 or 0.95 and gain 0.0005 in PQ on
-# average. The best of all settings tried, 0.9 at three pixels, reaches 0.458.
+# fold's test images. The effect is small: each fold on its own would choose 0.9 or 0.95, and gain 0.0005 in PQ on
+# average on its validation images. The best of all settings tried, 0.9 at three pixels, reaches 0.458.
 #
-# What is still lost, and where? Give the decoder the true distance map and the predicted foreground, then the other
-# way round:
+# Which map causes the remaining loss? Give the decoder the true distance map with the predicted foreground, and then
+# the reverse:
 
 # %%
 true_map = decoded.query("foreground == 'true' or distance == 'true'")
 true_map.groupby(["foreground", "distance"])[["dice", "aji", "pq"]].mean().round(3)
 
 # %% [markdown]
-# With a true distance map PQ would be 0.577 and AJI 0.648, with a true foreground 0.822 and 0.791. So the foreground
-# loses more. No setting of the decoder makes up for it; a better network would.
+# With a true distance map PQ would be 0.577 and AJI 0.648, with a true foreground 0.822 and 0.791. So errors of the
+# foreground cost more than errors of the distance map. The decoder cannot make up for them; a better foreground
+# would.
 
 # %% tags=["hide-input"]
 setting = pd.read_csv(results / "representations" / "representations.csv")
@@ -210,8 +213,8 @@ assert with_foreground["pq"].mean() > with_distance["pq"].mean(), (
 # %% [markdown]
 # ## What the maps can hold
 #
-# Before training anything, ask how much is lost from a {term}`label map` to maps and back, on the grid that the head
-# draws on. No network with this head and decoder can be expected to do better.
+# Before training anything, ask how much is lost on the way from a {term}`label map` to maps and back, on the grid of
+# the head's output. No network with this head and decoder can be expected to do better.
 
 # %%
 strides = pd.read_csv(
@@ -225,25 +228,27 @@ strides
 
 # %% [markdown]
 # Over all 665 label maps of NuInsSeg the round trip keeps an AJI of 0.978 and a PQ of 0.971 at every second pixel,
-# where the head draws, and 0.955 and 0.943 at every fourth. The report's design, a foreground on a grid of 64 × 64,
-# reaches 0.536 and 0.603 on the first fold with the true foreground averaged onto its grid, and 0.599 and 0.695 if
-# the grid's values are fitted to what becomes of them when they are enlarged. Even a true foreground at full
-# resolution ends at 0.654 and 0.761: what touches stays fused.
+# the grid of the head, and 0.955 and 0.943 at every fourth. For the report's design, a foreground on a grid of 64 ×
+# 64, the ceiling on the first fold is 0.536 and 0.603 if the true foreground is averaged over each cell of the grid.
+# It is 0.599 and 0.695 if the values on the grid are fitted so that, once enlarged, they match the true foreground as
+# well as possible. Even the true foreground at full resolution reaches only 0.654 and 0.761, because nuclei that
+# touch stay fused.
 #
 # Which second map? The candidates were compared on 31 training images, one of each {term}`tissue`. *Distance* is the
-# map above, reaching 1 after six pixels or as many as the row says; *normalised* divides it by the nucleus's own
-# maximum; *boundary* marks the outermost two pixels of each nucleus; *hover* are the horizontal and vertical
-# distances to the centroid {cite}`graham2019hovernet`. They are decoded by cutting valleys (*ridge*), by a level
-# (*threshold*), or as their authors do (*published*).
+# map above, which reaches 1 after six pixels, or after the number of pixels in the row's name; *normalised* divides
+# it by the nucleus's own maximum; *boundary* marks the outermost two pixels of each nucleus; *hover* are the
+# horizontal and vertical distances to the centroid {cite}`graham2019hovernet`. They are decoded by cutting valleys
+# (*ridge*), by a level (*threshold*), or as their authors do (*published*).
 
 # %%
 compared = pd.read_csv(results / "representations" / "representations.csv")
 beyond.table_representations(compared)
 
 # %% [markdown]
-# On clean maps nearly all are alike. Under the strongest disturbance the distance map after six pixels keeps the
-# most, 0.855, level with four pixels; HoVer-Net's maps keep 0.819 when cut by the same ridge, 0.750 when decoded as
-# published, and a foreground alone 0.575.
+# On clean maps nearly all candidates do equally well. Under the strongest disturbance the distance map of six pixels
+# keeps the highest PQ, 0.855, on a par with four pixels. HoVer-Net's maps keep 0.819 when they are cut by the same
+# ridge, and 0.750 when decoded as published; the foreground alone keeps 0.575. The disturbance is simulated, so this
+# comparison says nothing about how well a network learns each map.
 
 # %% tags=["hide-input"]
 for texts, row in (
@@ -277,8 +282,9 @@ assert strongest["distance, ridge"] >= strongest.max() - 0.0005, (
 # %% [markdown]
 # ## The head, line by line
 #
-# The {term}`encoder` returns four feature maps. The report's {term}`head` looks at the last one, at every sixteenth
-# pixel; the {term}`instance head` joins the three finer ones, from coarse to fine, and the image itself.
+# The {term}`encoder` returns four feature maps. The report's {term}`head` uses the last one, with one value for every
+# sixteenth pixel. The {term}`instance head` combines the three earlier ones, from coarse to fine, with the image
+# itself. Here are their shapes, and then the head step by step:
 
 # %%
 model = load()  # the adapter nuinsseg-1
@@ -305,8 +311,8 @@ logits.shape, same
 
 # %% [markdown]
 # `middle`, `coarse` and `fine` are 1 × 1 convolutions to 64 channels, each `join` is a 3 × 3 convolution with
-# {term}`GroupNorm` and GELU. The {term}`stem`, two convolutions on the image, sees gaps between nuclei that are lost
-# at every fourth pixel. All of it has 174,578 weights; the report's linear head has 257.
+# {term}`GroupNorm` and GELU. The head's stem, two convolutions on the image, sees gaps between nuclei that are too
+# narrow for a grid of every fourth pixel. The whole head has 174,578 weights; the report's linear head has 257.
 
 # %% tags=["hide-input"]
 check("174,578", sum(p.numel() for p in head.parameters()))
@@ -317,10 +323,10 @@ assert logits.shape == (1, 2, 192, 192), "two maps, at every second pixel"
 # %% [markdown]
 # ## What each part is worth
 #
-# An {term}`ablation` changes one thing at a time. All runs below share the fold, 200 training images, three epochs
-# and the {term}`seed`, one of each. They are scored on the same 133 test images, so differences are taken image by
-# image ({term}`paired differences <paired difference>`), and the intervals say what another draw of images would
-# change. They do not cover another seed.
+# An {term}`ablation` changes one thing at a time. There is one run for each row below. All runs share the fold, the
+# 200 training images, the three epochs and the {term}`seed`, and they are scored on the same 133 test images. So
+# differences are taken image by image ({term}`paired differences <paired difference>`). The intervals say how much
+# they would vary with another draw of test images; they do not cover another seed.
 
 # %%
 costs = beyond.training_costs()  # measured apart, with nothing else running
@@ -336,17 +342,18 @@ plt.show()
 
 # %% [markdown]
 # **The head.** With the report's linear head PQ is 0.170 lower (0.152 to 0.188) than with an instance head that also
-# starts from random weights, and AJI 0.209 lower. Of its pieces the distance map is worth most: without it PQ changes
-# by −0.066, without the stem by −0.010, without stride-8 features by −0.012, and without stride-4 features by +0.002,
-# which is no difference.
+# starts from random weights, and AJI 0.209 lower. Of the parts of the head, the distance map is worth most: without
+# it PQ changes by −0.066. Without the stem it changes by −0.010, without stride-8 features by −0.012, and without
+# stride-4 features by +0.002, which is not distinguishable from zero.
 #
-# **The base.** Without any pretraining PQ changes by −0.126 (−0.146 to −0.107). The base brings a head along:
-# starting it from random weights instead costs 0.027. What the pretrained encoder alone is worth shows in the two
-# runs whose heads start from random weights: without it PQ is 0.099 lower.
+# **The base.** Without any pretraining PQ changes by −0.126 (−0.146 to −0.107). The base includes a pretrained head:
+# starting the head from random weights instead costs 0.027. The two runs whose heads start from random weights show
+# what the pretrained encoder alone is worth: without it PQ is 0.099 lower.
 #
-# **LoRA.** With the head it trains 412,146 weights, 3.9% of the model, and is level with training all of them at the
-# same learning rate, which was not tuned for that: −0.007 (−0.018 to +0.007) for all weights. But the head alone is
-# level too: −0.001 (−0.007 to +0.005) without LoRA. The chapter {doc}`What LoRA is worth <hyperparameters>` asks further.
+# **LoRA.** LoRA of rank 8 and the head together have 412,146 trained weights, 3.9% of the model. Training all weights
+# instead changes PQ by −0.007 (−0.018 to +0.007), at the same learning rate, which was not tuned for that. But
+# training the head alone makes no clear difference either: −0.001 (−0.007 to +0.005) without LoRA. The chapter
+# {doc}`What LoRA is worth <hyperparameters>` looks further into this.
 
 # %% tags=["hide-input"]
 differences = beyond.ablation_changes(runs)
@@ -399,10 +406,11 @@ beyond.plot_pareto(runs, costs)
 plt.show()
 
 # %% [markdown]
-# The form of the head moves PQ by more than a thirty-fold difference in trained weights does. Head only is the
-# cheapest: a step of LoRA takes 1.5 times as long, one that trains all weights 1.6 times. LoRA of rank 16 is the one
-# point above it, by 0.006 in PQ (0.001 to 0.011), in one run of each. The ranks take equally long; what differs is
-# chance.
+# The design of the head changes PQ more than a thirty-fold difference in trained weights does. Training only the head
+# is cheapest: a step takes 1.5 times as long with LoRA, and 1.6 times as long if all weights are trained. By time,
+# LoRA of rank 16 is the only other Pareto-optimal run; its PQ is higher by 0.006 (0.001 to 0.011), in one run of
+# each. Do not read much into its place before the smaller ranks: there is no reason for a step to be faster at a
+# higher rank, so the small differences in time are measurement noise.
 
 # %% tags=["hide-input"]
 seconds = costs["seconds_a_step"] / costs.loc["rank-0", "seconds_a_step"]
@@ -426,10 +434,11 @@ assert [n for n, best in zip(names, by_seconds, strict=True) if best] == [
 # %% [markdown]
 # ## The recipe, one change at a time
 #
-# Which loss weights, augmentation, averaging and LoRA targets should a long run use? Each was tried alone: 200 steps
-# on 160 training images, folds 1 and 2, one seed, compared with the same run without the change (*reference*). The
-# scores are those of each fold's 80 validation images, eight of which also chose the epoch; **no test image was
-# read**. Heads with another normalisation start from random weights and are compared with such a head with GroupNorm.
+# Which loss weights, augmentation, averaging and LoRA targets should a long run use? Each change was tried alone, and
+# one row combines three of them: 200 steps on 160 training images of folds 1 and 2, one seed, compared with the same
+# run without the change (*reference*). The scores are those of each fold's 80 validation images, eight of which also
+# chose the epoch; **no test image was read**. Heads with another normalisation start from random weights and are
+# compared with a GroupNorm head that does so too.
 
 # %%
 beyond.table_recipe(recipe)
@@ -440,18 +449,18 @@ plt.show()
 
 # %% [markdown]
 # **What helped.** {term}`LoRA` on convolutions beside the Linear layers changes PQ by +0.014 (+0.008 to +0.021):
-# TinyViT's first stage has no Linear layer, so until then nothing there was adapted. Weighting pixels at borders and
-# in valleys raises AJI by 0.013 (0.008 to 0.018) and PQ by 0.005. Both together, with a moving average, bring +0.021
-# PQ.
+# TinyViT's first stage has no Linear layer, so without this nothing in it is adapted. Giving pixels at borders and in
+# the valleys between nuclei more weight in the losses raises AJI by 0.013 (0.008 to 0.018) and PQ by 0.005. Both
+# together, with a moving average of the weights, bring +0.021 PQ.
 #
 # **What did not.** The {term}`exponential moving average` changes PQ by −0.003, stronger geometry by −0.007, and
 # geometry and stain together by −0.027. Images of 512 px instead of 384 change it by −0.002 on fold 1 (−0.017 to +0.013).
 # In a head from random weights {term}`BatchNorm` loses 0.016 PQ against GroupNorm and {term}`LayerNorm` 0.019; both
 # have another merit, that a nucleus's maps hardly depend on the rest of the field ({doc}`Your own images <own>`).
 #
-# Two hundred steps are few. Averaging and augmentation are meant for long runs, so these results say what to expect
-# of short ones. The preset `best` takes what helped: convolutions and pixel weights, and neither EMA nor stronger
-# geometry.
+# Two hundred steps are few. Averaging and augmentation are meant for long runs, so these results hold for short ones
+# only. The preset `best` adopts what helped, LoRA on convolutions and pixel weights, and leaves out the moving
+# average and the stronger geometry.
 
 # %% tags=["hide-input"]
 pieces = beyond.recipe_changes(recipe)
@@ -497,10 +506,11 @@ assert not best.ema and best.augmentation == "histology", "without what did not"
 # %% [markdown]
 # ## Objects with a confidence
 #
-# Detectors score each object. A decoder of maps gives none, yet some of its nuclei are fragments or stains. So each
-# nucleus gets a probability of being a true one, from what the decoder knows of it: its size, its shape, and the two
-# maps inside and around it. Let the shipped adapter segment six synthetic images, and note which of its objects match
-# a true nucleus at an {term}`IoU <intersection over union>` above 0.5:
+# Object detectors give each object a score. A decoder of maps does not, although some of its objects are fragments or
+# blots of stain. So a small classifier estimates for each object the probability that it is a true nucleus, its
+# {term}`object confidence`. It uses the object's size, its shape, and the two maps inside and around it. To have
+# examples, let the shipped adapter segment six synthetic images, and label each object as true if it matches a true
+# nucleus with an {term}`IoU <intersection over union>` above 0.5:
 
 # %%
 tissues = ["human pancreas", "mouse liver", "mouse thymus"]
@@ -512,8 +522,9 @@ true = [true_objects(s.labels, f) for s, f in zip(images, found, strict=True)]
 pd.DataFrame(tables[0], columns=list(FEATURES)).iloc[:3, :6].round(2)
 
 # %% [markdown]
-# A perceptron with one small hidden layer learns the first three images' objects, and is asked about those of the
-# other three. The label map keeps those that are probable enough.
+# A perceptron with one small hidden layer is fitted to the objects of the first three images and applied to those of
+# the other three. Objects with a confidence below one half are then dropped from the label maps. The pairs are the
+# numbers of objects before and after:
 
 # %%
 classifier = fit(np.concatenate(tables[:3]), np.concatenate(true[:3]))
@@ -526,8 +537,9 @@ kept = [keep(f, c >= 0.5) for f, c in zip(found[3:], confidence, strict=True)]
 
 # %% [markdown]
 # On real images: for two runs of the recipe study, the 80 validation images of each fold were divided into halves.
-# Decoding and confidence were tuned on one half and scored on the other, and vice versa, so no image is scored with
-# what was tuned on it. First, is a confidence of eight tenths right in eight of ten cases ({term}`calibration`)?
+# Decoding and confidence were tuned on one half and scored on the other, and vice versa, so no image was scored with
+# parameters tuned on it. First, are eight of ten objects with a confidence of eight tenths true nuclei
+# ({term}`calibration`)?
 
 # %% mystnb={"image": {"alt": "Calibration plot of two folds: the share of true nuclei rises with the predicted confidence close to the diagonal. Below, bars with the number of objects in each of ten bins, most of them at high confidence."}, "figure": {"caption": "Share of true nuclei among objects of a given confidence, validation images of two folds, each scored by a classifier that was fitted on other images. Dotted: perfect calibration. Below: the number of objects.", "name": "fig-calibration"}}
 reliability = pd.read_csv(results / "confidence" / "reliability.csv")
@@ -535,7 +547,8 @@ beyond.plot_calibration(reliability)
 plt.show()
 
 # %% [markdown]
-# It is: over 7,097 objects confidence and share of true nuclei differ by 0.024 on average. Now what does it bring?
+# Nearly: over 7,097 objects, confidence and share of true nuclei differ by 0.024 on average. How much does dropping
+# doubtful objects bring?
 
 # %% mystnb={"image": {"alt": "Forest plot with three panels, changes in Dice, AJI and PQ for two folds. Tuned decoding alone stays near zero. With the confidence PQ rises on both folds, while Dice falls on both and AJI falls on the first."}, "figure": {"caption": "Changes against the default decoding, by fold, with 95% intervals over images: decoding tuned, and tuned with objects of low confidence dropped.", "name": "fig-confidence"}}
 decoding = pd.read_csv(results / "confidence" / "scores.csv")
@@ -545,11 +558,11 @@ plt.show()
 
 # %% [markdown]
 # PQ rises by 0.030 (0.019 to 0.041) on fold 1 and by 0.050 (0.033 to 0.072) on fold 2. But
-# {term}`Dice <Dice coefficient>` falls by 0.021 and 0.023, and AJI by 0.015 and 0.003. The reason is the goal: these
-# runs were tuned on PQ alone, which counts objects, so that dropping a doubtful one costs little even if half of it
-# is right. The other two scores count pixels. **Tuning must weigh all of them**: `nucseg` now tunes on the mean of
-# Dice, AJI and PQ. What that brings has not been recorded yet. Tuned decoding without the confidence changes little,
-# by −0.003 PQ on fold 1 and +0.008 on fold 2.
+# {term}`Dice <Dice coefficient>` falls by 0.021 and 0.023, and AJI by 0.015 and 0.003. The reason is the score that
+# was tuned: these runs were tuned on PQ alone, which counts objects, so dropping a doubtful one costs little even if
+# half of its pixels are right. Dice and AJI count pixels. **So tune on all the scores that matter to you**: `nucseg`
+# now tunes on the mean of Dice, AJI and PQ. What that brings has not been measured yet. Tuned decoding without the
+# confidence changes little, by −0.003 PQ on fold 1 and +0.008 on fold 2.
 
 # %% tags=["hide-input"]
 check("7,097", reliability["objects"].sum())
@@ -593,13 +606,13 @@ beyond.table_options(options, seconds)
 
 # %% [markdown]
 # Mirrored views bring 0.013 PQ (0.008 to 0.019) for 3.6 times the time. The ensemble brings 0.001 (−0.001 to 0.004),
-# which is no difference. That was to be expected of these three members: they have ranks 4, 8 and 16 but share the
-# seed and the training images, and so differ little. Members of different seeds or folds have not been tried.
+# which is not distinguishable from zero. These three members have ranks 4, 8 and 16 but share the seed and the
+# training images, so they probably differ little. Members with different seeds or folds have not been tried.
 #
-# A longer run helps more. The five folds' models of the chapter {doc}`Cross-validation <crossvalidation>` have the same
-# design and base as *LoRA, rank 8*; on fold 1 their PQ is 0.463 against 0.417, a difference of 0.047 (0.034 to
-# 0.061). They trained for ten epochs instead of three, and on 452 images instead of 200: which of the two brought it
-# these runs do not say.
+# A longer run helps more. The five folds' models of the chapter {doc}`Cross-validation <crossvalidation>` have the
+# same design and base as *LoRA, rank 8*; on fold 1 their PQ is 0.463 against 0.417, a difference of 0.047 (0.034 to
+# 0.061). They were trained for ten epochs instead of three, and on 452 images instead of 200. These runs cannot tell
+# which of the two made the difference.
 
 # %% tags=["hide-input"]
 ways = {name: part.assign(fold="") for name, part in options.groupby("way")}
@@ -638,11 +651,11 @@ assert {name for name in mine if mine[name] != other.get(name)} <= unlike, (
 # %% [markdown]
 # ## Corrected evaluation
 #
-# [NucEval](https://arxiv.org/abs/2605.03144) proposes four corrections of how nuclei are scored. Nuclei in areas that
-# the annotators called vague ({term}`vague area`) are left out. A zone along the outlines, where no two people agree,
-# is left out. Images count by their nuclei. And where nuclei overlap, the truth is a stack of masks, not a label map.
-# The first three are in `nucseg.metrics`, the vague areas only where a copy of the data has them; the fourth needs
-# outlines that the label maps do not hold.
+# [NucEval](https://arxiv.org/abs/2605.03144) proposes four corrections of how nuclei are scored. First, nuclei in
+# areas that the annotators called vague ({term}`vague area`) are left out. Second, a zone along the outlines, where
+# annotators often disagree, is left out. Third, images are weighted by their number of nuclei. Fourth, where nuclei
+# overlap, the truth is a stack of masks instead of a label map. `nucseg.metrics` has the first three; the first needs
+# a copy of the data that includes the vague areas. The fourth needs outlines that label maps do not contain.
 
 # %%
 ways = pd.read_csv(results / "corrections" / "scores.csv")
@@ -651,8 +664,8 @@ beyond.table_corrected(corrected)
 
 # %% [markdown]
 # Leaving out two pixels on either side of each outline raises PQ from 0.453 to 0.551, and counting images by their
-# nuclei as well to 0.570, without any change of the method. So corrected scores stand beside the usual ones, never
-# in their place, and are compared only with scores corrected in the same way.
+# nuclei raises it to 0.570, without any change of the method. So report corrected scores beside the usual ones, never
+# in their place, and compare them only with scores corrected in the same way.
 
 # %% tags=["hide-input"]
 for text, value in zip(("0.453", "0.551", "0.570"), corrected["pq"], strict=True):
@@ -663,11 +676,13 @@ assert beyond.about("corrections")["border_px"] == 2, "two pixels on either side
 # ## Summary
 #
 # - A second map, the distance map, lets a decoder cut between nuclei that touch. Encode and decode the truth before
-#   training anything: it is the ceiling of the design.
+#   training anything: the result is the ceiling of the design.
 # - Change one thing at a time, on the same images, and give the interval of the paired difference. Keep what did not
 #   help.
-# - On this base and budget the form of the head and the pretraining decide; LoRA's rank hardly matters.
-# - A confidence per object is well calibrated and raises PQ, at the price of Dice and AJI if it is tuned on PQ alone.
+# - On this base and budget, with one seed, the design of the head and the pretraining matter most; LoRA's rank hardly
+#   matters.
+# - The object confidence was well calibrated on validation images and raised PQ there, at the price of Dice and AJI
+#   when it was tuned on PQ alone.
 # - Ensembles need members that differ; longer runs need a comparison at equal data.
 #
 # ## Exercises
@@ -727,8 +742,9 @@ assert ceilings[2] > ceilings[4] > ceilings[8]
 # %% [markdown]
 # ```{exercise} A ridge that is chosen honestly
 # :label: ex-beyond-ridge
-# Make noisy maps of eight synthetic images, with four times the noise. Choose the ridge that is best on the first
-# four, and report its PQ on the last four. Compare with the ridge that is best on the last four.
+# Make noisy maps of eight synthetic images as above, with twice the blur and four times the noise. Choose the ridge
+# that is best on the first four, and report its PQ on the last four. Compare it with the ridge that is best on the
+# last four.
 # ```
 
 # %% [markdown]
@@ -767,7 +783,8 @@ assert quality[4:].mean()[chosen] <= quality[4:].mean()[luckiest]
 # %% [markdown]
 # ```{exercise} The Pareto front by hand
 # :label: ex-beyond-pareto
-# Which runs of the ablation are Pareto-optimal in trained weights and **AJI**? Write it without `changes.pareto`.
+# Which runs of the ablation are Pareto-optimal in trained weights and **AJI**? Find them yourself, then compare with
+# `changes.pareto(costs, scores)`, the helper behind the figure, which returns one truth value per run.
 # ```
 
 # %% [markdown]
@@ -794,8 +811,9 @@ assert set(front) == {name for name, best in zip(cost, beaten, strict=True) if b
 # %% [markdown]
 # ```{exercise} One score or three
 # :label: ex-beyond-confidence
-# On the three images above that the classifier was not fitted on, try ten least confidences from 0 up. Which is best
-# for PQ, and which for the mean of Dice, AJI and PQ? What does the first choice cost in Dice?
+# On the three images above that the classifier was not fitted on, try ten thresholds of the confidence, from 0 to
+# nine tenths. Which is best for PQ, and which for the mean of Dice, AJI and PQ? How does Dice change with the first
+# choice?
 # ```
 
 # %% [markdown]

@@ -5,15 +5,16 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # # What LoRA is worth
 #
 # {term}`LoRA` has a {term}`rank`, an {term}`alpha` and {term}`target layers <LoRA target>`, and the report searched
-# 36 combinations of rank, alpha and learning rate. This chapter asks three questions of recorded runs: what LoRA adds
-# to training the head alone, where it should go, and which of its knobs matters.
+# 36 combinations of rank, alpha and learning rate. This chapter answers three questions with recorded runs: what LoRA
+# adds to training the head alone, which layers should get it, and which of its settings matter.
 #
 # ## Overview
 #
 # ```{admonition} In this chapter
 # :class: objectives
-# **You will learn** to tell what LoRA adds to a baseline, to see why alpha acts like a second learning rate, to split
-# the variance of a grid search among its factors, and to compare its best configurations with each other.
+# **You will learn** to measure what LoRA adds to a baseline, to explain why alpha acts like a second learning rate,
+# to split the variance of a grid search among its factors, and to compare the best configurations of a search with
+# each other.
 #
 # **You need**: the chapter on {doc}`LoRA <lora>` for rank and alpha, the one on {doc}`fine-tuning <finetuning>` for the rest. No
 # model is trained here. **Time**: 25 minutes to read, 1 minute to run.
@@ -55,8 +56,8 @@ Markdown(
 #
 # The first question comes before any search: what does LoRA add to a frozen {term}`encoder` with a trained
 # {term}`head`? These runs differ in what is trained, and in nothing else: fold 1, 200 images, three epochs, one
-# {term}`seed`, the instance head that came with the base. The table is made from all such runs that are recorded; a
-# run with another rank, target or seed becomes another row.
+# {term}`seed`, the instance head that came with the base. The table includes all such runs that are recorded, so a
+# run of yours with another rank or target becomes another row.
 
 # %%
 trained = worth.comparable(ablation, "rank-0")
@@ -69,12 +70,13 @@ plt.show()
 # %% [markdown]
 # **On this base and at this budget LoRA adds next to nothing to the head alone**: +0.001 PQ for rank 8 (−0.005 to
 # +0.007), +0.006 for rank 16 (+0.001 to +0.011), and 0.004 and 0.005 in {term}`Dice <Dice coefficient>`. Training all
-# weights, at a learning rate that was not tuned for it, changes PQ by −0.006 (−0.018 to +0.008). A step takes 1.5
-# times as long with LoRA as without.
+# weights, at a learning rate that was not tuned for it, changes PQ by −0.006 (−0.018 to +0.008). A training step
+# takes 1.5 times as long with LoRA as without.
 #
-# Three caveats belong to this. The intervals say what another draw of test images would change, not another seed.
-# Alpha equals the rank in the LoRA runs here, so rank and alpha rise together. And the base was pretrained on
-# synthetic nuclei and on BBBC038, with a head of the same kind; an encoder that knows less of nuclei may gain more.
+# Three caveats apply. The intervals say how much the differences would vary with another draw of test images, not
+# with another seed. Alpha equals the rank in these LoRA runs, so rank and alpha rise together. And the base was
+# pretrained on synthetic nuclei and on the nuclei of the data set BBBC038, with a head of the same kind; an encoder
+# that has seen no nuclei may gain more from LoRA.
 
 # %% tags=["hide-input"]
 gains = worth.worth(trained, "head only")
@@ -113,9 +115,10 @@ for conv in (False, True):
 pd.DataFrame(layers).fillna(0).astype(int)
 
 # %% [markdown]
-# With Linear layers alone, 40 of them, nothing before the second stage (`layers.1`) is adapted. With convolutions too
-# there are 52 adapters, and eight of the new ones lie in the patch embedding and the first stage, which see edges and
-# stain. For a 1 × 1 convolution LoRA is the same as for a Linear layer, applied to each pixel.
+# With Linear layers alone, 40 of them, nothing before the second stage (`layers.1`) is adapted. With convolutions
+# there are 52 adapted layers. Eight of the new ones lie in the patch embedding and the first stage, which are closest
+# to the image's pixels. For a 1 × 1 convolution, LoRA is the same as for a Linear layer that is applied to each
+# pixel. What do the convolutions bring?
 
 # %%
 pieces = {
@@ -126,10 +129,11 @@ pieces = {
 worth.table_worth(pieces, "LoRA, rank 8")
 
 # %% [markdown]
-# On the validation images of folds 1 and 2, 200 steps each, convolutions bring +0.014 PQ (+0.008 to +0.021) for
-# 30,936 more weights. No rank brought as much above, on other images and in shorter runs. **Where LoRA goes seems to
-# matter more than how large it is**, by one seed on two folds. No run on this page adapts attention, the MLPs or the
-# late stages alone; the studies `lora-worth` and `lora-choices` ask that, with three seeds for the main question.
+# On the validation images of folds 1 and 2, after 200 steps, convolutions bring +0.014 PQ (+0.008 to +0.021) for
+# 30,936 more weights. No rank in the section above brought as much, but those runs were shorter and scored on other
+# images. This suggests that **where LoRA goes matters more than how large it is**; it rests on one seed and two
+# folds. No run on this page adapts attention, the MLPs or the late stages alone. The studies `lora-worth` and
+# `lora-choices` in the repository are set up to ask that, with three seeds for the main question.
 
 # %% tags=["hide-input"]
 linear, both = layers["Linear"], layers["Linear and Conv2d"]
@@ -161,10 +165,12 @@ assert targets <= {"all", "none", "full"}, (
 # %% [markdown]
 # ## Alpha, a second learning rate
 #
-# LoRA's update is $\frac{\alpha}{r} B A$, with the {term}`scaling` $\alpha / r$. Dividing by the rank is meant to
-# make the rank a free choice. But the optimiser has a say too: AdamW moves each entry of $A$ and $B$ by about the
-# learning rate, however small its gradient. So how much does one step of training improve a layer, by rank and alpha?
-# The cell takes one step and projects the update on the direction in which the loss falls.
+# LoRA's update is $\frac{\alpha}{r} B A$, with the {term}`scaling` $\alpha / r$. Dividing by the rank is meant to let
+# you change the rank without tuning anything else again. But the optimiser matters too: in its first step, AdamW
+# moves each entry by about the learning rate, however small its gradient. (Since $B$ starts at zero, the gradient of
+# $A$ is zero at first, and only $B$ moves.) So how much does one step of training improve a layer, for each rank and
+# alpha? The cell takes one step and multiplies the update by the negative gradient, entry by entry. The sum is the
+# decrease of the loss to first order, called the progress here; the table shows it relative to rank 8 and alpha 8.
 
 # %%
 torch.manual_seed(0)
@@ -191,10 +197,10 @@ steps = pd.DataFrame(
 (steps / steps.loc[8, 8]).rename_axis("rank").rename_axis("alpha", axis=1).round(2)
 
 # %% [markdown]
-# Along a row the progress is proportional to alpha; down a column it hardly changes, although $\alpha / r$ falls
-# eightfold. $BA$ is a sum of $r$ terms, one for each row of $A$, each of which helps about as much as any other: the
-# sum makes up for the division. So for small updates, **alpha acts like a second learning rate, and alpha over rank
-# does not**. Twice the learning rate does the same as twice the alpha (try it).
+# Along a row the progress is proportional to alpha; down a column it changes little, although $\alpha / r$ falls to
+# an eighth. $BA$ is a sum of $r$ terms, one for each row of $A$, and each term helps about as much as any other, so
+# the sum makes up for the division. So for small updates, **it is alpha, not alpha over rank, that acts like a second
+# learning rate**. Doubling the learning rate has about the same effect as doubling alpha (try it).
 
 # %% tags=["hide-input"]
 assert np.allclose(steps[8] / steps[2], 4, atol=1), (
@@ -206,7 +212,8 @@ assert abs(progress(8, 4, lr=2e-3) / progress(8, 8) - 1) < 0.25, "twice the rate
 # %% [markdown]
 # ## The report's search, read again
 #
-# The report's Table 4 lists four configurations with a validation Dice each. Its public result file has all 36.
+# The report's Table 4 lists four configurations with a validation Dice each. The result file that its author
+# published with the code has all 36, so we can look at the whole search.
 
 # %%
 theirs = worth.their_search()
@@ -214,13 +221,13 @@ table4 = worth.table_4(theirs)
 worth.show_table_4(table4)
 
 # %% [markdown]
-# None of the four printed values equals the file's. The file's best is rank 16, alpha 8 and a learning rate of 0.001,
-# with a validation Dice of 0.8375. The configuration that the report recommends, rank 8, alpha 8 and 0.0003, is
-# number 16 of 36.
+# The four printed values differ from those in the file. In the file, the best configuration has rank 16, alpha 8 and
+# a learning rate of 0.001, with a validation Dice of 0.8375. The configuration that the report recommends, rank 8,
+# alpha 8 and 0.0003, is in place 16 of 36.
 #
-# In a full grid each combination occurs once, so the variance of the scores splits cleanly: a share for the
-# differences between ranks, one for alphas, one for learning rates; the rest is interaction and chance. Such a share
-# is called *eta squared*, and it takes five lines:
+# In a full grid each combination occurs exactly once, so the variance of the scores splits into parts that add up: a
+# share for the differences between ranks, one for alphas and one for learning rates. The rest is interaction and
+# chance. Such a share is called *eta squared*, and five lines compute it:
 
 # %%
 shares = {}
@@ -259,9 +266,10 @@ assert (pairs.idxmax(axis=1) == 1e-3).sum() == len(pairs) == 12, "best in all pa
 # %% [markdown]
 # ## A share depends on the ranges
 #
-# Is the rank unimportant, then, and the rate all? Not by these numbers alone: a factor that is varied over a wider
-# range explains more. The rates of the grid span a factor of ten, ranks one of eight, alphas one of four. Leave a
-# rate out, in the report's search and in the same search run again for this book, and the shares change:
+# Does this mean that only the learning rate matters? These numbers alone do not show that: a factor that is varied
+# over a wider range explains more. In this grid the rates span a factor of ten, the ranks a factor of eight, the
+# alphas a factor of four. Leave one rate out, in the report's search and in the same grid run again for this book,
+# and the shares change:
 
 # %%
 tested = worth.our_search(grid)  # one row per run and test image
@@ -287,9 +295,10 @@ plt.show()
 # Without the smallest rate alpha's share rises from 9.1% to 16.5% in the report's search, and from 0.1% to 9.5% in
 # ours. The ranks, over a factor of eight, stay below one percent in every row.
 #
-# **The budget of our search** was small: 108 runs of four epochs on 60 images, 240 steps, at half the report's image
-# size, 30 test images for each of three folds. Short runs favour large rates, and at 0.0001 ours learnt nothing at
-# all (a test Dice of 0.006 at most), so that the rate's share of 99.8% says little more than *trained or not*.
+# **The budget of our search** was small: 108 runs of four epochs on 60 images, 240 steps, one seed, images scaled to
+# 256 px instead of the report's 1024 px, and 30 test images for each of three folds. Short runs favour large rates.
+# At 0.0001 ours found almost no foreground (a test Dice of 0.006 at most), so the rate's share of 99.8% says little
+# more than whether a run got going at all.
 
 # %% tags=["hide-input"]
 check("9.1%", shares.loc["report", "alpha"])
@@ -317,15 +326,16 @@ assert (
 # %% [markdown]
 # ## The best among themselves
 #
-# A table of means with intervals suggests that the winners cannot be told apart:
+# In a table of means with intervals, the best configurations seem indistinguishable:
 
 # %%
 worth.table_search(ours)
 
 # %% [markdown]
-# The twelve best lie within 0.025 in test Dice, and each of their intervals is about 0.065 wide. But these intervals
-# mostly hold the difference between easy and hard images, which all configurations meet alike. Paired on the same 90
-# images, the picture is another. At the best rate, alpha alone changes:
+# The twelve best by validation Dice lie within 0.025 in test Dice, and their intervals are typically 0.065 wide. But
+# most of that width comes from easy and hard images, and all configurations are scored on the same ones. Paired
+# differences on these 90 images remove it and give a different picture. Keep the best rate, and change first alpha
+# alone, then the rank alone:
 
 # %%
 fast = tested[tested["lr"] == 1e-3]
@@ -340,11 +350,13 @@ plt.show()
 
 # %% [markdown]
 # **Alpha 8 beats alpha 2 by 0.022 Dice (0.012 to 0.032)**, at every rank, and alpha 4 beats it by 0.011. The rank
-# changes Dice by no more than 0.002. So a search does tell about its winners, if they are compared on the same
-# images. In the report's file, which has means only, alpha 8 is 0.005 above alpha 2 at that rate and 0.023 at the
-# smallest, where more is to be gained by a larger step. All of it fits alpha as a second learning rate.
+# changes mean Dice by no more than 0.002. So a search can rank its best configurations if they are compared on the
+# same images, here in our small search with one seed. In the report's file, which has means only, alpha 8 is 0.005
+# above alpha 2 in test Dice at the same rate, and 0.023 at the smallest rate, where larger steps help more. All this
+# fits the view of alpha as a second learning rate.
 #
-# One warning stays. The best of 36 is partly the luckiest: choose on validation, and report on test, once.
+# One warning remains. The best of 36 is partly the luckiest, so choose on validation images, and score the choice on
+# test images once. We compare test scores here to explain the search, not to choose from it.
 
 # %% tags=["hide-input"]
 dozen = ours.nlargest(12, "val_dice")
@@ -375,7 +387,8 @@ check("0.023", in_file[1e-4])
 # %% [markdown]
 # ## Both grids
 #
-# Here are all configurations. Within a column of rates the values rise with alpha and hardly with the rank.
+# Here are all configurations. Within a column, that is, at one rate, the values tend to rise with alpha and change
+# little with the rank.
 
 # %% mystnb={"image": {"alt": "Two heat maps of validation Dice over the 36 configurations of a search: rows are rank and alpha, columns the learning rate; colours get lighter towards the larger learning rates."}, "figure": {"caption": "Validation Dice of the 36 configurations: the report's result file and our search at its own, smaller budget. Each map has its own colour scale.", "name": "fig-grid"}}
 worth.plot_grids({"the report's": theirs, "ours": ours})
@@ -384,11 +397,13 @@ plt.show()
 # %% [markdown]
 # ## Summary
 #
-# - Compare with the head alone before praising LoRA: on this base it adds next to nothing at three epochs.
-# - Where LoRA goes seems to matter more than its rank: convolutions, which make up TinyViT's first stage, bring more.
-# - Alpha works like a second learning rate; dividing it by the rank does not undo that.
-# - A share of variance belongs to the ranges that were searched. The shares of a full grid add up.
-# - Compare the winners of a search on the same images; means with wide intervals hide what pairing shows.
+# - Compare LoRA with training the head alone: on this base it adds next to nothing in three epochs, with one seed.
+# - Where LoRA goes may matter more than its rank: convolutions, which make up TinyViT's first stage, brought more
+#   than any rank.
+# - For small updates alpha works like a second learning rate, and the division by the rank does not change that.
+# - A share of variance depends on the ranges that were searched. In a full grid the shares add up.
+# - Compare the best configurations of a search on the same images: pairing shows differences that wide intervals of
+#   means hide.
 #
 # ## Exercises
 
@@ -402,21 +417,22 @@ plt.show()
 # %% [markdown]
 # ```{solution} ex-worth-alpha
 # :class: dropdown
-# The learning rate. AdamW's steps have the size of the learning rate, and the update is multiplied by alpha.
+# The learning rate. Early on, each entry of $B$ moves by about the learning rate per step, and the update is this
+# movement multiplied by alpha, so twice the one or twice the other doubles it.
 # ```
 
 # %% [markdown]
 # ```{exercise} A share of nothing
 # :label: ex-worth-share
-# A search varies the rank from 8 to 9 and the learning rate from `1e-4` to `1e-2`. The rank explains nothing of the
+# A search varies the rank from 8 to 9 and the learning rate from `1e-4` to `1e-2`. The rank explains none of the
 # variance. What does that say about the rank?
 # ```
 
 # %% [markdown]
 # ```{solution} ex-worth-share
 # :class: dropdown
-# Almost nothing. Its range was far narrower than that of the rate, and a share of variance compares the effects of
-# the ranges searched.
+# Almost nothing. Its range was far narrower than that of the rate, and a share of variance compares factors over the
+# ranges that were searched.
 # ```
 
 # %% [markdown]
@@ -466,8 +482,8 @@ assert stabilised[16] > 2 * stabilised[2]  # about sqrt(8) times
 # %% [markdown]
 # ```{exercise} The luckiest of 36
 # :label: ex-worth-lucky
-# Choose the configuration with the best **test** Dice on fold 1 of our search, and look at its place by the test Dice
-# of folds 2 and 3. How much does the choice flatter itself on fold 1?
+# Choose the configuration with the best **test** Dice on fold 1 of our search, and find its place by the mean test
+# Dice of folds 2 and 3. How far is it above the mean of the twelve best on fold 1, where it was chosen?
 # ```
 
 # %% [markdown]
@@ -493,4 +509,4 @@ assert 1 <= place <= 12  # any of the dozen at the best rate may come first
 # %% [markdown]
 # ## Further reading
 #
-# - {cite:t}`hu2021lora`, section 7, on how small a rank can be.
+# - {cite:t}`hu2021lora`, section 7, on how low a rank can be.

@@ -5,14 +5,14 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # # Your own images
 #
 # You have images of H&E sections and want their nuclei. This chapter segments three of them with the adapter that
-# comes with `nucseg`, reads the results back, checks them, fine-tunes on corrected outlines, and says what all of it
+# comes with `nucseg`, reads the results back, checks them, fine-tunes on corrected outlines, and says what each step
 # costs.
 #
 # ## Overview
 #
 # ```{admonition} In this chapter
 # :class: objectives
-# **You will learn** to segment images of any size, to read the tables and polygons that are written, to tell the
+# **You will learn** to segment images of any size, to read the tables and polygons that are written, to state the
 # pixel size, to score an adapter on your masks, and to fine-tune it on a few images.
 #
 # **You need**: 8-bit RGB images (PNG, JPEG, TIFF, or a whole slide), and masks of a few of them for the second half.
@@ -51,9 +51,9 @@ Markdown(provenance_note(nucseg.Synthetic(1), model))
 # %% [markdown]
 # ## Three images
 #
-# Synthetic tissue stands in for yours. Here are five images of 256 px; three are yours to work with, and two are kept
-# back to check on. To work on your own images, put them into two such folders instead, and skip the folded cells,
-# which check this page's sentences.
+# Synthetic tissue stands in for yours. Here are five images of 256 px: three to work with, and two kept back as a
+# test. To work on your own images, put them into two such folders instead. Then skip the cells that write synthetic
+# images or masks, and the folded cells, which only check this page's text.
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -99,11 +99,12 @@ summary[["image", "height_px", "width_px", "nuclei", "area_px_mean"]], failures
 own.table_files(results, "0")
 
 # %% [markdown]
-# Finished images are skipped when the command runs again, an interrupted image resumes, and outputs that are missing
-# are added. **Files that nucseg did not write, or that you changed, are never replaced.** `--outputs labels,csv`
-# writes fewer.
+# When the command runs again, finished images are skipped, an interrupted image resumes, and missing outputs are
+# added. **Files that nucseg did not write, or that you changed, are never replaced.** With `--outputs labels,csv`
+# only the label map and the table are written.
 #
-# The table has one row per nucleus, in pixels and, as the pixel size is known, in µm. Origin is the top left corner.
+# The table has one row per nucleus, in pixels and, because the pixel size was given, in µm. The origin is the top
+# left corner of the image.
 
 # %%
 table = pd.read_csv(results / "0.nuclei.csv")
@@ -112,9 +113,9 @@ table[
 ].head(3)
 
 # %% [markdown]
-# The polygons are GeoJSON, as QuPath reads and writes it. Let us read them back and compute each polygon's area by
-# the shoelace formula. The polygons cut the corners of the nuclei's pixels, so their areas are smaller than the
-# table's by a trace.
+# The polygons are GeoJSON, as QuPath reads and writes it. Read them back, and compute each polygon's area by the
+# shoelace formula. The polygons cut the corners of the outermost pixels, so their areas are slightly smaller than
+# those in the table.
 
 # %%
 polygons = json.loads((results / "0.geojson").read_text())["features"]
@@ -152,10 +153,10 @@ assert set(own.FILES) == {p.name[1:] for p in results.glob("0.*")}, (
 # %% [markdown]
 # ## The pixel size
 #
-# The network knows nuclei of one size. If an image's {term}`pixel size` is known, from the file or from
-# `--um-per-px`, it is shown at the scale of the training images; if not, it is taken to be like them, with a warning.
-# Here is the same image scanned at half the magnification, so with 0.5 µm/px, once without and once with that
-# knowledge:
+# The network has learnt nuclei at one scale. If an image's {term}`pixel size` is known, from the file or from
+# `--um-per-px`, the image is scaled to match the training images; if not, it is assumed to match, with a warning.
+# Here is the same image at half the magnification, that is, at 0.5 µm/px, segmented without and with its pixel size,
+# and the {term}`PQ <panoptic quality>` of both results:
 
 # %%
 half = np.asarray(
@@ -175,8 +176,8 @@ own.plot_scale(half, told, um_per_px=0.5)
 plt.show()
 
 # %% [markdown]
-# A TIFF can carry its pixel size, as slides do; then nothing needs to be told. If an adapter does not know the pixel
-# size of its own training images, `--um-per-px` changes the units of the results only.
+# A TIFF file can state its pixel size, as slides do; then no option is needed. If the pixel size of an adapter's
+# training images is unknown, `--um-per-px` changes only the units of the results.
 
 # %%
 tifffile.imwrite(
@@ -198,10 +199,11 @@ check("20,000", 1e4 / 0.5)
 # %% [markdown]
 # ## How good is it on mine?
 #
-# Outline the nuclei of a few images, then score the adapter on them. Masks are paired with images by file name: label
-# maps (TIFF, PNG; 0 outside, one id per nucleus), ROIs from ImageJ, GeoJSON from QuPath, `.npy`, Cellpose's
-# `_seg.npy`, HoVer-Net's `.mat`, or one COCO file. A binary mask does not say where one nucleus ends; if none touch,
-# pass `--instances components`.
+# Outline the nuclei of a few images, then score the adapter on them. Masks are paired with images by file name. They
+# can be label maps (TIFF, PNG; 0 outside, one id per nucleus), ROIs from ImageJ, GeoJSON from QuPath, `.npy`,
+# Cellpose's `_seg.npy`, HoVer-Net's `.mat`, or one COCO file. A binary mask does not say where one nucleus ends and
+# the next begins; if no nuclei touch, pass `--instances components`. The table shows {term}`Dice <Dice coefficient>`,
+# {term}`AJI <aggregated Jaccard index>` and PQ of each image that was kept back:
 
 # %%
 for number, sample in enumerate(samples):
@@ -214,14 +216,14 @@ before = nucseg.evaluate(model, kept, range(len(kept)), progress=False)
 before[["stem", "dice", "aji", "pq", "nuclei_true", "nuclei_predicted"]].round(3)
 
 # %% [markdown]
-# The command is `nucseg evaluate nuinsseg-1 --images kept/images --masks kept/masks`. If that is good enough, skip
-# the next section.
+# The command is `nucseg evaluate nuinsseg-1 --images kept/images --masks kept/masks`. If the scores are good enough
+# for your purpose, skip the next section.
 #
 # ## Correct, and train again
 #
-# The three images in `mine` have masks now; in practice these are the adapter's own outlines, corrected. The page
-# {doc}`Predict, correct, train <../corrections>` shows how, with QuPath and with ImageJ, and how to mark what you did not
-# check (*Ignore\**, *Region\**). One call fine-tunes the adapter on them:
+# The three images in `mine` now have masks, here the true ones; in practice they are the adapter's own outlines,
+# corrected. The page {doc}`Predict, correct, train <../corrections>` shows how, with QuPath and with ImageJ, and how
+# to mark what you did not check (*Ignore\**, *Region\**). One call fine-tunes the adapter on them:
 
 # %%
 mine = open_own(folder / "mine")
@@ -233,9 +235,9 @@ history = pd.read_csv(folder / "run" / "history.csv", index_col="epoch")
 )
 
 # %% [markdown]
-# It measures how large your nuclei are and shows the images at a scale at which they are as large as those that the
-# adapter knows. One of the three images is not trained on: it chooses the epoch that is kept, and the scores on it
-# are therefore optimistic. Now the two images that neither trained nor chose anything:
+# `finetune` measures the median diameter of your nuclei, the number above, and scales the images so that these nuclei
+# are as large as those that the adapter was trained on. One of the three images is not used for training: it selects
+# the epoch that is kept, so the scores on it are optimistic. Now score the two images that were kept back:
 
 # %%
 tuned = nucseg.load(adapter)
@@ -254,11 +256,12 @@ own.plot_found(
 plt.show()
 
 # %% [markdown]
-# All three scores rise, after seconds of training on two images. That is easier here than on real tissue, because
-# synthetic images of one tissue resemble each other; the next section has real ones. The new adapter is a file of
-# under two megabytes; `nucseg predict images --adapter run/best.safetensors --out results-2` uses it. Results of two
-# adapters are never mixed in one folder. The command, `nucseg finetune mine --out run`, also prints what the adapter
-# scores unchanged and when it is told the size of your nuclei, so that you see whether training was needed.
+# All three scores rise after a few seconds of training on two images. That is easier here than on real tissue,
+# because synthetic images of one tissue resemble each other; the next section has real images. The new adapter is a
+# file of under two megabytes; `nucseg predict images --adapter run/best.safetensors --out results-2` uses it. Results
+# of two adapters are never mixed in one folder. The command, `nucseg finetune mine --out run`, also prints two scores
+# from before training: of the adapter unchanged, and of the adapter told the size of your nuclei. They show whether
+# training was needed.
 
 # %% tags=["hide-input"]
 assert (after.mean(numeric_only=True) > before.mean(numeric_only=True))[
@@ -270,22 +273,23 @@ assert len(mine) == 3 and len(history) == 6, "three images, six epochs"
 # %% [markdown]
 # ## What it brings on real images, and what it costs
 #
-# Measured on the 107 histology images of BBBC038 {cite}`caicedo2019bbbc038`, from other laboratories and at another
-# magnification than NuInsSeg. A caveat first: the shipped adapters have the base `offline`, and its first edition,
-# the one in use, was pretrained on these very images. So that nothing is flattered, the experiment started from an
-# adapter trained on NuInsSeg from random weights, which never saw them. Five times, images to learn from were drawn
-# at random; the same 87 others were scored.
+# How much does fine-tuning bring on real images? This was measured on the 107 histology images of BBBC038
+# {cite}`caicedo2019bbbc038`, which come from other laboratories and have another magnification than NuInsSeg. The
+# shipped adapters cannot be tested on them: their base, the first edition of `offline`, was pretrained on these very
+# images. The experiment therefore started from an adapter that was trained on NuInsSeg from random weights and never
+# saw them. The images to learn from were drawn at random five times; the other 87 were the same each time and gave
+# the scores.
 
 # %%
 about, learnt = own.own_images()
 own.table_own_images(about, learnt)
 
 # %% [markdown]
-# On average over the five draws ten images raise PQ from 0.288 to 0.412, five to 0.375 and twenty to 0.454; Dice rises
-# from 0.606 to 0.857 with twenty. Telling the size of the nuclei alone brings nothing here (0.273). Which images one outlines matters: with
-# five, PQ lies between 0.341 and 0.404 by draw. On one thread of a CPU the training took 0.3, 0.8 and 2.3 minutes,
-# the median of five draws; a run ends when 20 epochs in a row were not better. Outlining ten images takes longer than
-# that.
+# On average over the five draws, ten images raise PQ from 0.288 to 0.412, five to 0.375 and twenty to 0.454; Dice
+# rises from 0.606 to 0.857 with twenty. Stating the size of the nuclei without training does not help here (0.273). It matters which images are
+# outlined: with five, PQ lies between 0.341 and 0.404, depending on the draw. On one thread of a CPU, training on
+# five, ten and twenty images took 0.3, 0.8 and 2.3 minutes (medians of the five draws); a run stops after 20 epochs
+# without improvement. Outlining ten images takes longer than that.
 
 # %% tags=["hide-input"]
 mean = learnt.groupby("images")[["dice", "pq"]].mean()
@@ -315,9 +319,10 @@ assert about["start"]["base"] == "random" and about["configs"][0]["patience"] ==
 # %% [markdown]
 # ## Another stain, another laboratory
 #
-# How far does it carry without fine-tuning? Three runs of the recipe study, heads that differ in their normalisation
-# and started from random weights, met 24 validation images of fold 1 whose {term}`haematoxylin` or {term}`eosin` was
-# halved or doubled ({term}`stain shift`).
+# What if the images differ and you do not fine-tune? Three runs answer this in part; their heads differ in
+# normalisation only and started from random weights (the recipe study of the chapter
+# {doc}`Beyond the report <beyond>`). They were scored on 24 validation images of fold 1 whose {term}`haematoxylin` or
+# {term}`eosin` was halved or doubled ({term}`stain shift`).
 
 # %%
 stained = own.robustness()
@@ -332,14 +337,15 @@ changes.table(
 
 # %% [markdown]
 # Twice the haematoxylin costs most: 0.075 PQ (0.040 to 0.111, images drawn) for the head with {term}`GroupNorm`, 0.081 with
-# {term}`BatchNorm` and 0.071 with {term}`LayerNorm`. The other changes cannot be told from nothing by 24 images, but
-# for the BatchNorm head and eosin: +0.010 when it is halved, −0.028 when it is doubled. With one seed this is a rough
-# map.
+# {term}`BatchNorm` and 0.071 with {term}`LayerNorm`. For the other changes the interval contains zero, except for the
+# BatchNorm head and eosin: +0.010 when it is halved, −0.028 when it is doubled. With 24 images and one seed, this is
+# only a rough guide.
 #
-# On 24 histology images of BBBC038 the order of the norms is another than at home: PQ is 0.477 with BatchNorm, 0.431
-# with LayerNorm and 0.407 with GroupNorm. Compare the three with each other, not with other numbers: the base under
-# all of them saw these images. What sets BatchNorm and LayerNorm apart is that a nucleus's maps hardly depend on the
-# rest of the field. Inside a mosaic of four images they change by 0.023 at most, with GroupNorm by up to 0.790.
+# On 24 histology images of BBBC038 the three rank differently from NuInsSeg: PQ is 0.477 with BatchNorm, 0.431 with
+# LayerNorm and 0.407 with GroupNorm. Compare these three with each other only, because the base that they share was
+# pretrained on these images. BatchNorm and LayerNorm have one property in common: the maps of a nucleus hardly depend
+# on the rest of the field. When an image becomes part of a mosaic of four, its maps change by 0.023 at most; with
+# GroupNorm they change by up to 0.790.
 
 # %% tags=["hide-input"]
 double = {
@@ -376,9 +382,9 @@ check("0.790", fields["group"])
 # %% [markdown]
 # ## Whole slides
 #
-# A large image is cut into overlapping fields, of which only the cores are kept. The label map is then cut from the
-# maps block by block. Memory does not grow with the image; empty glass is skipped. How long an archive takes, the
-# chapter {doc}`From one slide to an archive <archive>` works out.
+# The network sees a large image in overlapping fields, and only the core of each field is kept. The maps are then
+# decoded block by block. Memory does not grow with the image, and empty glass is skipped. The chapter
+# {doc}`From one slide to an archive <archive>` works out how long an archive takes.
 
 # %%
 large = beyond.about("large-image")
@@ -396,29 +402,30 @@ pd.Series(
 )
 
 # %% [markdown]
-# A synthetic image of 20,000 × 20,000 px, in which 78,018 nuclei were found, took 12 minutes and 1.4 GiB of memory on one thread,
-# other programs beside it; label map, polygons, ROIs and table included. By the same pace a slide of 100,000 ×
-# 100,000 px with no glass takes five hours.
+# A synthetic image of 20,000 × 20,000 px, in which 78,018 nuclei were found, took 12 minutes and 1.4 GiB of memory on one thread
+# while other programs were running, with all five outputs written. At the same pace a slide of 100,000 × 100,000 px
+# with no glass takes five hours.
 #
-# What the network says about a nucleus depends on what else is in its field, as the shipped adapters have GroupNorm.
-# So the same image with its fields laid elsewhere gives a slightly different label map:
+# The shipped adapters have GroupNorm, so the maps of a nucleus depend on what else is in its field. If the fields are
+# shifted, the same image therefore gives a slightly different label map:
 
 # %%
 cuts = beyond.about("seams")
 own.table_seams(cuts, "agreement", "compared")
 
 # %% [markdown]
-# On one tissue two layouts agree to an AJI of 0.968. On a mosaic of sixteen tissues they agree less, 0.803, and
-# segmenting in fields is then the better way: against the truth its AJI is 0.582, and 0.548 where the network sees
-# everything at once. And the borders themselves? Each nucleus below lies on a border between two fields in one
-# layout, and clear of every border in the other, so that the same nucleus was drawn twice.
+# On one synthetic tissue two layouts agree with an AJI of 0.968. On a mosaic of sixteen tissues, the worst case, they
+# agree less, with 0.803. Segmenting that mosaic in fields is better than all at once: against the truth the AJI is
+# 0.582 with fields, and 0.548 when the network sees the whole mosaic. What happens at the borders between fields?
+# Each nucleus below lies on a border in one layout and clear of every border in the other, so it was outlined once in
+# each situation.
 
 # %%
 own.table_borders(cuts)
 
 # %% [markdown]
-# On borders nuclei are found as often, to within 2.2 percentage points, and outlined about as well: their IoU differs by
-# +0.009 (+0.003 to +0.017, nuclei drawn) on one tissue and by −0.004 (−0.020 to +0.011) on sixteen.
+# On borders, nuclei are found about as often (within 2.2 percentage points) and outlined about as well: their mean
+# IoU differs by +0.009 (+0.003 to +0.017, nuclei drawn) on one tissue and by −0.004 (−0.020 to +0.011) on sixteen.
 
 # %% tags=["hide-input"]
 check("20,000", large["side_px"])
@@ -469,47 +476,48 @@ for texts, interval in zip(
 #
 # - `nucseg.segment(image)` for one image, `nucseg predict` for folders and slides; files that are yours are never
 #   replaced.
-# - Tell the pixel size. Without it a scan at half the magnification loses much.
-# - Keep some masks back, and score before and after. The images that choose the epoch are no test.
-# - A few corrected images are worth more than any option: ten images of other laboratories raised PQ by more than a
+# - State the pixel size. In the example above, a scan at half the magnification lost much without it.
+# - Keep some masks back, and score before and after. The images that select the epoch are no test.
+# - A few corrected images can bring a lot: on images of other laboratories, training on ten raised PQ by more than a
 #   third.
-# - Strong haematoxylin is the stain shift to watch for.
+# - Of the stain shifts tried, twice the haematoxylin cost most.
 #
 # ## Exercises
 
 # %% [markdown]
 # ```{exercise} Nothing found
 # :label: ex-own-nothing
-# A scan with 1 µm/px gives hardly any nuclei with `nucseg predict`. The file does not state its pixel size. What do
-# you do?
+# `nucseg predict` finds hardly any nuclei in a scan with 1 µm/px. The file does not state its pixel size. What do you
+# do?
 # ```
 
 # %% [markdown]
 # ```{solution} ex-own-nothing
 # :class: dropdown
-# Pass `--um-per-px 1`, into a new folder. Nuclei are then shown to the network four times as large, as in its
-# training images.
+# Run it again with `--um-per-px 1` and a new `--out` folder. The network then sees the image enlarged four times, so
+# that nuclei are as large as in its training images.
 # ```
 
 # %% [markdown]
 # ```{exercise} An honest score
 # :label: ex-own-honest
-# You fine-tune on ten images; the last epoch's validation PQ is 0.5. Why is that not the score to report, and what
-# is?
+# You fine-tune on ten images. In the epoch that is kept, the validation PQ is 0.5. Why should you not report this
+# score, and which one should you report?
 # ```
 
 # %% [markdown]
 # ```{solution} ex-own-honest
 # :class: dropdown
-# The validation images chose the epoch, so their score is optimistic, the more so the fewer they are. Report the
-# score on images that neither trained nor chose anything.
+# The validation images selected the epoch, so their score is optimistic, the more so the fewer they are. Report the
+# score on images that were used neither for training nor for selecting the epoch.
 # ```
 
 # %% [markdown]
 # ```{exercise} Which nuclei are large?
 # :label: ex-own-table
 # From the tables of the three images, list the nuclei whose area is more than twice the median of their image. Are
-# they likely to be mergers? Look at their solidity.
+# they likely to be {term}`mergers <merger>`? Look at their solidity, the area divided by that of the convex hull: it
+# is close to 1 for a single nucleus, and lower for most pairs of merged nuclei.
 # ```
 
 # %% [markdown]
@@ -535,7 +543,8 @@ assert (large_ones["area_px"] > tables["area_px"].median()).all()
 # ```{exercise} Draw the polygons
 # :label: ex-own-polygons
 # Turn the GeoJSON of the first image back into a label map with `skimage.draw.polygon`, and compare it with
-# `0.labels.tif`. Where does a polygon's coordinate 0 lie, in the middle of a pixel or at its corner?
+# `0.labels.tif`. Does the coordinate 0 of these polygons lie in the middle of the first pixel or at its corner? (In
+# `skimage`, whole coordinates are pixel centres.)
 # ```
 
 # %% [markdown]
@@ -563,8 +572,8 @@ assert agreement.pq > 0.99  # the corner of the top left pixel is (0, 0)
 # %% [markdown]
 # ```{exercise} How wrong may the pixel size be?
 # :label: ex-own-wrong
-# Segment the second image with pixel sizes from half to twice the true one and draw PQ against the error. How much
-# error does the adapter forgive?
+# Segment the second image with pixel sizes from half to twice the true one, and compare the PQs. How much error does
+# the adapter tolerate?
 # ```
 
 # %% [markdown]
@@ -590,9 +599,9 @@ assert forgiven[1.0] > forgiven[0.5]
 # %% [markdown]
 # ```{exercise} A correction by code
 # :label: ex-own-correct
-# Drop the polygons whose solidity is at most nine tenths from the GeoJSON of the three images, and save what is left
-# as masks beside copies of the images. Does `open_own`, which `finetune` reads masks with, find the nuclei that are
-# left?
+# Remove the polygons with a solidity of at most nine tenths from the GeoJSON of the three images (each feature has it
+# in `properties["measurements"]`). Save the rest as masks in a new folder, with copies of the images. Does
+# `open_own`, the function with which `finetune` reads masks, find the remaining nuclei?
 # ```
 
 # %% [markdown]
