@@ -103,7 +103,7 @@ def checked(section: list[Cell]) -> set[str]:
 
 
 def unchecked(section: list[Cell]) -> list[str]:
-    """The numbers in a section's text, captions and longer strings that nothing vouches for."""
+    """Return the numbers in a section's text, captions and longer strings that no cell checks and no list allows."""
     known = checked(section)
     texts = [text for cell in section for text in cell.captions]
     for cell in section:

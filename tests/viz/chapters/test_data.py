@@ -2,11 +2,6 @@
 
 from types import SimpleNamespace
 
-import matplotlib
-
-matplotlib.use("agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,12 +11,6 @@ from nucseg.data.datasets import Sample
 from nucseg.data.splits import Split
 from nucseg.instances import encode
 from nucseg.viz.chapters import data as figures_of
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture

@@ -1,10 +1,5 @@
 """Figures and tables of the chapter on fine-tuning."""
 
-import matplotlib
-
-matplotlib.use("agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,12 +10,6 @@ from nucseg.data.datasets import Sample
 from nucseg.records.statistics import SCORES
 from nucseg.viz import figures
 from nucseg.viz.chapters import finetuning as figures_of
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture

@@ -1,10 +1,5 @@
 """Figures of the chapter on LoRA: what they say in numbers is what the model has."""
 
-import matplotlib
-
-matplotlib.use("agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,12 +9,6 @@ from nucseg.config import ModelConfig
 from nucseg.model import lora
 from nucseg.model.network import build_model, parameter_ledger
 from nucseg.viz.chapters import lora as figures_of
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 def words(figure) -> list[str]:

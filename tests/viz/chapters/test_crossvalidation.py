@@ -1,10 +1,5 @@
 import json
 
-import matplotlib
-
-matplotlib.use("agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,12 +9,6 @@ from nucseg.records.runs import Run
 from nucseg.viz.chapters import crossvalidation as chapter
 
 NAMES = ("dice", "iou", "aji", "pq", "sq", "rq", "aji_plus", "aji_matched_only")
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 def scored(fold: str, values: list[float], tissue: str = "a") -> pd.DataFrame:

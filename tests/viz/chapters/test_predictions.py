@@ -1,8 +1,3 @@
-import matplotlib
-
-matplotlib.use("agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,12 +7,6 @@ from nucseg.data.datasets import Sample
 from nucseg.instances import encode, renumber, split
 from nucseg.metrics import errors
 from nucseg.viz.chapters import predictions as chapter
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 def sample(labels: np.ndarray) -> Sample:

@@ -1,8 +1,3 @@
-import matplotlib
-
-matplotlib.use("agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,12 +5,6 @@ import pytest
 from nucseg.errors import InputError
 from nucseg.records.runs import Run
 from nucseg.viz.chapters import tissues as chapter
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 def scored(tissue: str, *pq: float) -> pd.DataFrame:

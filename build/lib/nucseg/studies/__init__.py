@@ -1,0 +1,1 @@
+"""Studies, sets of related runs: cross-validation, variants and grids."""
