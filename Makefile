@@ -30,7 +30,7 @@ test: $(READY)  ## run the tests on all cores
 	$(BIN)/python -m pytest --numprocesses auto --ignore=tests/book/test_pages.py
 
 pages: $(READY) ## check the built pages in a browser without a network: requests, sliders, accessibility
-	$(BIN)/python -m pytest -q tests/book/test_pages.py
+	$(BIN)/python -m pytest -q --numprocesses auto tests/book/test_pages.py
 
 lint: $(READY)  ## ruff, its formatter, mypy, and that notebooks and their twins agree
 	$(BIN)/ruff check .

@@ -25,6 +25,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "decoder_lora_target": (*LORA_TARGETS, "none"),
     "head_start": ("base", "fresh"),
     "head_norm": ("group", "layer", "batch"),
+    "norm_statistics": ("base", "training"),
     "without": ("", *PIECES),
     "data": ("synthetic", "nuinsseg", "own"),
     "protocol": ("benchmark", "report", "leave-one-tissue-out", "own", "parts"),
@@ -84,7 +85,7 @@ class ModelConfig:
     base: str = option(
         "auto",
         "model",
-        "base checkpoint: mobile_sam, offline, random or a path; auto: mobile_sam if cached, else offline",
+        "base checkpoint: mobile_sam, offline, broad, random or a path; auto: mobile_sam if cached, else offline",
     )
     base_seed: int = option(0, "model", "seed of the base 'random'")
     size: int = option(1024, "model", "longer side of the encoder's input image, px; 1024 is SAM's and the report's")
@@ -112,6 +113,11 @@ class ModelConfig:
     head_start: str = option("base", "model", "initial weights of the instance head: base (if it has them) or fresh")
     head_norm: str = option(
         "group", "model", "normalisation in the instance head: group (over the field), layer (per pixel) or batch"
+    )
+    norm_statistics: str = option(
+        "base",
+        "model",
+        "statistics of the encoder's BatchNorm layers: base, or training (estimated on the training images)",
     )
     head_width: int = option(64, "model", "channels of the instance head; other than 64 needs --head-start fresh")
     stages: bool = option(False, "model", "pretraining only: deep supervision, and random dropping of head inputs")
@@ -147,6 +153,8 @@ class ModelConfig:
             raise InputError("Option dora needs LoRA on Linear layers alone: lora_conv = false and dropout = 0.")
         if self.without and self.head != "instance":
             raise InputError(f"Option without = {self.without!r} needs the head 'instance'.")
+        if self.norm_statistics == "training" and self.lora_target == "full":
+            raise InputError("With lora_target = 'full' BatchNorm is trained: leave norm_statistics = 'base'.")
         if self.stages and (self.head != "instance" or self.lora_target != "full"):
             raise InputError("Option stages is for pretraining: it needs head = 'instance' and lora_target = 'full'.")
         if self.decoder_lora_target != "none" and self.head != "mask_decoder":
@@ -300,6 +308,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lora_conv": True,
         "border_weight": 1.0,
         "valley_weight": 2.0,
+        # a nucleus looks the same whatever else lies in view, which the group norm of other presets cannot promise
+        "head_norm": "batch",
+        "norm_statistics": "training",
         "tune_decoding": True,
     },
     # The base 'offline', from random weights; see training/pretrain.py. BatchNorm is trained, so the batch is larger.

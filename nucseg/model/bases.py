@@ -25,9 +25,10 @@ MOBILE_SAM_SHA256 = "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37
 MOBILE_SAM_BYTES = 40_728_226
 INSTANCE_HEAD = "instance_head."  # prefix of the instance head that a base may include; not part of MobileSAM
 OFFLINE = ASSETS / "offline.safetensors"
+SHIPPED = {path.stem: path for path in (OFFLINE, ASSETS / "broad.safetensors")}
 CHOICES = (
     "'auto' (mobile_sam if it was downloaded, else offline), 'mobile_sam' (the official checkpoint, downloaded "
-    "once), 'offline' (ships with nucseg, not MobileSAM's weights), 'random', or the path of a mobile_sam.pt"
+    "once), 'offline' or 'broad' (ship with nucseg, not MobileSAM's weights), 'random', or the path of a mobile_sam.pt"
 )
 
 
@@ -56,7 +57,7 @@ def resolve_base(name: str) -> str:
 
 
 def load_base(name: str = "auto", seed: int = 0) -> Base:
-    """Load a base: ``mobile_sam``, ``offline`` (see pretrain.py), ``random`` (untrained, under ``seed``) or a path.
+    """Load a base by name: ``mobile_sam``, ``offline``, ``broad``, ``random`` (untrained, under ``seed``), or by path.
 
     ``auto`` is the best base that needs no download (`resolve_base`). Other names never fall back to another base.
     Raises ``InputError`` for an unknown name, a missing or damaged file, a wrong hash, or a download without
@@ -65,8 +66,8 @@ def load_base(name: str = "auto", seed: int = 0) -> Base:
     name = resolve_base(name)
     if name == "random":
         return random_base(seed)
-    if name == "offline":
-        return offline_base()
+    if name in SHIPPED:
+        return offline_base(SHIPPED[name])
     if name == "mobile_sam":
         return Base(name, read_checkpoint(fetch_mobile_sam()), MOBILE_SAM_SHA256)
     path = Path(name)
@@ -127,7 +128,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def offline_base(path: str | Path = OFFLINE) -> Base:
-    """The base that ships with the package: an encoder trained by ``nucseg pretrain``, stored in float16.
+    """A base such as those that ship with the package: an encoder trained by ``nucseg pretrain``, stored in float16.
 
     The instance head that was trained with it is included under ``instance_head.``. The prompt encoder and mask decoder
     are untrained, from `random_base`.
@@ -137,12 +138,12 @@ def offline_base(path: str | Path = OFFLINE) -> Base:
     try:
         encoder = {name: t.float() if t.is_floating_point() else t for name, t in load_file(path).items()}
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: the base 'offline' cannot be read; choose {CHOICES}.") from error
+        raise InputError(f"{path}: this base cannot be read; choose {CHOICES}.") from error
     expected = {name: shape for name, shape in sam_shapes().items() if name.startswith("image_encoder.")}
     found = {name: t.shape for name, t in encoder.items() if not name.startswith(INSTANCE_HEAD)}
     if found != expected:
         raise InputError(f"{path}: not an encoder of MobileSAM's architecture; make it again with nucseg pretrain.")
-    name = "offline" if path == OFFLINE else path.name
+    name = path.stem if path in SHIPPED.values() else path.name
     return Base(name, random_base(0).state | encoder, sha256(path))
 
 

@@ -84,11 +84,22 @@ class NucleiModel(nn.Module):
                     module.eval()
         return self
 
+    def encoder_norms(self) -> dict[str, nn.BatchNorm2d]:
+        """Return the encoder's BatchNorm layers by their names in the model."""
+        modules = self.encoder.named_modules(prefix="encoder")
+        return {name: module for name, module in modules if isinstance(module, nn.BatchNorm2d)}
+
     def adapter_state(self) -> dict[str, Tensor]:
-        """Return all tensors that differ from the base: trained parameters, and buffers of trained BatchNorm layers."""
+        """Return all tensors that differ from the base: trained parameters, and statistics of BatchNorm layers.
+
+        The latter are those of trained layers, and with ``norm_statistics = "training"`` the encoder's, too.
+        """
         keep = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        estimated = self.encoder_norms() if self.config.norm_statistics == "training" else {}
         for name, module in self.named_modules():
-            if isinstance(module, nn.BatchNorm2d) and any(p.requires_grad for p in module.parameters()):
+            if not isinstance(module, nn.BatchNorm2d):
+                continue
+            if name in estimated or any(p.requires_grad for p in module.parameters()):
                 keep |= {f"{name}.{buffer}" for buffer, _ in module.named_buffers(recurse=False)}
         return {name: tensor for name, tensor in self.state_dict().items() if name in keep}
 

@@ -30,6 +30,7 @@ BASE_NAMES = {
     "random": "MobileSAM with random weights, not pretrained",
     "mobile_sam": "MobileSAM, pretrained",
     "offline": "offline, trained by nucseg, not MobileSAM's weights",
+    "broad": "broad, trained by nucseg, not MobileSAM's weights",
 }
 
 

@@ -6,7 +6,7 @@ its last complete epoch gives the same result as an uninterrupted one.
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -38,8 +38,11 @@ from nucseg.model.network import NucleiModel, build_model, load_model, pick_devi
 from nucseg.records.provenance import command_line, commit
 from nucseg.records.runs import read_run
 from nucseg.training.average import WeightAverage
+from nucseg.training.batchnorm import estimate_statistics
 from nucseg.training.checkpoint import _ended, _resume, _same_sources, _save_state, _write_history, finished
 from nucseg.training.losses import dice_focal_loss, distance_loss
+
+STATISTICS_IMAGES, STATISTICS_BATCH = 160, 8  # for norm_statistics = "training"; seconds on a CPU
 
 
 class _TrainingImages(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
@@ -180,6 +183,14 @@ def _load(
         yield from line
 
 
+def _sampled(dataset: Dataset, config: Config, indices: tuple[int, ...]) -> Iterator[Tensor]:
+    """Yield batches of training images as in the first epoch, `STATISTICS_IMAGES` at most."""
+    images = _TrainingImages(dataset, config)
+    order = np.random.default_rng(config.seed).permutation(len(indices))[:STATISTICS_IMAGES]
+    for start in range(0, len(order), STATISTICS_BATCH):
+        yield torch.stack([images[0, indices[i]][0] for i in order[start : start + STATISTICS_BATCH]])
+
+
 def _diverged(what: str, epoch: int, step: int, config: Config) -> str:
     return (
         f"{what} in epoch {epoch + 1}, step {step + 1}: training stopped. The last complete epoch is kept; lower lr "
@@ -290,6 +301,8 @@ def _epochs(
     identity["images and masks"] = content_hash(dataset)
     average = WeightAverage(model, config.ema) if config.ema else None
     scaler = torch.amp.GradScaler(model.mean.device.type, enabled=model.precision == "float16")
+    if config.norm_statistics == "training" and not (config.start or (folder / "last.pt").exists()):
+        estimate_statistics(model, _sampled(dataset, config, split.train))
     history, spent = _resume(folder / "last.pt", config, identity, model, optimiser, average, scaler)
     best = max((row[f"val_{config.monitor}"] for row in history), default=-math.inf)
     while not _ended(history, config):

@@ -1,0 +1,30 @@
+"""Estimating the statistics of a frozen encoder's BatchNorm layers on the training images."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from nucseg.model.network import NucleiModel
+
+
+@torch.no_grad()
+def estimate_statistics(model: NucleiModel, batches: Iterable[Tensor]) -> None:
+    """Replace the running means and variances of the encoder's BatchNorm layers by those of ``batches``.
+
+    Adaptive batch normalisation (Li et al. 2016, "Revisiting batch normalization for practical domain adaptation"): the
+    weights stay, and the statistics move from the images of the base to those of the task. Each is the plain mean over
+    the batches, (B, 3, S, S) uint8 images each. The model's mode and device are kept.
+    """
+    training, layers = model.training, model.encoder_norms().values()
+    momenta = [layer.momentum for layer in layers]
+    model.eval()
+    for layer in layers:
+        layer.momentum = None  # a plain mean, not a moving one
+        layer.reset_running_stats()
+        layer.train()
+    for images in batches:
+        model(images.to(model.mean.device))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    model.train(training)
