@@ -1,6 +1,6 @@
 """Make the adapters that ship with nucseg from the runs of the first three folds: float16, each with a card.
 
-    python -m tools.ship_adapters --runs results/folds/offline-small --root data/nuinsseg
+    python -m tools.ship_adapters --runs results/best/broad-small --root data/nuinsseg
 
 Writes nucseg/assets/adapters/nuinsseg-1 to nuinsseg-3, a safetensors file and a card each. The folds are the first
 three by number, not by score. The scores on the card are those of the file itself, in half precision, on its test fold.
@@ -10,13 +10,15 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
+from torch import Tensor
+
 from nucseg.config import ModelConfig
 from nucseg.data.datasets import NuInsSeg
 from nucseg.data.splits import folds
 from nucseg.files import sha256, write_atomic
 from nucseg.inference.evaluate import evaluate
 from nucseg.inference.segmenter import FIELD, load
-from nucseg.model.adapters import ADAPTERS, read_adapter, save_adapter
+from nucseg.model.adapters import ADAPTERS, read_adapter, read_decoding, save_adapter
 from nucseg.records.runs import read_run
 from nucseg.records.statistics import summarise
 from nucseg.viz.figures import MICROMETRES_PER_PIXEL
@@ -59,7 +61,7 @@ def main() -> None:
             "um_per_px": MICROMETRES_PER_PIXEL,
         }
         path = ADAPTERS / f"nuinsseg-{fold}.safetensors"
-        save_adapter(path, {n: t.half() for n, t in tensors.items()}, config, base)
+        save_adapter(path, halved(tensors), config, base, read_decoding(run / "best.safetensors"))
         scores = evaluate(load(path), dataset, folds(dataset)[fold - 1].test, fold=f"fold {fold}")
         recorded = read_run(run)
         change = scores["pq"].mean() - recorded.scores["pq"].mean()
@@ -89,6 +91,12 @@ def main() -> None:
             words[name] = f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
         with write_atomic(ADAPTERS / f"{path.stem}.md") as part:
             part.write_text(CARD.format(**words), encoding="utf-8")
+
+
+def halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors in float16, but BatchNorm's statistics as they are, because variances may be large."""
+    exact = ("running_mean", "running_var", "num_batches_tracked")
+    return {name: t if name.endswith(exact) else t.half() for name, t in tensors.items()}
 
 
 if __name__ == "__main__":
