@@ -42,7 +42,7 @@ def main() -> None:
         sample = dataset[index]
         for name, segmenter in ways.items():
             began = time.perf_counter()
-            maps = sum(segmenter.maps(sample.image, model) for model in segmenter.models) / len(segmenter.models)
+            maps = sum(segmenter.maps([sample.image], model)[0] for model in segmenter.models) / len(segmenter.models)
             labels = labels_from(maps)
             seconds[name] += time.perf_counter() - began
             rows.append(
