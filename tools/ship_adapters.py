@@ -1,8 +1,8 @@
 """Make the adapters that ship with nucseg from the runs of the first three folds: float16, each with a card.
 
-    python -m tools.ship_adapters --runs results/best/broad-small --root data/nuinsseg
+    python -m tools.ship_adapters --runs results/best/broad-small --name nuinsseg-best --root data/nuinsseg
 
-Writes nucseg/assets/adapters/nuinsseg-1 to nuinsseg-3, a safetensors file and a card each. The folds are the first
+Writes nucseg/assets/adapters/NAME-1 to NAME-3, a safetensors file and a card each. The folds are the first
 three by number, not by score. The scores on the card are those of the file itself, in half precision, on its test fold.
 """
 
@@ -49,6 +49,7 @@ def main() -> None:
     """Write the files, score them, and write the cards."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--name", required=True, help="nuinsseg for the preset instance, nuinsseg-best for best")
     parser.add_argument("--root", type=Path, required=True)
     arguments = parser.parse_args()
     dataset = NuInsSeg(arguments.root)
@@ -60,9 +61,11 @@ def main() -> None:
             "field_px": FIELD,
             "um_per_px": MICROMETRES_PER_PIXEL,
         }
-        path = ADAPTERS / f"nuinsseg-{fold}.safetensors"
+        path = ADAPTERS / f"{arguments.name}-{fold}.safetensors"
         save_adapter(path, halved(tensors), config, base, read_decoding(run / "best.safetensors"))
-        scores = evaluate(load(path), dataset, folds(dataset)[fold - 1].test, fold=f"fold {fold}")
+        threshold = None if read_decoding(path) else 0.5  # None: as tuned for this adapter
+        test = folds(dataset)[fold - 1].test
+        scores = evaluate(load(path), dataset, test, fold=f"fold {fold}", threshold=threshold)
         recorded = read_run(run)
         change = scores["pq"].mean() - recorded.scores["pq"].mean()
         print(

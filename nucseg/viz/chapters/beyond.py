@@ -47,6 +47,8 @@ RECIPE = {
     "fresh-batch": ("fresh head: BatchNorm", "fresh-group"),
     "fresh-layer": ("fresh head: LayerNorm", "fresh-group"),
     "fresh-wide": ("fresh head: wider", "fresh-group"),
+    "broad": ("base broad, BatchNorm", "reference"),
+    "broad-statistics": ("base broad, estimated statistics", "reference"),
 }
 
 
