@@ -9,6 +9,9 @@ from sphinx.errors import SphinxError
 from sphinx.locale import _
 from sphinx.util.math import get_node_equation_number
 
+# After a formula a browser may break the line, even before a full stop
+CLOSING = tuple(".,;:!?)’")
+
 
 def mathml(latex: str, display: str) -> str:
     """Convert LaTeX to ``<math>``. Raises ``SphinxError`` for a formula that cannot be fully converted."""
@@ -27,8 +30,11 @@ def mathml(latex: str, display: str) -> str:
 
 
 def visit_inline(self: Any, node: nodes.math) -> None:
+    after = node.next_node(descend=False, siblings=True)
+    joined = isinstance(after, nodes.Text) and after.astext()[:1] in CLOSING
     self.body.append(
         f'<span class="math notranslate">{mathml(node.astext(), "inline")}</span>'
+        + ("\N{WORD JOINER}" if joined else "")
     )
     raise nodes.SkipNode
 

@@ -15,9 +15,12 @@ from PIL import Image
 from sphinx.application import Sphinx
 
 PHOTO = 0.35  # bytes per pixel of a PNG, from which on it holds a photograph
+WIDE = 900  # px: a figure drawn as wide as the page, with labels to match
 CARD = "_static/tissue.jpg"  # a format that every site can show
 ZIP = "notebooks.zip"
 PICTURE = re.compile(r'<img\b[^>]*\bsrc="(?:\.\./)*_images/([^"]+)"[^>]*>')
+CELL = re.compile(r'<td id="T_.*?</td>', re.DOTALL)  # of a table that pandas styled
+INTERVAL = re.compile(r"(?<=\d) to (?=[+−-]?\d)")
 READ_ME = """The notebooks of the book, with the recorded results that they read.
 
     pip install jupyterlab "git+{url}"
@@ -64,7 +67,10 @@ def shrink(folder: Path) -> None:
 
 
 def state_sizes(folder: Path) -> None:
-    """Give each picture of a built page its size, so that the text does not jump, and wide ones a class."""
+    """Give each picture of a built page its size, so that the text does not jump, and wide ones a class.
+
+    Wide are pictures whose labels a phone would make too small: much wider than high, or as wide as a page.
+    """
     sizes = {
         path.name: Image.open(path).size
         for path in (folder / "_images").glob("*")
@@ -76,16 +82,28 @@ def state_sizes(folder: Path) -> None:
             return tag[0]
         width, height = sizes[tag[1]]
         text = f'<img width="{width}" height="{height}"' + tag[0][len("<img") :]
-        if width > 1.2 * height:
+        if width > 1.2 * height or width > WIDE:
             text, found = re.subn(r'\bclass="', 'class="wide ', text)
             text = text if found else text.replace("<img", '<img class="wide"')
         return text
 
     for page in folder.rglob("*.html"):
         before = page.read_text(encoding="utf-8")
-        text = PICTURE.sub(with_size, before)
+        text = keep_intervals(PICTURE.sub(with_size, before))
         if text != before:
             page.write_text(text, encoding="utf-8")
+
+
+def keep_intervals(page: str) -> str:
+    """Keep "0.1 to 0.2" in a page's styled tables from breaking across lines.
+
+    Tables written in Markdown keep their breaks: on a phone they are better narrow.
+    """
+
+    def joined(cell: re.Match) -> str:
+        return INTERVAL.sub("\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}", cell[0])
+
+    return CELL.sub(joined, page)
 
 
 def zip_notebooks(root: Path, path: Path, read_me: str) -> None:

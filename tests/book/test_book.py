@@ -8,7 +8,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -369,6 +369,16 @@ def offline() -> ModuleType:
 
 
 class TestOffline:
+    @pytest.mark.parametrize(("after", "joined"), [(". On", True), (" and", False), ("", False)])
+    def test_a_full_stop_stays_with_its_formula(self, offline, after, joined):
+        nodes = pytest.importorskip("docutils.nodes")
+        formula = nodes.math("", "B")
+        nodes.paragraph("", "", formula, *([nodes.Text(after)] if after else []))
+        page = SimpleNamespace(body=[])
+        with pytest.raises(nodes.SkipNode):
+            offline.visit_inline(page, formula)
+        assert page.body[0].endswith("\N{WORD JOINER}") == joined
+
     def test_a_formula_becomes_mathml(self, offline):
         element = ElementTree.fromstring(offline.mathml(r"W_0 x + \frac{\alpha}{r} B A x", "block"))
         assert element.tag == "{http://www.w3.org/1998/Math/MathML}math" and element.get("display") == "block"

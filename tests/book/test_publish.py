@@ -335,6 +335,20 @@ class TestSmallPictures:
             '<img width="99" height="99" src="_images/b.png">'
         )
 
+    def test_a_tall_picture_as_broad_as_the_page_is_wide_too(self, publish, tmp_path):
+        (tmp_path / "_images").mkdir()
+        (tmp_path / "_images" / "a.png").write_bytes(self.png(np.zeros((1200, 978), np.uint8)))
+        page = tmp_path / "x.html"
+        page.write_text('<img src="_images/a.png">', "utf-8")
+        publish.state_sizes(tmp_path)
+        assert page.read_text("utf-8") == '<img class="wide" width="978" height="1200" src="_images/a.png">'
+
+    def test_an_interval_in_a_table_stays_in_one_line(self, publish):
+        page = '<td>0.1 to 0.2</td><td id="T_a" >+0.1 (−0.1 to +0.3)</td><td id="T_b" >5 to come</td>'
+        assert publish.keep_intervals(page) == (
+            '<td>0.1 to 0.2</td><td id="T_a" >+0.1 (−0.1\xa0to\xa0+0.3)</td><td id="T_b" >5 to come</td>'
+        )
+
     def test_the_zip_file_holds_the_notebooks_with_what_they_read(self, publish, tmp_path):
         publish.zip_notebooks(ROOT, tmp_path / "n.zip", "how to")
         with zipfile.ZipFile(tmp_path / "n.zip") as archive:
