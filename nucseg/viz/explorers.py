@@ -331,7 +331,7 @@ def watershed_explorer(
             "peaks": f"{len(kept) + len(merged)} peaks",
             "nuclei": f"{found.nuclei_predicted} nuclei of {count} true",
             "pq": f"PQ {found.pq:.2f}",
-            "faults": f"{len(faults.mergers)} mergers, {len(faults.splits)} split",
+            "faults": f"mergers: {len(faults.mergers)}, splits: {len(faults.splits)}",
         }
 
     fine = tuple(round(0.3 + 0.02 * i, 2) for i in range(36)), tuple(0.5 * i for i in range(13))

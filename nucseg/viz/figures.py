@@ -16,6 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
+from matplotlib.typing import ColorType
 from scipy import ndimage
 from skimage.measure import find_contours
 
@@ -61,6 +62,11 @@ def use_style() -> None:
             "image.interpolation": "antialiased",
         },
     )
+
+
+def ink(fill: ColorType) -> str:
+    """The colour of text on ``fill``: black or white, whichever has the higher contrast (WCAG 2)."""
+    return "black" if sns.utils.relative_luminance(fill) > 0.18 else "white"
 
 
 def neighbour_colours(labels: np.ndarray, reach: int = 3) -> dict[int, int]:
@@ -225,8 +231,8 @@ def learning_curves(history: pd.DataFrame, monitor: str = "dice") -> Figure:
         right.plot(history["epoch"], values, style, marker=marker, markersize=3, label=names[name])
     best = history["epoch"].iloc[int(np.argmax(history[f"val_{monitor}"]))]
     right.axvline(best, color="0.7", linewidth=1, zorder=0)
-    right.text(best, 1.0, f" kept: {best} ", ha="right", va="top", fontsize=8, color="0.35")
     right.set(title="Validation", xlabel="epoch", ylim=(0, 1))
+    right.set_title(f"kept: {best}", loc="right", fontsize=8, color="0.35")  # above, where no line runs through it
     right.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))  # below, where no line runs through it
     for ax in (left, right):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))  # no ticks between epochs

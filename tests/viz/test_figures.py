@@ -9,7 +9,7 @@ import pytest
 import seaborn as sns
 from blobs import Blobs
 from matplotlib.collections import LineCollection
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 
 from nucseg.data.datasets import Sample
 from nucseg.errors import InputError
@@ -74,6 +74,14 @@ class TestColours:
         named = (figures.TRUTH, figures.PREDICTION, figures.MISSED, figures.SPURIOUS, figures.FOUND)
         for palette in (named, figures.OUTLINES, figures.SERIES):
             assert len(set(palette)) == len(palette)
+
+    @pytest.mark.parametrize("fill", [*figures.SERIES, "white", "black", "#7c7b78", "#a59c74"])
+    def test_ink_has_the_higher_contrast_by_wcag(self, fill):
+        rgb = np.array(to_rgb(fill))
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        light = linear @ [0.2126, 0.7152, 0.0722]
+        contrast = {"white": 1.05 / (light + 0.05), "black": (light + 0.05) / 0.05}
+        assert figures.ink(fill) == max(contrast, key=contrast.__getitem__)
 
 
 class TestOutlines:
@@ -209,7 +217,7 @@ class TestLearningCurves:
     def test_kept_epoch_is_the_best_by_the_monitored_score(self):
         for monitor, best in (("dice", 2), ("pq", 3)):
             figure = figures.learning_curves(self.history, monitor)
-            assert f"kept: {best}" in figure.axes[1].texts[0].get_text()
+            assert figure.axes[1].get_title("right") == f"kept: {best}"
 
     def test_curves_show_the_history(self):
         loss, scores = figures.learning_curves(self.history).axes

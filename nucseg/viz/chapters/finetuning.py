@@ -67,6 +67,7 @@ def plot_batch(images: Tensor, targets: Tensor) -> Figure:
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
         line[0].set_ylabel(name)
+    figures.scale_bar(axes[0, 0])
     return figure
 
 
@@ -83,7 +84,7 @@ def config_table(here: Config, there: Config, names: tuple[str, str]) -> Styler:
     )
     left: Any = [
         {"selector": "td, th", "props": "text-align: left"},
-        {"selector": "td.col2", "props": "min-width: 14em"},
+        {"selector": "td.col2", "props": "min-width: 20em"},
     ]
     return table.style.set_table_styles(left)
 
@@ -141,7 +142,7 @@ def plot_learning_rates(configs: Mapping[str, Config]) -> Figure:
 
 def costs_table(costs: pd.DataFrame, rows: Mapping[str, str]) -> Styler:
     """Table of what a training step costs: ``costs`` by variant, ``rows`` the variants to show with their names."""
-    table = costs.set_index("variant").loc[list(rows)].rename(index=dict(rows))
+    table = costs.set_index("variant").loc[list(rows)].rename(index=dict(rows)).rename_axis(None)
     names = {"trainable": "trained weights", "seconds_a_step": "seconds per step", "peak_memory_mib": "memory, MiB"}
     formats: dict[Any, Any] = {
         "trained weights": "{:,.0f}",

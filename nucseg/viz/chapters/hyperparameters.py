@@ -192,7 +192,7 @@ def plot_shares(shares: pd.DataFrame) -> Figure:
                     ha="center",
                     va="center",
                     fontsize=8,
-                    color="white" if name != "rest" else "black",
+                    color=figures.ink(colour),
                 )
         start += shares[name].to_numpy()
     ax.invert_yaxis()
@@ -217,6 +217,8 @@ def plot_grids(searches: Mapping[str, pd.DataFrame]) -> Figure:
             linewidths=0.5,
             yticklabels=[f"r {r:g}, α {a:g}" for r, a in values.index],
         )
+        for text, fill in zip(ax.texts, ax.collections[0].get_facecolor(), strict=True):
+            text.set_color(figures.ink(fill))
         ax.set(title=title, xlabel="learning rate", ylabel="")
         ax.tick_params(length=0, rotation=0)
     return figure

@@ -20,7 +20,7 @@ QKV = ("#56b4e9", "#e69f00", "#c9c9c9")
 def plot_to_scale(inputs: int, outputs: int, rank: int) -> Figure:
     """Draw the frozen weight and the two matrices of LoRA beside it, all to scale."""
     figure, ax = plt.subplots(figsize=(figures.WIDTH, 3.6))
-    gap = 150
+    gap = 200
     ax.add_patch(Rectangle((0, 0), inputs, outputs, color=FROZEN))
     ax.add_patch(Rectangle((inputs + gap, 0), rank, outputs, color=figures.SERIES[1]))
     ax.add_patch(Rectangle((inputs + 2 * gap, (outputs - rank) / 2), inputs, rank, color=figures.SERIES[0]))
@@ -96,7 +96,7 @@ def _box(ax: Axes, x: float, y: float, width: float, height: float, colour: str,
     """A box around (x, y), its left edge's middle, with a name in bold above some text."""
     ax.add_patch(Rectangle((x, y - height / 2), width, height, facecolor=colour, edgecolor="0.3", linewidth=0.8))
     lines = text.count("\n") + 1
-    line = 0.185
+    line = 0.16
     start = y + line * lines / 2
     ax.text(x + width / 2, start, name, ha="center", va="center", fontsize=10, weight="bold")
     ax.text(x + width / 2, start - line / 2, text, ha="center", va="top", fontsize=9, linespacing=1.1)

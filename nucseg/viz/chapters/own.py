@@ -127,7 +127,7 @@ def stain_changes(scores: pd.DataFrame, norm: str) -> dict[str, pd.DataFrame]:
     """Paired differences of each stain condition to the images as they are, for heads with one norm."""
     ways = dict(list(scores[scores["head_norm"] == norm].groupby("condition")))
     return {
-        str(name): changes.paired(part, ways["as it is"])
+        str(name).replace(" x ", " × "): changes.paired(part, ways["as it is"])
         for name, part in ways.items()
         if name not in ("as it is", "BBBC038")
     }
@@ -138,6 +138,7 @@ def table_robustness(scores: pd.DataFrame) -> Any:
     table = scores.pivot_table(index="condition", columns="head_norm", values="pq")
     names = {"as it is": "as it is", **{name: name for name in table.index if " x " in name}}
     table = table.loc[list(names)][["group", "layer", "batch"]]
+    table = table.rename(index=lambda name: name.replace(" x ", " × ")).rename_axis(None).rename_axis(columns=None)
     return table.style.format("{:.3f}").set_caption(
         "PQ on 24 validation images of fold 1 when one stain is halved or doubled, by the normalisation in the head"
     )

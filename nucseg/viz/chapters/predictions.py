@@ -94,7 +94,8 @@ def _profile(ax: Axes, height: np.ndarray, labels: np.ndarray, pair: tuple[int, 
     limit = RIDGE * min(values[0], values[-1])
     ax.plot(px, values, color=figures.MISSED)
     ax.axhline(limit, color="0.4", linestyle="--", linewidth=1)
-    ax.text(px[-1] / 2, limit + 0.02, f"{RIDGE:g} × lower peak", ha="center", va="bottom", fontsize=9)
+    below = min(values.min(), limit) - 0.06  # where no line runs through it
+    ax.text(px[-1] / 2, below, f"dashed: {RIDGE:g} ×\nlower peak", ha="center", va="top", fontsize=9)
     ax.set(xlabel="px along the line", ylim=(0, 1.15), yticks=[0, 0.5, 1])
     ax.set_title("height")
 
