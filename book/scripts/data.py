@@ -45,20 +45,7 @@ from nucseg.records.provenance import provenance_note
 from nucseg.records.quotes import check
 from nucseg.records.runs import results_folder
 from nucseg.viz import figures
-from nucseg.viz.chapters.data import (
-    agreement_table,
-    crop,
-    parts_of,
-    plot_agreement,
-    plot_counts,
-    plot_decoding,
-    plot_encoding,
-    plot_flow,
-    plot_leaks,
-    plot_stains,
-    plot_tissues,
-    plot_vague,
-)
+from nucseg.viz.chapters import data as chapter
 
 figures.use_style()
 set_matplotlib_formats(
@@ -106,8 +93,8 @@ def first_of(tissue):
 
 
 wanted = ["human pancreas", "human jejunum", "mouse kidney"]
-shown = [crop(first_of(t), 256) for t in wanted if t in tissues] or [
-    crop(sample, 256)
+shown = [chapter.crop(first_of(t), 256) for t in wanted if t in tissues] or [
+    chapter.crop(sample, 256)
 ]
 
 # %% mystnb={"image": {"alt": "Three square images of pink and purple tissue side by side. Every nucleus has a thin coloured outline; nuclei beside each other have different colours."}, "figure": {"caption": "Crops of three samples with the outlines of their label maps. The scale bar assumes 0.25 µm per pixel, usual for a 40x scan; the authors do not state the pixel size.", "name": "fig-data-samples"}}
@@ -128,7 +115,7 @@ plt.show()
 # predictions are decoded into a label map again.
 
 # %% mystnb={"image": {"alt": "Diagram. A sample is an image and a label map. The network turns the image into predicted maps, encode turns the label map into target maps; the loss compares the two. Decode turns the predicted maps into a predicted label map, which is scored against the label map."}, "figure": {"caption": "From a sample to a loss and to a score. Training compares maps; scoring compares label maps.", "name": "fig-data-flow"}}
-plot_flow()
+chapter.plot_flow()
 plt.show()
 
 # %% [markdown]
@@ -151,7 +138,7 @@ def encode_by_hand(labels, deep=6.0):
     return np.stack([labels > 0, distance])
 
 
-busy = crop(
+busy = chapter.crop(
     first_of("mouse thymus" if "mouse thymus" in tissues else tissues[0]), 160
 )
 maps = encode(busy.labels)
@@ -162,7 +149,7 @@ assert np.allclose(encode_by_hand(busy.labels), maps, atol=1e-6)
 # nucleus that is cut off there continues beyond it.
 
 # %% mystnb={"image": {"alt": "Four square panels of one crop: the image, its label map with each nucleus in a colour, the white foreground in which touching nuclei run together, and the distance map, bright inside nuclei with dark lines between them."}, "figure": {"caption": "A crop, its label map, and the two target maps. In the distance map, touching nuclei are separated by a dark valley.", "name": "fig-data-encoding"}}
-plot_encoding(busy, maps)
+chapter.plot_encoding(busy, maps)
 plt.show()
 
 # %% [markdown]
@@ -194,7 +181,7 @@ steps = {
 }
 
 # %% mystnb={"image": {"alt": "Four label maps of the same crop, each nucleus in a colour. Components run together into few large objects; the watershed cuts some nuclei into pieces; decode looks like the truth."}, "figure": {"caption": "The same maps, decoded in three ways, beside the truth.", "name": "fig-data-decoding"}}
-plot_decoding(steps)
+chapter.plot_decoding(steps)
 plt.show()
 
 # %% [markdown]
@@ -257,7 +244,7 @@ choice += ["mouse kidney", "mouse spleen", "mouse thymus"]
 of_tissues = [first_of(tissue) for tissue in choice if tissue in tissues]
 
 # %% mystnb={"image": {"alt": "Grid of small square crops, one for each of twelve tissues, with outlined nuclei. They differ in colour, in the density of nuclei and in their shape."}, "figure": {"caption": "Twelve of the 31 tissues. The scale bar in the first crop holds for all, at an assumed 0.25 µm per pixel.", "name": "fig-data-tissues"}}
-plot_tissues(of_tissues)
+chapter.plot_tissues(of_tissues)
 plt.show()
 
 # %% [markdown]
@@ -282,7 +269,7 @@ real = measured.loc[tissues]
 # (mouse tibial muscle) to 237 (mouse spleen).
 
 # %% mystnb={"image": {"alt": "Two cumulative curves of the number of nuclei in an image, one for the images behind this page and one for NuInsSeg. Both rise steeply up to about fifty nuclei and then flatten."}, "figure": {"caption": "Share of the images with at most the number of nuclei on the horizontal axis. Each tissue has the same weight.", "name": "fig-data-counts"}}
-plot_counts(listing, counted, "behind this page")
+chapter.plot_counts(listing, counted, "behind this page")
 plt.show()
 
 # %% [markdown]
@@ -292,11 +279,11 @@ plt.show()
 # its foreground is perfect.
 
 # %% mystnb={"image": {"alt": "Three scatter plots with one dot per tissue: nuclei per image, median area, and touching fraction. NuInsSeg is on the horizontal axis, the images behind this page on the vertical one. The dots lie along the diagonal."}, "figure": {"caption": "One dot per tissue: the images behind this page against NuInsSeg. On the diagonal the two agree.", "name": "fig-data-agreement"}}
-plot_agreement(real, here)
+chapter.plot_agreement(real, here)
 plt.show()
 
 # %%
-agreement_table(real, here)
+chapter.agreement_table(real, here)
 
 # %% [markdown]
 # In the real mouse thymus, 81% of the nuclei touch another one; in mouse fat, 5%. Remember this when you read the
@@ -334,13 +321,13 @@ check("5%", close.iloc[0])
 # way: from amounts of dye to colours.
 
 # %%
-stained = crop(
+stained = chapter.crop(
     first_of("human kidney" if "human kidney" in tissues else tissues[0]), 256
 )
 dyes = rgb2hed(stained.image)
 
 # %% mystnb={"image": {"alt": "A crop of tissue and, beside it, its haematoxylin and its eosin as grey images. Nuclei stand out dark in the haematoxylin image and are less distinct in the eosin image."}, "figure": {"caption": "A crop and the amounts of the two dyes in it; darker means more. The scale bar assumes 0.25 µm per pixel.", "name": "fig-data-stains"}}
-plot_stains(stained, dyes)
+chapter.plot_stains(stained, dyes)
 plt.show()
 
 # %% [markdown]
@@ -442,8 +429,8 @@ rows = [
     "muscle",
 ]
 
-# %% mystnb={"image": {"alt": "Three panels of squares, one row per tissue and one square per image. In the benchmark, most rows have both training and test images. In the report's code, every test square is also a training square. Leaving out one tissue makes one whole row test images and leaves none in the other rows."}, "figure": {"caption": "Which images train, validate and test, in eight of the 31 tissues; the first two panels show fold 1. Hatched squares are test images that were trained or validated on too.", "name": "fig-data-leaks"}}
-plot_leaks(listing, protocols, ["human " + organ for organ in rows])
+# %% mystnb={"image": {"alt": "Three panels of squares, one row per tissue and one square per image. In the benchmark, most rows have both training and test images. In the report's code, every test square is also a training square. Leaving out one tissue makes one whole row test images and leaves none in the other rows."}, "figure": {"caption": "Which images train, validate and test, in eight of the 31 tissues; the first two panels show fold 1. Hatched: test images that were trained or validated on too.", "name": "fig-data-leaks"}}
+chapter.plot_leaks(listing, protocols, ["human " + organ for organ in rows])
 plt.show()
 
 # %% [markdown]
@@ -471,7 +458,7 @@ assert (counts.sum(), counts.min(), counts.max()) == (44, 4, 16), (
 leaky = protocols["report's code"]
 both = [len(set(leaky.test) & set(part)) for part in (leaky.train, leaky.val)]
 assert [len(leaky.test), *both] == [133, 72, 18], "72 and 18 of 133 test images"
-assert list(parts_of(listing, leaky)).count("training and test") == 90
+assert list(chapter.parts_of(listing, leaky)).count("training and test") == 90
 
 # %% [markdown]
 # ## Vague areas
@@ -483,7 +470,7 @@ assert list(parts_of(listing, leaky)).count("training and test") == 90
 # included:
 
 # %%
-prediction = crop(
+prediction = chapter.crop(
     first_of(choice[1] if choice[1] in tissues else tissues[0]), 160
 ).labels
 areas = np.bincount(clear_border(prediction).ravel())
@@ -497,8 +484,10 @@ pd.DataFrame(
 )
 
 # %% mystnb={"image": {"alt": "The same crop twice. Left: true outlines in orange and a hatched area around a nucleus without outline. Right: predicted outlines in blue, one of them around that nucleus."}, "figure": {"caption": "A nucleus that is missing from the truth, inside a vague area made for this example, and a prediction that contains it.", "name": "fig-data-vague"}}
-source = crop(first_of(choice[1] if choice[1] in tissues else tissues[0]), 160)
-plot_vague(
+source = chapter.crop(
+    first_of(choice[1] if choice[1] in tissues else tissues[0]), 160
+)
+chapter.plot_vague(
     datasets.Sample(source.image, truth, source.tissue, source.stem),
     vague,
     prediction,

@@ -49,16 +49,7 @@ from nucseg.records.quotes import check
 from nucseg.records.runs import read_run, results_folder
 from nucseg.training import loop, losses
 from nucseg.viz import figures
-from nucseg.viz.chapters.finetuning import (
-    config_table,
-    costs_table,
-    plot_batch,
-    plot_before_after,
-    plot_learning_rates,
-    plot_losses,
-    plot_maps,
-    scores_table,
-)
+from nucseg.viz.chapters import finetuning as chapter
 from nucseg.viz.chapters.listing import listing
 
 figures.use_style()
@@ -147,7 +138,7 @@ focal(sure, nucleus), losses.focal_loss(sure, nucleus)
 listing(losses.focal_loss)
 
 # %% mystnb={"image": {"alt": "Two line charts. Left: over the share of an image that is nuclei, the Dice loss of an all-background prediction stays near one while its cross-entropy falls to zero. Right: focal loss lies below cross-entropy and is nearly zero where the probability of the true class is above one half."}, "figure": {"caption": "Left: what a prediction of nothing but background costs, when nuclei cover a given share of the image. Cross-entropy lets it pass where nuclei are few, Dice does not. Right: focal loss beside cross-entropy, over the probability given to the true class.", "name": "fig-losses"}}
-plot_losses()
+chapter.plot_losses()
 plt.show()
 
 # %% [markdown]
@@ -185,8 +176,8 @@ split = select_split(config, dataset)
 images, targets = batch(split.train[:4], np.random.default_rng(0))
 images.shape, targets.shape
 
-# %% mystnb={"image": {"alt": "A grid of three rows and four columns. Four images of stained tissue; below each its foreground, white on black; below that its distance map, in which touching nuclei are separated by dark lines."}, "figure": {"caption": "One batch: four augmented images, and the two target maps of each.", "name": "fig-batch"}}
-plot_batch(images, targets)
+# %% mystnb={"image": {"alt": "A grid of three rows and four columns. Four images of stained tissue; below each its foreground, white on black; below that its distance map, in which touching nuclei are separated by dark lines."}, "figure": {"caption": "One batch: four augmented images, and the two target maps of each. At 256 px the distance map rises over 3 px only, so it resembles a slightly smaller foreground. The scale bar assumes 0.25 µm per pixel.", "name": "fig-batch"}}
+chapter.plot_batch(images, targets)
 plt.show()
 
 # %% [markdown]
@@ -253,7 +244,7 @@ listing(loop.train_epoch)
 # `report` describes the report's system. They differ in:
 
 # %%
-config_table(config, preset("report"), ("this page", "report"))
+chapter.config_table(config, preset("report"), ("this page", "report"))
 
 # %% [markdown]
 # On this page, LoRA and head together have 412,146 of the 10,542,238 parameters, 3.91%; only these are trained:
@@ -296,7 +287,7 @@ before = evaluate(untrained, dataset, split.val, progress=False)["pq"].mean()
 best = history["val_pq"].max()
 pd.Series(
     {"before training": before, "best epoch": best}, name="validation PQ"
-).to_frame()
+).to_frame().round(3)
 
 # %% tags=["hide-input"]
 assert best > before, "training helps on the validation part"
@@ -321,14 +312,16 @@ after = labels_from(maps)
 maps.shape, after.max()
 
 # %% mystnb={"image": {"alt": "Four panels of one test image: the image, the predicted foreground, the predicted distance map, and the image with the outlines decoded from the two maps."}, "figure": {"caption": "A test image, the two maps predicted for it, and the label map decoded from them.", "name": "fig-maps"}}
-plot_maps(sample, maps, after)
+chapter.plot_maps(sample, maps, after)
 plt.show()
 
 # %% [markdown]
 # Before training, LoRA adds nothing ($B = 0$) and the head is random, so its maps mean nothing:
 
 # %% mystnb={"image": {"alt": "Four panels of one H and E image: the image with its true outlines, the prediction before training, the prediction after training, and a map of its errors."}, "figure": {"caption": "The same test image with its true outlines, the outlines predicted before and after training, and the errors after. The scale bar assumes 0.25 µm per pixel.", "name": "fig-before-after"}}
-plot_before_after(sample, labels_from(predict(untrained, sample.image)), after)
+chapter.plot_before_after(
+    sample, labels_from(predict(untrained, sample.image)), after
+)
 plt.show()
 
 # %% [markdown]
@@ -366,7 +359,7 @@ fused = score(two, (two > 0).astype(int))
 # The foreground is perfect, so Dice is 1; but no nucleus is found, so PQ is 0. Now the live run:
 
 # %%
-scores_table({f"{len(scores)} test images": scores})
+chapter.scores_table({f"{len(scores)} test images": scores})
 
 # %% [markdown]
 # Each value is the mean over images, with a 95% {term}`bootstrap` interval over the images. It is wide, as it should
@@ -384,7 +377,7 @@ assert fused.dice == 1 and fused.pq == 0, "Dice 1 and PQ 0"
 
 # %% mystnb={"image": {"alt": "Line chart of the learning rate over training: one cycle falls from the full rate to nearly zero once; two cycles do so twice, with a jump back in the middle."}, "figure": {"caption": "The learning rate of the preset report, as the report's code runs it (one cycle) and as its text says (here with two).", "name": "fig-learning-rate"}}
 once, twice = (apply(preset("report"), {"cycles": n}, "this page") for n in (1, 2))
-plot_learning_rates({"one cycle": once, "two cycles": twice})
+chapter.plot_learning_rates({"one cycle": once, "two cycles": twice})
 plt.show()
 
 # %% [markdown]
@@ -396,7 +389,7 @@ plt.show()
 # `design`:
 
 # %%
-instance.history.tail(2).round(3)
+instance.history.set_index("epoch").drop(columns="lr").tail(2).round(3)
 
 # %% [markdown]
 # The first run, `instance`, trained LoRA and the instance head on the base `offline` for 10 epochs, starting from the
@@ -414,7 +407,9 @@ plt.show()
 # chapter {doc}`claims` describes: images that are normalised twice, and a BatchNorm that drifts.
 
 # %%
-scores_table({"instance head": instance.scores, "report's design": design.scores})
+chapter.scores_table(
+    {"instance head": instance.scores, "report's design": design.scores}
+)
 
 # %% [markdown]
 # The report's design reaches a Dice of 0.684 and a PQ of 0.242: the foreground is roughly found, but many nuclei in
@@ -463,7 +458,7 @@ ways = {
     "full": "with the whole encoder",
     "linear": "report's head, LoRA of rank 8",
 }
-costs_table(costs, ways)
+chapter.costs_table(costs, ways)
 
 # %% [markdown]
 # LoRA hardly trains faster here. A step with LoRA of rank 8 takes 0.56 s, only 7% less than the 0.60 s of full
@@ -490,9 +485,10 @@ check("7%", 1 - relative["trainable"])
 # if the card supports it. You need three commands, the first two only once:
 #
 # ```bash
-# nucseg fetch nuinsseg --out data/nuinsseg     # 1.6 GB from Zenodo, verified
-# nucseg fetch mobile_sam                       # 41 MB, verified; from then on the default base
-# nucseg train --preset report --root data/nuinsseg --fold 1 --out results/report/fold_1
+# nucseg fetch nuinsseg --out data/nuinsseg  # 1.6 GB from Zenodo, verified
+# nucseg fetch mobile_sam                    # 41 MB, verified; then the default base
+# nucseg train --preset report --root data/nuinsseg --fold 1 \
+#     --out results/report/fold_1
 # ```
 #
 # You can stop it at any time and run the same command again to resume. For the instance head, use `--preset best`.

@@ -234,7 +234,7 @@ shares = {}
 for factor in worth.FACTORS:
     means = theirs.groupby(factor)["val_dice"].transform("mean")
     shares[factor] = means.var(ddof=0) / theirs["val_dice"].var(ddof=0)
-pd.Series(shares).map("{:.1%}".format)
+pd.Series(shares).map("{:.1%}".format).to_frame("share of the variance")
 
 # %% [markdown]
 # The learning rate explains 88.2% of the variance of the validation Dice, alpha 9.1%, the rank 0.1%. The largest rate
@@ -424,7 +424,7 @@ plt.show()
 # %% [markdown]
 # ```{exercise} A share of nothing
 # :label: ex-worth-share
-# A search varies the rank from 8 to 9 and the learning rate from `1e-4` to `1e-2`. The rank explains none of the
+# A search varies the rank from 8 to 9 and the learning rate from $10^{-4}$ to $10^{-2}$. The rank explains none of the
 # variance. What does that say about the rank?
 # ```
 

@@ -45,15 +45,7 @@ from nucseg.records.runs import study_runs
 from nucseg.records.statistics import difference
 from nucseg.viz import figures
 from nucseg.viz.chapters.listing import listing
-from nucseg.viz.chapters.lora import (
-    ledger_table,
-    plot_architecture,
-    plot_drift,
-    plot_learning,
-    plot_ledger,
-    plot_rows,
-    plot_to_scale,
-)
+from nucseg.viz.chapters import lora as chapter
 from nucseg.viz.explorers import lora_explorer
 
 figures.use_style()
@@ -99,7 +91,7 @@ d_in, d_out, full, low
 # Its weight has 307,200 entries. At rank 4, $A$ and $B$ together have 5,120, which is 1.7% as many.
 
 # %% mystnb={"figure": {"caption": "The frozen weight of one attention layer and the two matrices that LoRA trains beside it, to scale.", "name": "fig-lora-to-scale"}, "image": {"alt": "A large grey rectangle for the frozen weight, 320 wide and 960 high; beside it, after a plus sign and alpha over r, a sliver as high as the rectangle for B, times a sliver as wide as the rectangle for A."}}
-plot_to_scale(d_in, d_out, qkv.r)
+chapter.plot_to_scale(d_in, d_out, qkv.r)
 plt.show()
 
 # %% tags=["hide-input"]
@@ -172,7 +164,7 @@ def losses_at(rank, steps=140):
 losses = {rank: losses_at(rank) for rank in (1, 2, 4)}
 
 # %% mystnb={"figure": {"caption": "LoRA of three ranks learns a change of rank 2.", "name": "fig-lora-learning"}, "image": {"alt": "Line chart of the loss on a logarithmic axis over 140 training steps. The line of rank 1 levels off high; those of ranks 2 and 4 fall by many orders of magnitude."}}
-plot_learning(losses)
+chapter.plot_learning(losses)
 plt.show()
 
 # %% [markdown]
@@ -243,7 +235,7 @@ pd.DataFrame(
 # has another head, the {term}`instance head`, which also sees the finer stages and the image.
 
 # %% mystnb={"figure": {"caption": "The encoder of MobileSAM with LoRA on its linear layers, and the two heads of this book. A model has one of them. Shapes are channels × height × width, for an image of H × W pixels.", "name": "fig-lora-architecture"}, "image": {"alt": "Diagram. From top to bottom: image, patch embedding, stages 1 to 4, neck. Patch embedding, stage 1 and neck are frozen convolutions. Stages 2, 3 and 4 are attention blocks with LoRA in 8, 24 and 8 layers. The instance head takes the image and stages 1, 2 and 4; the report's head takes the neck."}}
-plot_architecture()
+chapter.plot_architecture()
 plt.show()
 
 # %% [markdown]
@@ -340,10 +332,10 @@ at_4 = pd.DataFrame(
 trainable = pd.DataFrame(
     {r: at_4["lora"] * r // 4 + at_4["head"] for r in (2, 4, 8, 16)}
 )
-ledger_table(trainable, REPORTED["trainable"])
+chapter.ledger_table(trainable, REPORTED["trainable"])
 
 # %% mystnb={"figure": {"caption": "Trainable weights by target modules and rank. The line is the count in the report; the number in each dot is the rank.", "name": "fig-lora-ledger"}, "image": {"alt": "Dot plot. For six choices of layers, trainable weights at ranks 2, 4, 8 and 16 on a logarithmic axis; each doubling of the rank moves the dots by the same step. A vertical line marks the report's count; it passes through rank 4 on all layers with the classifier."}}
-plot_ledger(trainable, REPORTED["trainable"])
+chapter.plot_ledger(trainable, REPORTED["trainable"])
 plt.show()
 
 # %% [markdown]
@@ -480,7 +472,10 @@ paired = pd.concat(
         for fold in (1, 2)
     }
 )
-paired[["difference", "tissue_low", "tissue_high", "images"]].style.format(
+names = {"dice": "Dice", "aji": "AJI", "pq": "PQ"}
+names |= {"tissue_low": "95% from", "tissue_high": "to"}
+shown = paired[["difference", "tissue_low", "tissue_high", "images"]]
+shown.rename(index=names, columns=names).style.format(
     {"images": "{:.0f}"}, precision=3
 )
 
@@ -556,7 +551,7 @@ drifts = {
 }
 
 # %% mystnb={"image": {"alt": "Line plot over six forward passes. With PyTorch's train() the encoder's output moves away from the base's at once and stays away; with nucseg the change stays at zero."}, "figure": {"caption": "How far the output of a frozen encoder moves while nothing is trained.", "name": "fig-lora-batchnorm"}}
-plot_drift(drifts)
+chapter.plot_drift(drifts)
 plt.show()
 
 # %% [markdown]
@@ -617,7 +612,7 @@ assumed = np.repeat([0, 1, 2], len(actual) // 3)
 agree = np.mean(actual == assumed)
 
 # %% mystnb={"figure": {"caption": "Which rows of a fused layer are queries (q), keys (k) and values (v): in TinyViT, and as code written for SAM's large encoder assumes.", "name": "fig-lora-qkv"}, "image": {"alt": "Two striped bars of the rows of one qkv layer. In TinyViT, queries, keys and values alternate, once for each of five heads; the assumed order has all queries first, then all keys, then all values."}}
-plot_rows({"TinyViT": actual, "assumed": assumed})
+chapter.plot_rows({"TinyViT": actual, "assumed": assumed})
 plt.show()
 
 # %% [markdown]

@@ -93,7 +93,8 @@ segmenter = Segmenter([model], um_per_px=0.25)
 summary, failures = predict_files(
     [folder / "mine" / "images"], results, segmenter, progress=False
 )
-summary[["image", "height_px", "width_px", "nuclei", "area_px_mean"]], failures
+assert not failures
+summary[["image", "height_px", "width_px", "nuclei", "area_px_mean"]]
 
 # %%
 own.table_files(results, "0")
@@ -110,7 +111,7 @@ own.table_files(results, "0")
 table = pd.read_csv(results / "0.nuclei.csv")
 table[
     ["id", "centroid_x_px", "centroid_y_px", "area_px", "area_um2", "solidity"]
-].head(3)
+].head(3).round(2)
 
 # %% [markdown]
 # The polygons are GeoJSON, as QuPath reads and writes it. Read them back, and compute each polygon's area by the
@@ -127,7 +128,8 @@ def area(ring):
 
 
 areas = [area(one["geometry"]["coordinates"][0]) for one in polygons]
-(np.array(areas) / table["area_px"]).round(3).describe()[["min", "50%", "max"]]
+ratio = (np.array(areas) / table["area_px"]).describe()[["min", "50%", "max"]]
+ratio.round(3).to_frame("polygon by table")
 
 # %% mystnb={"image": {"alt": "The overlay that was written for the first of three images: nuclei found by the shipped adapter are outlined in yellow."}, "figure": {"caption": "The overlay written for the first image. The scale bar assumes 0.25 µm/px.", "name": "fig-own-overlay"}}
 own.plot_overlay(results / "0.overlay.png")
@@ -169,7 +171,7 @@ told = {
 }
 pd.Series(
     {name: nucseg.score(truth, found).pq for name, found in told.items()}
-).round(3)
+).to_frame("PQ").round(3)
 
 # %% mystnb={"image": {"alt": "A synthetic image at half the magnification, twice. With unknown pixel size several nuclei are missed or cut; told 0.5 micrometres per pixel, the outlines fit the nuclei."}, "figure": {"caption": "An image at half the magnification: pixel size unknown, and told (0.5 µm/px). The title counts the nuclei found.", "name": "fig-own-scale"}}
 own.plot_scale(half, told, um_per_px=0.5)
@@ -229,10 +231,8 @@ before[["stem", "dice", "aji", "pq", "nuclei_true", "nuclei_predicted"]].round(3
 mine = open_own(folder / "mine")
 adapter = nucseg.finetune(folder / "mine", folder / "run", progress=False, epochs=6)
 history = pd.read_csv(folder / "run" / "history.csv", index_col="epoch")
-(
-    round(median_diameter(mine), 1),
-    history[["train_loss", "val_dice", "val_pq"]].round(3),
-)
+print(f"median diameter {median_diameter(mine):.1f} px")
+history[["train_loss", "val_dice", "val_pq"]].round(3)
 
 # %% [markdown]
 # `finetune` measures the median diameter of your nuclei, the number above, and scales the images so that these nuclei
@@ -349,7 +349,7 @@ changes.table(
 
 # %% tags=["hide-input"]
 double = {
-    norm: own.stain_changes(stained, norm)["haematoxylin x 2"]
+    norm: own.stain_changes(stained, norm)["haematoxylin × 2"]
     for norm in ("group", "batch", "layer")
 }
 for text, value in zip(
@@ -361,14 +361,14 @@ check("0.071", changes.interval(double["layer"])[0])
 for norm in double:
     for condition, part in own.stain_changes(stained, norm).items():
         _, low, high = changes.interval(part)
-        if condition != "haematoxylin x 2" and (norm, condition[:5]) != (
+        if condition != "haematoxylin × 2" and (norm, condition[:5]) != (
             "batch",
             "eosin",
         ):
             assert low < 0 < high, "the other changes cannot be told from nothing"
 eosin = own.stain_changes(stained, "batch")
-check("+0.010", changes.interval(eosin["eosin x 0.5"])[0])
-check("−0.028", changes.interval(eosin["eosin x 2"])[0])
+check("+0.010", changes.interval(eosin["eosin × 0.5"])[0])
+check("−0.028", changes.interval(eosin["eosin × 2"])[0])
 abroad = (
     stained[stained["condition"] == "BBBC038"].groupby("head_norm")["pq"].mean()
 )
@@ -388,18 +388,15 @@ check("0.790", fields["group"])
 
 # %%
 large = beyond.about("large-image")
-pd.Series(
-    {
-        name: large[name]
-        for name in (
-            "side_px",
-            "seconds",
-            "peak_memory_gib",
-            "nuclei",
-            "megapixels_a_second",
-        )
-    }
-)
+words = {
+    "side_px": "side, px",
+    "seconds": "seconds",
+    "peak_memory_gib": "peak memory, GiB",
+    "nuclei": "nuclei",
+    "megapixels_a_second": "megapixels a second",
+}
+row = pd.Series(large)[list(words)].rename(words)
+row.map("{:,.6g}".format).to_frame("measured")
 
 # %% [markdown]
 # A synthetic image of 20,000 × 20,000 px, in which 78,018 nuclei were found, took 12 minutes and 1.4 GiB of memory on one thread

@@ -31,6 +31,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from IPython.display import Markdown
 from scipy import ndimage
 from skimage.color import hed_from_rgb, rgb_from_hed
 from skimage.segmentation import watershed
@@ -44,6 +45,8 @@ from nucseg.inference.segmenter import load
 from nucseg.instances import decode, renumber, split
 from nucseg.metrics import errors, score
 from nucseg.model.network import build_model, place, predict
+from nucseg.records.provenance import provenance_note
+from nucseg.records.quotes import check
 from nucseg.records.runs import results_folder
 from nucseg.records.statistics import difference
 from nucseg.training.pretrain import HELD_OUT
@@ -64,12 +67,7 @@ else:
     samples = list(shown)
 model = place(model, torch.device("cpu"))
 
-# %% tags=["hide-input"]
-from IPython.display import Markdown
-
-from nucseg.records.provenance import provenance_note
-from nucseg.records.quotes import check
-
+# %%
 Markdown(provenance_note(shown, model))
 
 # %% [markdown]
@@ -109,9 +107,8 @@ nuclei = renumber(split(height, foreground, ridge=0.9), min_area=50)
 assert np.array_equal(
     nuclei, decode(maps, threshold=0.5, ridge=0.9, min_area=50, smooth=2)
 )
-print(
-    f"{basins.max()} basins by hand, {len(np.unique(peaks)) - 1} peaks, {nuclei.max()} nuclei"
-)
+counts = basins.max(), len(np.unique(peaks)) - 1, nuclei.max()
+print("{} basins by hand, {} peaks, {} nuclei".format(*counts))
 
 # %% mystnb={"image": {"alt": "Six panels: a square of tissue with true outlines, the foreground, the smoothed distance map, its peaks and basins, the nuclei after merging, and a curve of the height along a line between two touching nuclei, which dips below a dashed line in the middle."}, "figure": {"caption": "From maps to nuclei. The last panel follows the line drawn between two nuclei that touch: where the height falls below the dashed line, they stay apart. The scale bar assumes 0.25 µm per pixel. Image: {{ tissue }}.", "name": "fig-decoding"}}
 chapter.plot_decoding(patch, foreground, height, peaks, nuclei)
@@ -208,7 +205,7 @@ chapter.density_table(scores)
 
 # %%
 def restain(image, factors):
-    """Multiply the amounts of haematoxylin, eosin and the rest in an (H, W, 3) uint8 image."""
+    """Multiply the amounts of haematoxylin, eosin and the rest in an RGB image."""
     density = -np.log10(np.maximum(image / 255, 1e-6))  # optical density
     amounts = density @ hed_from_rgb  # (H, W, 3): haematoxylin, eosin, rest
     light = 10 ** -((amounts * factors) @ rgb_from_hed)

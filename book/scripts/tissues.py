@@ -25,8 +25,11 @@ from importlib import resources
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown
 
 from nucseg.data import synth
+from nucseg.records.provenance import provenance_note
+from nucseg.records.quotes import check
 from nucseg.records.runs import results_folder, study_runs
 from nucseg.records.statistics import bootstrap_mean
 from nucseg.viz import figures
@@ -43,12 +46,7 @@ statistics = pd.read_csv(
     index_col="tissue",
 )
 
-# %% tags=["hide-input"]
-from IPython.display import Markdown
-
-from nucseg.records.provenance import provenance_note
-from nucseg.records.quotes import check
-
+# %%
 Markdown(provenance_note(runs=list(runs.values())))
 
 # %% [markdown]
@@ -115,7 +113,7 @@ design = np.column_stack([np.ones(len(x)), x])
 
 
 def fit(rows, score):
-    """The three coefficients of a linear fit of ``score`` over the tissues in ``rows``."""
+    """Three coefficients of a linear fit of ``score`` over the tissues ``rows``."""
     values = ours[score].to_numpy()
     return np.linalg.lstsq(design[rows], values[rows], rcond=None)[0][1:]
 
