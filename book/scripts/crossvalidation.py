@@ -29,10 +29,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from IPython.display import Markdown
+
 from nucseg.data import synth
 from nucseg.data.datasets import nuinsseg_list
 from nucseg.data.splits import folds
 from nucseg.metrics import score
+from nucseg.records.provenance import provenance_note
+from nucseg.records.quotes import check
 from nucseg.records.runs import results_folder, study_runs
 from nucseg.records.statistics import bootstrap_mean, difference, summarise
 from nucseg.viz import figures
@@ -44,12 +48,7 @@ columns = study_runs("folds")
 runs = columns["offline-small"]  # the recorded ones, of which the text speaks
 scores = pd.concat([run.scores for run in runs.values()], ignore_index=True)
 
-# %% tags=["hide-input"]
-from IPython.display import Markdown
-
-from nucseg.records.provenance import provenance_note
-from nucseg.records.quotes import check
-
+# %%
 Markdown(provenance_note(runs=list(runs.values())))
 
 # %% [markdown]
@@ -78,7 +77,7 @@ predictions = {
 counted = pd.DataFrame(
     {name: asdict(score(truth, p)) for name, p in predictions.items()}
 )
-counted.loc[["dice", "aji", "pq", "sq", "rq"]].style.format("{:.2f}")
+counted.loc[list(chapter.NAMES)].rename(chapter.NAMES).style.format("{:.2f}")
 
 # %% mystnb={"image": {"alt": "Four panels with two touching discs. In each, a prediction is outlined in blue: both discs moved aside, both as one object, the first one only, and the second one cut into an upper and a lower half. The IoU of each pair is written inside, the counts and scores below."}, "figure": {"caption": "What each metric makes of four predictions of two nuclei. Orange: truth; blue: prediction. TP, FP and FN: true positives, false positives and false negatives.", "name": "fig-counting"}}
 chapter.plot_counting(truth, predictions)
@@ -117,8 +116,11 @@ check("0.40", counted.loc["pq", "one split"])
 # $j$. Row 0 and column 0 are the background. PQ is a product of two factors:
 #
 # $$
-# \mathrm{PQ} = \underbrace{\frac{1}{\mathrm{TP}} \sum_{(i, j)\,\text{matched}} \mathrm{IoU}_{ij}}_{\mathrm{SQ}}
-# \times \underbrace{\frac{\mathrm{TP}}{\mathrm{TP} + \mathrm{FP}/2 + \mathrm{FN}/2}}_{\mathrm{RQ}}
+# \begin{aligned}
+# \mathrm{PQ} &= \mathrm{SQ} \times \mathrm{RQ} \\
+# \mathrm{SQ} &= \frac{1}{\mathrm{TP}} \sum_{(i, j)\,\text{matched}} \mathrm{IoU}_{ij} \\
+# \mathrm{RQ} &= \frac{\mathrm{TP}}{\mathrm{TP} + \mathrm{FP}/2 + \mathrm{FN}/2}
+# \end{aligned}
 # $$
 #
 # {term}`Segmentation quality <segmentation quality>` (SQ) says how well the matched nuclei are outlined.
@@ -228,7 +230,7 @@ assert all(shared_tissues), "every tissue of a test part is in its training part
 # thread. **This is a small budget**: the published methods below were trained on whole images, for longer, and on
 # GPUs. `nucseg reproduce` runs the same study in full on a GPU and adds a row to the tables of this page.
 
-# %% mystnb={"image": {"alt": "Line chart of validation PQ over ten epochs for each of the five folds: jagged lines that rise on the whole, each with a dot at its highest point."}, "figure": {"caption": "Validation PQ over the epochs, one line per fold; a dot marks the epoch that was kept.", "name": "fig-fold-curves"}}
+# %% mystnb={"image": {"alt": "Line chart of validation PQ over ten epochs for each of the five folds: jagged lines that rise on the whole, each with a mark at its highest point."}, "figure": {"caption": "Validation PQ over the epochs, one line per fold; a mark shows the epoch that was kept.", "name": "fig-fold-curves"}}
 chapter.plot_curves(runs)
 plt.show()
 

@@ -110,13 +110,13 @@ def short_name(tissue: str) -> str:
 
 
 def plot_curves(runs: Mapping[str, Run]) -> Figure:
-    """Draw the validation PQ of each run over its epochs, with a dot at the epoch that was kept."""
+    """Draw the validation PQ of each run over its epochs, with a mark at the epoch that was kept."""
     figure, ax = plt.subplots(figsize=(figures.WIDTH, 3))
     for k, (name, run) in enumerate(runs.items()):
         epoch, pq = run.history["epoch"], run.history["val_pq"]
         kept = int(pq.to_numpy().argmax())
-        ax.plot(epoch, pq, color=FOLD_COLOURS[k % 5], label=name.replace("_", " "))
-        ax.plot(epoch.iloc[kept], pq.iloc[kept], "o", color=FOLD_COLOURS[k % 5], markersize=6)
+        style = {"color": FOLD_COLOURS[k % 5], "marker": "os^Dv"[k % 5], "label": name.replace("_", " ")}
+        ax.plot(epoch, pq, **style, markersize=7, markevery=[kept])
     ax.set(xlabel="epoch", ylabel="validation PQ")
     ax.legend(ncols=5, loc="lower right", bbox_to_anchor=(1, 1), columnspacing=0.8, handlelength=1.2)
     return figure
