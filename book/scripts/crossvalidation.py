@@ -113,14 +113,14 @@ check("0.40", counted.loc["pq", "one split"])
 # ## PQ from a contingency table
 #
 # All these scores follow from one table, which says how many pixels true nucleus $i$ shares with predicted nucleus
-# $j$. Row 0 and column 0 are the background. PQ is a product of two factors:
+# $j$. Row 0 and column 0 are the background. PQ is a product of two factors, $\mathrm{PQ} = \mathrm{SQ} \times \mathrm{RQ}$:
 #
 # $$
-# \begin{aligned}
-# \mathrm{PQ} &= \mathrm{SQ} \times \mathrm{RQ} \\
-# \mathrm{SQ} &= \frac{1}{\mathrm{TP}} \sum_{(i, j)\,\text{matched}} \mathrm{IoU}_{ij} \\
-# \mathrm{RQ} &= \frac{\mathrm{TP}}{\mathrm{TP} + \mathrm{FP}/2 + \mathrm{FN}/2}
-# \end{aligned}
+# \mathrm{SQ} = \frac{1}{\mathrm{TP}} \sum_{(i, j)\,\text{matched}} \mathrm{IoU}_{ij}
+# $$
+#
+# $$
+# \mathrm{RQ} = \frac{\mathrm{TP}}{\mathrm{TP} + \mathrm{FP}/2 + \mathrm{FN}/2}
 # $$
 #
 # {term}`Segmentation quality <segmentation quality>` (SQ) says how well the matched nuclei are outlined.
