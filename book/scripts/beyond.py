@@ -70,7 +70,7 @@ for i in range(1, labels.max() + 1):
     distance[nucleus] = inwards[nucleus] / inwards[nucleus].max()
 
 maps = encode(labels)  # (2, H, W): the foreground and the same distance map
-float(np.abs(distance - maps[1]).max())
+np.allclose(distance, maps[1], atol=1e-6)
 
 # %% [markdown]
 # `encode` computes the same map for all nuclei at once. Now the way back, from maps to nuclei: with the
@@ -155,7 +155,7 @@ assert basins.max() > 3 * labels.max(), "there are far more basins than nuclei"
 decoded = pd.read_csv(results / "decoding" / "scores.csv")
 predicted = decoded.query("foreground == 'predicted' and distance == 'predicted'")
 sweep = predicted.groupby(["smooth_px", "ridge"])[["aji", "pq"]].mean()
-sweep["pq"].unstack("smooth_px").round(3)
+sweep["pq"].unstack("smooth_px").rename_axis(columns="PQ, smooth_px =").round(3)
 
 # %% mystnb={"image": {"alt": "Two line charts over the ridge, for the distance map smoothed by two pixels: AJI and PQ on validation images, a thin line for each fold and a thick one for their mean. Both rise to a peak near the dotted line that marks the value in use, and fall steeply after it."}, "figure": {"caption": "Validation scores of the five folds' models over the ridge. Thin: one fold; thick: their mean; dotted: the value in use.", "name": "fig-ridge"}}
 beyond.plot_ridge_sweep(decoded)
@@ -334,7 +334,7 @@ beyond.table_ablation(runs, costs)
 
 # %%
 difference = changes.paired(runs["linear"].scores, runs["fresh-head"].scores)
-changes.signed(*changes.interval(difference, "pq"))
+print("PQ of the linear head:", changes.signed(*changes.interval(difference)))
 
 # %% mystnb={"image": {"alt": "Forest plot of paired PQ differences with 95 percent intervals. Far to the left are the linear head, the random base and the head without the distance map; LoRA's ranks, head only and all weights lie at zero."}, "figure": {"caption": "What changes in test PQ when one thing is changed, with the 95% interval over images. Circles: against LoRA of rank 8 with the base's head. Squares: variants of the head, which all start from random weights, against such a head left whole.", "name": "fig-ablation"}}
 beyond.plot_ablation(runs)
@@ -523,17 +523,17 @@ pd.DataFrame(tables[0], columns=list(FEATURES)).iloc[:3, :6].round(2)
 
 # %% [markdown]
 # A perceptron with one small hidden layer is fitted to the objects of the first three images and applied to those of
-# the other three. Objects with a confidence below one half are then dropped from the label maps. The pairs are the
-# numbers of objects before and after:
+# the other three. Objects with a confidence below one half are then dropped from the label maps. The numbers of
+# objects before and after:
 
 # %%
 classifier = fit(np.concatenate(tables[:3]), np.concatenate(true[:3]))
 confidence = [classifier.predict(table) for table in tables[3:]]
 kept = [keep(f, c >= 0.5) for f, c in zip(found[3:], confidence, strict=True)]
-[
-    (int(before.max()), int(after.max()))
-    for before, after in zip(found[3:], kept, strict=True)
-]
+pd.DataFrame(
+    {"before": [f.max() for f in found[3:]], "after": [k.max() for k in kept]},
+    index=tissues,
+)
 
 # %% [markdown]
 # On real images: for two runs of the recipe study, the 80 validation images of each fold were divided into halves.
