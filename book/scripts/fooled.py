@@ -36,25 +36,19 @@ from nucseg.model.sam import PIXEL_MEAN, PIXEL_STD
 from nucseg.records.provenance import provenance_note
 from nucseg.records.quotes import check
 from nucseg.viz import figures
-from nucseg.viz.chapters.fooled import (
-    disturb,
-    pixels,
-    plot_folds,
-    plot_prediction,
-    plot_printed,
-)
+from nucseg.viz.chapters import fooled
 
 figures.use_style()
 TISSUES = (
-    "human testis", "human jejunum", "human kidney", "human melanoma", "human pancreas",
-    "human spleen", "human tonsile", "mouse kidney", "mouse spleen", "mouse thymus",
+    "human testis", "human jejunum", "human kidney", "human melanoma",
+    "human pancreas", "human spleen", "human tonsile", "mouse kidney",
+    "mouse spleen", "mouse thymus",
 )  # fmt: skip
-samples = list(Synthetic(n_per_tissue=1, size=256, seed=3, tissues=TISSUES))
+dataset = Synthetic(n_per_tissue=1, size=256, seed=3, tissues=TISSUES)
+samples = list(dataset)
 
 # %%
-Markdown(
-    provenance_note(Synthetic(n_per_tissue=1, size=256, seed=3, tissues=TISSUES))
-)
+Markdown(provenance_note(dataset))
 
 # %% [markdown]
 # ## One set of predictions, with known errors
@@ -66,13 +60,14 @@ Markdown(
 # %%
 rng = np.random.default_rng(0)
 errors = {"missed": 0.15, "merged": 0.7}  # probabilities
-predictions = [disturb(sample.labels, rng, **errors, shift=3) for sample in samples]
+predictions = [fooled.disturb(s.labels, rng, **errors, shift=3) for s in samples]
 pairs = [(s.labels, p) for s, p in zip(samples, predictions, strict=True)]
 true = pd.DataFrame([vars(score(*pair)) for pair in pairs])
-true[["dice", "iou", "aji", "pq"]].mean().round(3)
+scores = true[["dice", "iou", "aji", "pq"]].mean()
+scores.to_frame("true score").style.format("{:.3f}")
 
 # %% mystnb={"figure": {"caption": "One of the ten images, its prediction, and the errors (grey: found, vermilion: missed, blue lines: spurious). The scale bar assumes 0.25 µm a pixel.", "name": "fig-fooled-prediction"}, "image": {"alt": "Three panels of synthetic tissue: with true outlines, with the outlines of the prediction, which merges some neighbours and lacks some nuclei, and the map of errors."}}
-plot_prediction(samples[2], predictions[2])
+fooled.plot_prediction(samples[2], predictions[2])
 plt.show()
 
 # %% [markdown]
@@ -97,8 +92,11 @@ seen = {}  # what each mistake prints, beside the truth
 # accept it: as an image with one single nucleus.
 
 # %%
-binary = pd.DataFrame([vars(score((t > 0).astype(int), (p > 0).astype(int))) for t, p in pairs])  # fmt: skip
-pd.DataFrame({"printed": binary.mean(), "true": true.mean()}).loc[["dice", "iou", "aji", "pq", "rq"]].round(3)  # fmt: skip
+binary = pd.DataFrame(
+    [vars(score((t > 0).astype(int), (p > 0).astype(int))) for t, p in pairs]
+)
+both = pd.DataFrame({"printed": binary.mean(), "true": true.mean()})
+both.loc[["dice", "iou", "aji", "pq", "rq"]].style.format("{:.3f}")
 
 # %% [markdown]
 # This prints an AJI of 0.708 and a PQ of 0.708; the true ones are 0.511 and 0.548. Both have become the
@@ -108,8 +106,9 @@ pd.DataFrame({"printed": binary.mean(), "true": true.mean()}).loc[["dice", "iou"
 
 # %%
 same = (binary["aji"] == binary["iou"]).all()
-print(same, set(binary["rq"]), set(binary["nuclei_true"]))
-print("nuclei in truth:", true["nuclei_true"].tolist())
+print("AJI equals IoU:", same)
+print("RQ:", set(binary["rq"]), "nuclei:", set(binary["nuclei_true"]))
+print("true nuclei:", true["nuclei_true"].tolist())
 
 # %% tags=["hide-input"]
 seen["binary masks: AJI"] = binary["aji"].mean(), true["aji"].mean()
@@ -143,7 +142,8 @@ by_class = pd.DataFrame(
         for t, p in pairs
     ]
 )
-print(by_class.mean().round(3).to_dict(), by_class.mean(axis=1).mean().round(3))
+means = by_class.mean()
+print(means.round(3).to_dict(), "mean:", means.mean().round(3))
 
 # %% [markdown]
 # This prints 0.878 where Dice is 0.828. The fewer nuclei an image has, the larger the gain.
@@ -152,9 +152,8 @@ print(by_class.mean().round(3).to_dict(), by_class.mean(axis=1).mean().round(3))
 
 # %%
 nothing = [(dice(t > 0, t < 0) + dice(t == 0, t >= 0)) / 2 for t, _ in pairs]
-print(
-    np.mean(nothing).round(3), score(pairs[0][0], np.zeros_like(pairs[0][0])).dice
-)
+dice_of_nothing = score(pairs[0][0], np.zeros_like(pairs[0][0])).dice
+print("with background:", np.mean(nothing).round(3), "Dice:", dice_of_nothing)
 
 # %% [markdown]
 # With the background it gets 0.405. The same test finds accuracy over pixels, and every other score that counts what is easy.
@@ -166,7 +165,7 @@ check("0.878", with_background)
 check("0.828", true["dice"].mean())
 assert np.allclose(by_class["nuclei"], true["dice"]), "two ways to the same Dice"
 check("0.405", np.mean(nothing))
-assert score(pairs[0][0], np.zeros_like(pairs[0][0])).dice == 0
+assert dice_of_nothing == 0
 
 # %% [markdown]
 # (fooled-matched)=
@@ -178,7 +177,7 @@ assert score(pairs[0][0], np.zeros_like(pairs[0][0])).dice == 0
 
 # %%
 def matched_only(truth, prediction):
-    """AJI without the area of missed nuclei. Greedy matching, the largest IoU first."""
+    """AJI without the area of missed nuclei; the largest IoU is matched first."""
     table = np.histogram2d(
         truth.ravel(),
         prediction.ravel(),
@@ -191,14 +190,13 @@ def matched_only(truth, prediction):
         i, j = np.unravel_index(iou.argmax(), iou.shape)
         both, either, used = both + shared[i, j], either + union[i, j], used | {j}
         iou[i], iou[:, j] = 0, 0
-    spurious = table.sum(axis=0)[1:].sum() - sum(
-        table.sum(axis=0)[1:][j] for j in used
-    )
+    areas = table.sum(axis=0)[1:]
+    spurious = areas.sum() - sum(areas[j] for j in used)
     return both / (either + spurious)  # the mistake: missed nuclei are not added
 
 
 lenient = np.mean([matched_only(*pair) for pair in pairs])
-print(lenient.round(3), true["aji"].mean().round(3))
+print("matched only:", lenient.round(3), "AJI:", true["aji"].mean().round(3))
 
 # %% [markdown]
 # This prints 0.702 where AJI is 0.511. `nucseg.metrics` has this sum under the name `aji_matched_only`, so that published scores
@@ -214,6 +212,7 @@ above = true["aji_matched_only"] > true["iou"]
 print(
     "without half of the nuclei:",
     matched_only(truth, half),
+    "instead of",
     round(score(truth, half).aji, 3),
 )
 print("images with an AJI above the IoU:", above.sum(), "of", len(above))
@@ -238,7 +237,7 @@ assert (true["aji"] <= true["iou"]).all(), "the true AJI breaks its bound"
 # %%
 rng = np.random.default_rng(0)
 data = [
-    tuple(torch.from_numpy(part) for part in pixels(sample, 60, rng))
+    tuple(torch.from_numpy(part) for part in fooled.pixels(sample, 60, rng))
     for sample in samples
 ]
 
@@ -285,7 +284,7 @@ for fold in range(5):
 folds = pd.DataFrame(rows).T
 
 # %% mystnb={"figure": {"caption": "Test Dice of each fold, with new weights in every fold and with weights carried over.", "name": "fig-fooled-folds"}, "image": {"alt": "Two lines over five folds. They start at the same point in fold 1. With new weights the Dice goes up and down; with weights carried over it is higher in every later fold, by most in the last two, where it reaches 1."}}
-plot_folds(folds)
+fooled.plot_folds(folds)
 plt.show()
 
 # %% [markdown]
@@ -302,7 +301,9 @@ def fingerprint(model):
     return sum(float(p.detach().abs().sum()) for p in model.parameters())
 
 
-print(fingerprint(new_model()) == fingerprint(new_model()), fingerprint(carried) == fingerprint(new_model()))  # fmt: skip
+start = fingerprint(new_model())
+print("new models are alike:", fingerprint(new_model()) == start)
+print("the carried one is as new:", fingerprint(carried) == start)
 
 # %% tags=["hide-input"]
 seen["weights carried over: Dice"] = (
@@ -327,7 +328,8 @@ assert 8 * 60 == 480
 base = load_base("random", seed=0)
 config = ModelConfig(base="random", size=128, rank=8, dropout=0.0)
 image = torch.from_numpy(samples[2].image[:128, :128]).permute(2, 0, 1)[None]
-x = (image.float() - torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1)) / torch.tensor(PIXEL_STD).view(1, 3, 1, 1)  # fmt: skip
+mean, std = (torch.tensor(c).view(1, 3, 1, 1) for c in (PIXEL_MEAN, PIXEL_STD))
+x = (image.float() - mean) / std
 target = torch.from_numpy(samples[2].labels[:128, :128] > 0)[None, None].float()
 
 
@@ -368,7 +370,7 @@ for name, (losses, model) in runs.items():
         "loss": f"{losses[0]:.2f} to {losses[-1]:.2f}",
         "LoRA layers that moved": sum(bool(layer.lora_B.any()) for layer in layers),
     }
-pd.DataFrame(report).T
+pd.DataFrame(report).T.style.format("{:,}", subset=["weights to train"])
 
 # %% [markdown]
 # This prints 237,825 trained weights; in fact 257 learn, those of the head. The model is a linear classifier on
@@ -413,9 +415,10 @@ assert len(without_gradient(frozen)) == 2 * layers and not without_gradient(good
 
 # %%
 def candidate(seed):
-    """PQ of one candidate on the ten images: errors drawn anew, with the same probabilities."""
+    """PQ of one candidate on the ten images, with errors drawn anew."""
     rng = np.random.default_rng(seed)
-    return [score(s.labels, disturb(s.labels, rng, **errors)).pq for s in samples]
+    drawn = [fooled.disturb(s.labels, rng, **errors) for s in samples]
+    return [score(s.labels, p).pq for s, p in zip(samples, drawn, strict=True)]
 
 
 pq = np.array([candidate(seed) for seed in range(1, 21)])  # candidate, image
@@ -426,7 +429,7 @@ pd.Series(
         "chosen on validation, then tested": on_test[on_val.argmax()],
         "mean of all candidates": on_test.mean(),
     }
-).round(3)
+).to_frame("test PQ").style.format("{:.3f}")
 
 # %% [markdown]
 # This prints 0.608. Every candidate has the same error rates, so the true value is their mean, 0.560, and the gain of 0.048 is
@@ -458,7 +461,7 @@ assert len(pq) == 20 and on_test.max() > on_test[on_val.argmax()]
 
 # %% mystnb={"figure": {"caption": "What each mistake prints, and the true value of the same predictions or models.", "name": "fig-fooled-printed"}, "image": {"alt": "Six rows with two marks each, the true score and the printed one. Binary masks and the AJI over matched nuclei add most, about a fifth of the scale; carried weights, choosing on the test part and Dice with background add about a quarter of that."}}
 table = pd.DataFrame(seen, index=["printed", "true"]).T
-plot_printed(table)
+fooled.plot_printed(table)
 plt.show()
 
 # %%
@@ -569,10 +572,9 @@ assert backwards[1] > folds.loc[1, "carried over"]
 
 # %%
 on_ten = pq.mean(axis=1)
-print(
-    f"+{on_ten.max() - on_ten.mean():.3f} instead of +{on_test.max() - on_test.mean():.3f}"
-)
-assert on_ten.max() - on_ten.mean() < on_test.max() - on_test.mean()
+gains = [scores.max() - scores.mean() for scores in (on_ten, on_test)]
+print(f"+{gains[0]:.3f} instead of +{gains[1]:.3f}")
+assert gains[0] < gains[1]
 
 # %% [markdown]
 # ```{solution-end}
