@@ -49,13 +49,8 @@ from nucseg.records.quotes import check
 from nucseg.records.runs import read_run, results_folder
 from nucseg.records.statistics import difference, variance_explained
 from nucseg.viz import figures
-from nucseg.viz.chapters.claims import (
-    plot_above,
-    plot_dropped,
-    plot_normalised,
-    plot_pair,
-    plot_search,
-)
+from nucseg.viz.chapters import claims
+from nucseg.viz.chapters.crossvalidation import short_name
 from nucseg.viz.chapters.ledger import Ledger, plot_tally
 from nucseg.viz.chapters.report import printed, rate_name
 
@@ -64,13 +59,14 @@ torch.manual_seed(0)
 results = results_folder()
 reference = results.parent / "book" / "reference"
 ledger = Ledger.read(reference / "claims.csv")
-TISSUES = ("human kidney", "human liver", "human spleen", "mouse muscle_tibia", "mouse thymus")  # fmt: skip
-samples = list(Synthetic(n_per_tissue=1, size=384, seed=0, tissues=TISSUES))
+TISSUES = (
+    "human kidney", "human liver", "human spleen", "mouse muscle_tibia", "mouse thymus",
+)  # fmt: skip
+dataset = Synthetic(n_per_tissue=1, size=384, seed=0, tissues=TISSUES)
+samples = list(dataset)
 
 # %%
-Markdown(
-    provenance_note(Synthetic(n_per_tissue=1, size=384, seed=0, tissues=TISSUES))
-)
+Markdown(provenance_note(dataset))
 
 # %% mystnb={"figure": {"caption": "The verdicts on the claims of the report, counted from the ledger.", "name": "fig-claims-tally"}, "image": {"alt": "Four horizontal bars with their counts: 15 claims hold, 10 hold partly, 12 do not hold, and 3 cannot be checked."}}
 plot_tally(ledger)
@@ -108,7 +104,9 @@ counts = pd.DataFrame(
     {"described": parameter_ledger(described), "scored": parameter_ledger(scored)}
 ).T
 counts["share"] = counts["trainable"] / counts["total"]
-counts[["lora", "trainable", "total", "share"]]
+counts[["lora", "trainable", "total", "share"]].style.format("{:,}").format(
+    "{:.2%}", subset="share"
+)
 
 # %%
 ledger.cause("described")
@@ -140,9 +138,7 @@ check("1.21%", rank_4 / (counts.loc["scored", "base"] + rank_4))
 
 # %%
 listing = datasets.nuinsseg_list()
-names = SimpleNamespace(
-    table=listing
-)  # to draw folds, a data set's names are enough
+names = SimpleNamespace(table=listing)  # to draw folds, names are enough
 order = list(range(len(listing)))
 random.Random(42).shuffle(order)
 tested = set(order[int(0.7 * len(order)) + int(0.1 * len(order)) :])
@@ -155,19 +151,12 @@ def overlap(folds):
         train, val = set(split.train), set(split.val)
         counts = len(tested & train), len(tested & val), len(tested - train - val)
         rows.append([len(train), len(val), len(tested), *counts])
-    columns = [
-        "n_train",
-        "n_val",
-        "n_test",
-        "test_in_train",
-        "test_in_val",
-        "test_in_neither",
-    ]
-    return pd.DataFrame(rows, columns=columns, index=range(1, folds + 1))
+    columns = "n_train n_val n_test test_in_train test_in_val test_in_neither"
+    return pd.DataFrame(rows, columns=columns.split(), index=range(1, folds + 1))
 
 
 five = overlap(5)
-five.loc[:, "test_in_train":]
+five.loc[:, "test_in_train":].rename(index="fold {}".format)
 
 # %% [markdown]
 # These are the counts that the report's own code gave when it was run on the list, and its result files have the same
@@ -181,7 +170,8 @@ five.loc[:, "test_in_train":]
 # %%
 of_train = set(splits.report_folds(names)[0].test)
 extra = tested - of_train
-print(len(of_train), len(tested), of_train < tested)
+print("test images:", len(of_train), "to train,", len(tested), "to evaluate")
+print("the first are among the second:", of_train < tested)
 
 # %% [markdown]
 # The list is sorted by name, so its first 70% are the tissues whose names come first. Which images are in no fold?
@@ -189,19 +179,20 @@ print(len(of_train), len(tested), of_train < tested)
 # %%
 first = splits.report_folds(names)[0]
 unused = listing[~listing.index.isin(set(first.train) | set(first.val))]
-unused["tissue"].value_counts().to_frame("images in no fold")
+counted = unused["tissue"].map(short_name).value_counts()
+counted.rename_axis(None).to_frame("images in no fold")
 
 # %% [markdown]
 # Nearly all are of mouse. This leaves a trace in the results. We split the report's own scores by species:
 
 # %%
-tissues = pd.read_csv(
-    reference / "report_code_tissue_metrics.csv"
-)  # of the 134 test images
-species = tissues["tissue"].str.split().str[0]
-tissues.groupby(species).apply(
+# the report's scores on its 134 test images
+tissues = pd.read_csv(reference / "report_code_tissue_metrics.csv")
+species = tissues["tissue"].str.split().str[0].rename("species")
+dice = tissues.groupby(species).apply(
     lambda rows: np.average(rows["dice"], weights=rows["n"])
-).round(3)
+)
+dice.rename_axis(None).to_frame("Dice").style.format("{:.3f}")
 
 # %%
 ledger.cause("data")
@@ -217,13 +208,11 @@ ledger.cause("data")
 
 # %%
 benchmark = splits.folds(names)
-tested_once = sorted(i for split in benchmark for i in split.test) == list(
-    range(665)
-)
-seen = [
-    set(split.test) & (set(split.train) | set(split.val)) for split in benchmark
-]
-tested_once, [len(images) for images in seen]
+tests = sorted(i for split in benchmark for i in split.test)
+tested_once = tests == list(range(665))
+seen = [set(fold.test) & {*fold.train, *fold.val} for fold in benchmark]
+print("each image is tested once:", tested_once)
+print("test images that the model has seen:", [len(images) for images in seen])
 
 # %% tags=["hide-input"]
 recorded = pd.read_csv(reference / "report_code_split_overlap.csv")
@@ -318,7 +307,7 @@ for share in (0, 0.1, 0.2, 0.3, 0.4, 0.5):
 dropped = pd.DataFrame(rows).groupby("share").mean()
 
 # %% mystnb={"figure": {"caption": "A perfect prediction from which nuclei are deleted: an AJI over matched nuclei does not notice.", "name": "fig-claims-aji"}, "image": {"alt": "Line chart. Horizontal axis: share of nuclei deleted, from none to half. The AJI over matched nuclei stays at one; Kumar's AJI falls steadily, to less than two thirds."}}
-plot_dropped(dropped)
+claims.plot_dropped(dropped)
 plt.show()
 
 # %% [markdown]
@@ -330,9 +319,9 @@ plt.show()
 run = read_run(results / "report" / "fold1-random-cpu")
 lenient, strict = run.scores["aji_matched_only"].mean(), run.scores["aji"].mean()
 table_1 = printed(reference, 1)
-print(
-    f"{lenient:.3f} {strict:.3f} {table_1.loc['average', 'aji'] * strict / lenient:.2f}"
-)
+scaled = table_1.loc["average", "aji"] * strict / lenient
+print("the report's formula:", round(lenient, 3), "Kumar's:", round(strict, 3))
+print("Table 1 by the same factor:", round(scaled, 2))
 
 # %% [markdown]
 # It has 0.413 with the report's formula and 0.309 with Kumar's. If Table 1 shrank by the same factor, its AJI of 0.5178
@@ -343,7 +332,7 @@ print(
 # spurious, cover all of it. Means keep the order. The report's files have both scores for each tissue and fold:
 
 # %% mystnb={"figure": {"caption": "AJI and IoU from the report's result files, one dot for each tissue and fold. Kumar's AJI cannot lie above the line.", "name": "fig-claims-above"}, "image": {"alt": "Scatter plot of AJI over IoU with the diagonal. Most grey dots lie below it; about two dozen blue triangles lie above it, most of them where the IoU is low."}}
-plot_above(tissues)
+claims.plot_above(tissues)
 plt.show()
 
 # %%
@@ -364,7 +353,7 @@ assert len(run.scores) == 133
 check("0.413", lenient)
 check("0.309", strict)
 check("0.5178", table_1.loc["average", "aji"])
-check("0.39", table_1.loc["average", "aji"] * strict / lenient)
+check("0.39", scaled)
 above = tissues["aji"] > tissues["iou"]
 assert (above.sum(), len(above)) == (26, 145)
 assert (table_1["aji"] < table_1["iou"]).all(), "true of the averages"
@@ -395,7 +384,7 @@ assert np.allclose(once, (image - PIXEL_MEAN) / PIXEL_STD)  # they are the same
 ratio = once.std(axis=(0, 1)) / twice.std(axis=(0, 1))
 
 # %% mystnb={"figure": {"caption": "The green channel of a synthetic image as the encoder receives it, on the same scale from black to white. The scale bar assumes 0.25 µm a pixel.", "name": "fig-claims-normalised"}, "image": {"alt": "Two panels. Normalised once, the tissue and its dark nuclei are plain to see. Normalised twice, the panel is one even dark grey."}}
-plot_normalised(once, twice)
+claims.plot_normalised(once, twice)
 plt.show()
 
 # %% [markdown]
@@ -408,7 +397,13 @@ plt.show()
 # in `train()` mode. {term}`BatchNorm` layers keep a running mean and variance, and in this mode every batch updates them.
 # One forward pass shows it, with PyTorch's own `train()` and with that of `nucseg`:
 
+
 # %%
+def norms(model):
+    """The BatchNorm layers of the encoder."""
+    return [m for m in model.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
 crop = torch.from_numpy(image[:128, :128]).permute(2, 0, 1)[None]
 moved = {}
 for name, switch in (("PyTorch", nn.Module.train), ("nucseg", type(scored).train)):
@@ -416,8 +411,10 @@ for name, switch in (("PyTorch", nn.Module.train), ("nucseg", type(scored).train
     switch(tried, True)
     with torch.no_grad():
         tried(crop)
-    before, after = ([m for m in one.encoder.modules() if isinstance(m, nn.BatchNorm2d)] for one in (scored, tried))  # fmt: skip
-    moved[name] = [not torch.equal(a.running_mean, b.running_mean) for a, b in zip(before, after, strict=True)]  # fmt: skip
+    moved[name] = [
+        not torch.equal(before.running_mean, after.running_mean)
+        for before, after in zip(norms(scored), norms(tried), strict=True)
+    ]
 {name: f"{sum(layers)} of {len(layers)} moved" for name, layers in moved.items()}
 
 # %%
@@ -436,14 +433,17 @@ ledger.cause("input")
 try:
     scored(torch.from_numpy(once[:128, :128]).float().permute(2, 0, 1)[None])
 except InputError as refusal:
-    print(refusal)
+    print(str(refusal).replace(": ", ":\n"))
 
 # %% tags=["hide-input"]
 check("57", ratio.min())
 check("58", ratio.max())
 assert sum(moved["PyTorch"]) == len(moved["PyTorch"]) == 27
 assert sum(moved["nucseg"]) == 0, "nucseg's frozen BatchNorm moves"
-check("9,856", sum(m.running_mean.numel() + m.running_var.numel() for m in after))
+check(
+    "9,856",
+    sum(m.running_mean.numel() + m.running_var.numel() for m in norms(scored)),
+)
 ledger.agree(9, {"57": ratio.min(), "58": ratio.max()})
 ledger.agree(6, {"27 of 27": f"{sum(moved['PyTorch'])} of {len(moved['PyTorch'])}"})
 
@@ -479,7 +479,7 @@ made = {
 }
 
 # %% mystnb={"figure": {"caption": "Two nuclei that touch: the truth, and what two designs make of it when their networks are perfect. The number counts the objects. The scale bar assumes 0.25 µm a pixel.", "name": "fig-claims-merged"}, "image": {"alt": "Three crops of the same two touching nuclei. In the truth each has an outline of its own. Connected components on the coarse grid draw one outline around both. With the distance map there are two outlines again."}}
-plot_pair(
+claims.plot_pair(
     samples, {name: made[name] for name in ("64 × 64 grid", "with distance map")}
 )
 plt.show()
@@ -495,7 +495,8 @@ here = {
     ).mean()
     for name, maps in made.items()
 }
-oracle = pd.read_csv(reference / "oracle_nuinsseg_fold0.csv", index_col="design").rename(columns={"aji_kumar": "aji"})  # fmt: skip
+oracle = pd.read_csv(reference / "oracle_nuinsseg_fold0.csv", index_col="design")
+oracle = oracle.rename(columns={"aji_kumar": "aji"})
 trips = pd.read_csv(results / "representations" / "roundtrip_images.csv")
 trips = trips[
     (trips["stride"] == 2)
@@ -506,8 +507,10 @@ on_real = {
     "64 × 64 grid": oracle.loc["grid 64 foreground + components"],
     "with distance map": trips[["aji", "pq"]].mean(),
 }
-both = {place: pd.DataFrame(table).T[["aji", "pq"]].astype(float) for place, table in (("synthetic", here), ("NuInsSeg", on_real))}  # fmt: skip
-both = pd.concat(both, axis=1)
+places = {"synthetic": here, "NuInsSeg": on_real}
+both = pd.concat(
+    {place: pd.DataFrame(t).T[["aji", "pq"]] for place, t in places.items()}, axis=1
+).astype(float)
 both.rename(columns=str.upper, level=1).style.format("{:.3f}")
 
 # %%
@@ -565,7 +568,7 @@ explained.map("{:.1%}".format).to_frame("share of the variance")
 # %% mystnb={"figure": {"caption": "All configurations of the search. Dots of a column differ in rank, dots of a colour share an alpha; a circle marks the configuration that the report names, a square the best one.", "name": "fig-claims-search"}, "image": {"alt": "Validation Dice over the learning rate, with one column of dots for each rank at each rate. Dice rises with the rate in three clear steps. Within a step alpha 8 is highest, alpha 2 lowest, and the four ranks are level."}}
 best = search["val_dice"].idxmax()
 chosen = search.query("rank == 8 and alpha == 8 and lr == 3e-4").index[0]
-plot_search(search, {"the report's": chosen, "the best": best})
+claims.plot_search(search, {"the report's": chosen, "the best": best})
 plt.show()
 
 # %% [markdown]
@@ -575,25 +578,18 @@ plt.show()
 
 # %%
 def wins(factor, value):
-    """In how many pairs of the other two factors this value is best, and of how many."""
+    """How many pairs of the other two factors have their best with this value."""
     rest = [name for name in factors if name != factor]
-    best = search.pivot(index=rest, columns=factor, values="val_dice").idxmax(
-        axis=1
-    )
+    table = search.pivot(index=rest, columns=factor, values="val_dice")
+    best = table.idxmax(axis=1)
     return f"{(best == value).sum()} of {len(best)}"
 
 
 by_rank = search.pivot(index=["alpha", "lr"], columns="rank", values="val_dice")
 higher = by_rank[[8, 16]].mean(axis=1) - by_rank[[2, 4]].mean(axis=1)
 print("alpha 8:", wins("alpha", 8), "| rate 1e-3:", wins("lr", 1e-3))
-print(
-    "mean of ranks 8 and 16 above that of 2 and 4:",
-    (higher > 0).sum(),
-    "of",
-    len(higher),
-    "by",
-    round(higher.mean(), 4),
-)
+print("ranks 8, 16 above ranks 2, 4:", (higher > 0).sum(), "of", len(higher))
+print("on average by", round(higher.mean(), 3))
 
 # %% [markdown]
 # Table 4 shows rows in which rank, alpha and rate change together. Here are such rows beside those that change alpha alone:
@@ -601,8 +597,8 @@ print(
 # %%
 together = search.query("rank == alpha and lr == 3e-4")["val_dice"]  # rank 2, 4, 8
 alpha_alone = search.query("rank == 8 and lr == 3e-4")["val_dice"]  # alpha 2, 4, 8
-for rows in (together, alpha_alone):
-    print(rows.round(4).tolist())
+print("rank and alpha together:", together.round(4).tolist())
+print("alpha alone:", alpha_alone.round(4).tolist())
 
 # %%
 ledger.cause("search")

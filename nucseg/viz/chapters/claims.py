@@ -40,7 +40,7 @@ def plot_above(tissues: pd.DataFrame) -> Figure:
     ax.plot([0, 1], [0, 1], color="0.5", linewidth=1, zorder=0)
     for which, words, at, colour, marker in (
         (~above, "below the line", (0.56, 0.25), "#6e6e6e", "o"),
-        (above, "above it", (0.5, 0.72), figures.SERIES[0], "^"),
+        (above, "above the line", (0.5, 0.72), figures.SERIES[0], "^"),
     ):
         dots = tissues[which]
         ax.scatter(dots["iou"], dots["aji"], s=18, color=colour, marker=marker)
@@ -93,6 +93,7 @@ def plot_pair(samples: list[Sample], designs: dict[str, list[np.ndarray]]) -> Fi
     for ax, (title, view), count in zip(axes, views.items(), counts, strict=True):
         figures.overlay(samples[k].image[window], view[window], ax, width=2)
         ax.set_title(f"{title}: {count}", fontsize=9)
+    figure.draw_without_rendering()  # lays the panels out: the scale bar's plate is sized in points
     figures.scale_bar(axes[0], um=5)
     return figure
 

@@ -90,14 +90,12 @@ class Ledger:
     def part(self, name: str) -> Markdown:
         """Table of the claims in one part of the report: number, claim, verdict."""
         rows = self.table[self.table["part"] == name]
-        return _markdown(
-            ["", "the report says", "verdict"], [[n, r["claim"], r["verdict"]] for n, r in rows.iterrows()]
-        )
+        return _markdown(["", "the report says", "verdict"], [[n, r["claim"], _verdict(r)] for n, r in rows.iterrows()])
 
     def cause(self, name: str) -> Markdown:
         """Table of the claims behind one cause: number, claim, what was found, verdict."""
         rows = self.table[self.table["cause"] == name]
-        lines = [[n, _found(r), r["verdict"]] for n, r in rows.iterrows()]
+        lines = [[n, _found(r), _verdict(r)] for n, r in rows.iterrows()]
         return _markdown(["", "the report says, and what was found", "verdict"], lines)
 
     def verdict(self, name: str) -> Markdown:
@@ -109,7 +107,7 @@ class Ledger:
     def entries(self, *parts: str) -> Markdown:
         """Table of all entries in parts of the report: number, claim, what was found, where it is checked, verdict."""
         rows = self.table[self.table["part"].isin(parts)]
-        lines = [[n, f"{_found(r)} *{places(r['section'])}*", r["verdict"]] for n, r in rows.iterrows()]
+        lines = [[n, f"{_found(r)} *{places(r['section'])}*", _verdict(r)] for n, r in rows.iterrows()]
         return _markdown(["", "the report says, what was found, *and where it is checked*", "verdict"], lines)
 
 
@@ -156,6 +154,11 @@ def plot_tally(ledger: Ledger) -> Figure:
 
 def _found(row: "pd.Series[str]") -> str:
     return f"**{row['claim']}.** {sentence(row['evidence'])}"
+
+
+def _verdict(row: "pd.Series[str]") -> str:
+    """The verdict, with no-break spaces in the one that a narrow column would break."""
+    return str(row["verdict"]).replace("does not hold", "does\u00a0not\u00a0hold")
 
 
 def _markdown(heads: list[str], rows: Sequence[Sequence[object]]) -> Markdown:
