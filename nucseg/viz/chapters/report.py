@@ -15,22 +15,37 @@ NAMES = {"dice": "Dice", "iou": "IoU", "aji": "AJI", "pq": "PQ", "sq": "SQ", "rq
 def printed(reference: Path, number: int) -> pd.DataFrame:
     """Table ``number`` of the report, 1 to 4, as it prints it: the columns of ``report_tables.csv`` that it has.
 
-    Index: ``row``, except for table 4, whose rows have no name.
+    Index: the names of the rows, except for table 4, whose rows have none.
     """
     tables = pd.read_csv(reference / "report_tables.csv")
     table = tables[tables["table"] == number].drop(columns="table").dropna(axis="columns")
-    return table.set_index("row") if "row" in table else table.reset_index(drop=True)
+    return table.set_index("row").rename_axis(None) if "row" in table else table.reset_index(drop=True)
 
 
 def blocks(tables: dict[str, pd.DataFrame], caption: str) -> Styler:
     """Tables of scores, one below the other, each under its name; missing scores are left blank."""
-    table = pd.concat(tables).rename(columns=NAMES)
+    table = pd.concat(tables).rename_axis([None, None])
+    table = table.rename(columns=NAMES | {"aji_matched_only": "AJI, matched only"})
     return table.style.format("{:.3f}", na_rep="").set_caption(caption)
 
 
 def rate_name(rate: float) -> str:
     """A learning rate as the report writes it: 3e-4 rather than 0.0003."""
     return f"{rate:.0e}".replace("e-0", "e-")
+
+
+def search_table(rows: pd.DataFrame) -> Styler:
+    """Rows of the report's Table 4 beside its result file and our search.
+
+    ``rows``: columns ``rank``, ``alpha``, ``lr``, ``dice`` (as printed), ``val_dice`` and ``place`` (in the file, among
+    all configurations), ``val`` and ``our place`` (in our search).
+    """
+    heads = {"rank": "rank", "alpha": "alpha", "lr": "rate", "dice": "printed", "val_dice": "its file"}
+    heads |= {"place": "place", "val": "ours", "our place": "our place"}
+    table = rows.assign(lr=rows["lr"].map(rate_name))[list(heads)].rename(columns=heads)
+    style = table.style.format("{:.4f}", subset=["printed", "its file"]).format("{:.3f}", subset="ours")
+    style = style.format("{:.0f}", subset=["place", "our place"]).hide()
+    return style.set_caption("Table 4 (validation Dice), the search's result file, and our search")
 
 
 def weights_table(counts: pd.DataFrame, mark: int) -> Styler:
@@ -52,7 +67,7 @@ def plot_touching(tissues: pd.DataFrame, named: dict[str, str]) -> Figure:
             ("ours", "ours", "^", figures.SERIES[0]),
         ):
             ax.scatter(tissues["touching"], tissues[f"{score}_{who}"], s=20, marker=marker, color=colour, label=words)
-        ax.set(title=NAMES[score], xlabel="share of nuclei that touch", ylim=(0, 1), xlim=(0, 1))
+        ax.set(title=NAMES[score], xlabel="share of nuclei that touch", ylim=(0, 1), xlim=(0, 0.9))
         ax.xaxis.set_major_formatter("{x:.0%}")
     for tissue, words in named.items():
         at = tissues.loc[tissue, "touching"], tissues.loc[tissue, "pq_report"]
