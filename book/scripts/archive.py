@@ -99,7 +99,7 @@ plt.show()
 
 # %%
 def times_seen(side_px, **layout):
-    """How often the network sees a pixel on average: area of the fields by area of the image."""
+    """How often the network sees a pixel: area of the fields by that of the image."""
     return (sum(span.side for span in spans(side_px, **layout)) / side_px) ** 2
 
 
@@ -210,10 +210,9 @@ def gibibytes(side_px):
     return bytes_per_pixel * side_px**2 / 2**30
 
 
-print(
-    arrays,
-    f"20,000 px: {gibibytes(20_000):.2f} GiB, 100,000 px: {gibibytes(100_000):.1f} GiB",
-)
+print("bytes per pixel:", arrays)
+print(f"20,000 px: {gibibytes(20_000):.2f} GiB")
+print(f"100,000 px: {gibibytes(100_000):.1f} GiB")
 
 # %% [markdown]
 # At 9 bytes per pixel, an image of 20,000 px needs 3.35 GiB before the network has run, and a slide of 100,000 px
@@ -304,7 +303,8 @@ assert not any(
 # this command is enough:
 #
 # ```bash
-# nucseg predict slides --recursive --out segmented --outputs labels,csv --on slurm --jobs 500 --slurm cluster.toml
+# nucseg predict slides --recursive --out segmented --outputs labels,csv \
+#     --on slurm --jobs 500 --slurm cluster.toml
 # ```
 #
 # The file `cluster.toml` says what each job requests from the cluster; here it is as a string, with the options that

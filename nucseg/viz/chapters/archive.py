@@ -85,5 +85,6 @@ def plot_memory(bytes_per_pixel: float, recorded: Mapping[int, float]) -> Figure
 
 def budget(hours: pd.DataFrame) -> Styler:
     """A table of hours with one row per speed, rounded to whole hours, without its index."""
-    named = hours.rename(columns={"what": "measured", "megapixels_a_second": "megapixels per second"})
+    named = hours.rename(columns={"what": "measured", "megapixels_a_second": "megapixels/s"})
+    named["precision"] = named["precision"].str.removesuffix(" precision")
     return named.style.format(precision=2).format("{:,.0f}", subset=["hours"]).hide(axis="index")

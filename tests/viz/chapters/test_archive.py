@@ -74,4 +74,4 @@ def test_the_budget_shows_whole_hours(results):
     speeds = archive.recorded_speeds(results)
     html = archive.budget(speeds.assign(hours=1234.56)).to_html()
     assert "1,235" in html and "file to files" in html
-    assert "megapixels per second" in html and "_" not in re.sub(r"<style.*?</style>|id=\S+|class=.*?>", "", html)
+    assert "megapixels/s" in html and "_" not in re.sub(r"<style.*?</style>|id=\S+|class=.*?>", "", html)
