@@ -31,7 +31,7 @@ from nucseg.viz.chapters.ledger import Ledger, quoted
 
 book = results_folder().parent / "book"
 ledger = Ledger.read(book / "reference" / "claims.csv")
-ledger.table["verdict"].value_counts().to_frame()
+ledger.table["verdict"].value_counts().rename_axis(None).to_frame("entries")
 
 # %%
 Markdown(provenance_note())
@@ -54,7 +54,7 @@ held = quoted(book / "scripts")
 # %%
 left = ledger.unexplained(book / "scripts")
 assert not left, left
-sum(map(len, held.values()))
+print("texts compared:", sum(map(len, held.values())))
 
 # %% tags=["hide-input"]
 table = ledger.table
