@@ -43,7 +43,7 @@ def search_table(rows: pd.DataFrame) -> Styler:
     heads = {"rank": "rank", "alpha": "alpha", "lr": "rate", "dice": "printed", "val_dice": "its file"}
     heads |= {"place": "place", "val": "ours", "our place": "our place"}
     table = rows.assign(lr=rows["lr"].map(rate_name))[list(heads)].rename(columns=heads)
-    style = table.style.format("{:.4f}", subset=["printed", "its file"]).format("{:.3f}", subset="ours")
+    style = table.style.format("{:.4f}", subset=["printed", "its file"]).format("{:.3f}", subset=["ours"])
     style = style.format("{:.0f}", subset=["place", "our place"]).hide()
     return style.set_caption("Table 4 (validation Dice), the search's result file, and our search")
 
