@@ -228,7 +228,7 @@ def confidence_changes(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def plot_calibration(reliability: pd.DataFrame) -> Figure:
     """Share of true nuclei against predicted probability, a line per run; below it, the objects in each bin."""
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(figures.WIDTH * 0.75, 4.8), sharex=True, height_ratios=[3, 1])
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(figures.WIDTH, 4.8), sharex=True, height_ratios=[3, 1])
     top.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":")
     for number, (run, bins) in enumerate(reliability.groupby("run")):
         style: dict[str, Any] = {

@@ -149,7 +149,7 @@ def plot_scores(scores: pd.DataFrame) -> Figure:
     sns.boxenplot(**grouped, palette=FOLD_COLOURS[:folds], width=0.8, flier_kws={"s": 4}, linewidth=0.5)
     dots = {"palette": ["black"] * folds, "dodge": 0.64, "errorbar": None, "linestyle": "none", "markersize": 3}
     sns.pointplot(**grouped, **dots, legend=False)
-    ax.set(xlabel="", ylabel="score of an image", ylim=(0, 1))
+    ax.set(xlabel="", ylabel="score of an image", ylim=(-0.02, 1))
     ax.legend(ncols=5, loc="lower right", bbox_to_anchor=(1, 1), columnspacing=0.8, handlelength=1)
     return figure
 
