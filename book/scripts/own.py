@@ -70,6 +70,7 @@ sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
 # `nucseg.segment` takes an image of any size, an array or a Pillow image, and returns its {term}`label map`. The
 # {term}`adapter` `nuinsseg-1` was trained on the training images of NuInsSeg's first {term}`fold`, from the
 # {term}`base` `offline`. It has not seen these images, but the base was trained on synthetic tissue of the same kind.
+# Three adapters of a better recipe ship as well, `nuinsseg-best-1` to `nuinsseg-best-3` ({doc}`crossvalidation`).
 
 # %%
 labels = nucseg.segment(samples[0].image, model)

@@ -210,13 +210,17 @@ def test_auto_is_the_official_checkpoint_where_it_is_and_never_a_download(cache)
     assert bases.resolve_base("random") == "random"
 
 
-def test_the_adapters_that_ship_are_what_their_cards_say():
-    results = results_folder(__file__) / "folds" / "offline-small"
-    names = adapters.adapters()
-    assert names == ["nuinsseg-1", "nuinsseg-2", "nuinsseg-3"] and adapters.DEFAULT_ADAPTER in names
-    assert sum(adapters.adapter_path(name).stat().st_size for name in names) < 3e6
+@pytest.mark.parametrize(
+    ("family", "study", "base"),
+    [("nuinsseg", "folds/offline-small", "offline"), ("nuinsseg-best", "best/broad-small", "broad")],
+)
+def test_the_adapters_that_ship_are_what_their_cards_say(family, study, base):
+    results = results_folder(__file__) / study
+    names = [f"{family}-{k}" for k in (1, 2, 3)]
+    assert set(names) < set(adapters.adapters()) and adapters.DEFAULT_ADAPTER in adapters.adapters()
     for k, name in enumerate(names):
         path = adapters.adapter_path(name)
+        assert path.stat().st_size < 1.5e6
         card = path.with_suffix(".md").read_text(encoding="utf-8")
         assert f"`{name}`" in card and sha256(path) in card and "Licence" in card
         run = read_run(results / f"fold_{k + 1}")
@@ -224,7 +228,7 @@ def test_the_adapters_that_ship_are_what_their_cards_say():
             said = float(re.search(rf"{title} (0\.\d+)", card)[1])
             assert said == pytest.approx(run.scores[key].mean(), abs=0.003)
         model = load_model(path)
-        assert model.base_name == "offline" and model.base_sha256 == run.about["base"]["sha256"]
+        assert model.base_name == base and model.base_sha256 == run.about["base"]["sha256"]
         assert (model.config.field_px, model.config.um_per_px) == (512, 0.25)
 
 
