@@ -31,7 +31,7 @@ LoRA of rank {rank} and the instance head, float16, for {base_name} (SHA-256 {ba
 images.
 
 - Data: NuInsSeg (Mahbod et al. 2024, CC BY 4.0; {note}), the {train} training images of {fold} of the benchmark's five;
-  {val} more selected the epoch. Its {test} test images were not used.
+  {val} more selected the epoch.{tuned} Its {test} test images were not used.
 - Scores of this file on those {test} images, scored as the benchmark does (mean, 95% bootstrap interval over images):
   Dice {dice}, AJI {aji}, PQ {pq}.
 - Budget: {epochs} epochs of one {crop} px window per image, images scaled to {size} px; {minutes:.0f} minutes on
@@ -64,7 +64,8 @@ def main() -> None:
         path = ADAPTERS / f"{arguments.name}-{fold}.safetensors"
         save_adapter(path, halved(tensors), config, base, read_decoding(run / "best.safetensors"))
         threshold = None if read_decoding(path) else 0.5  # None: as tuned for this adapter
-        test = folds(dataset)[fold - 1].test
+        split = folds(dataset)[fold - 1]
+        test, validation = split.test, len(split.val)
         scores = evaluate(load(path), dataset, test, fold=f"fold {fold}", threshold=threshold)
         recorded = read_run(run)
         change = scores["pq"].mean() - recorded.scores["pq"].mean()
@@ -85,6 +86,9 @@ def main() -> None:
             "commit": about["commit"][:7],
             "date": about["date"][:10],
             "sha": sha256(path),
+            "tuned": ""
+            if threshold
+            else f" Decoding and object confidence were tuned on {validation} validation images.",
         }
         words |= {n: about["split"][n] for n in ("train", "val", "test")}
         words |= {n: about["config"][n] for n in ("epochs", "crop", "size")}
