@@ -72,7 +72,8 @@ def violations(page) -> list[str]:
 
 def faults(page, complaints: list[str]) -> list[str]:
     """Errors reported by the fully loaded page, and pictures without any content."""
-    page.wait_for_load_state("networkidle")
+    page.wait_for_function("[...document.images].every(image => image.complete)")
+    page.wait_for_timeout(500)  # scripts may ask late; Playwright's "networkidle" sometimes never comes
     empty = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.outerHTML)")
     return [*(one for one in complaints if not one.startswith(TALK)), *empty]
 

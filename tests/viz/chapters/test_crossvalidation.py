@@ -83,8 +83,9 @@ class TestScores:
 
     def test_curves_mark_the_best_epoch(self, columns):
         (ax,) = chapter.plot_curves(columns["offline-small"]).axes
-        dots = [line.get_xydata().tolist() for line in ax.lines if line.get_marker() == "o"]
-        assert dots == [[[2, 0.3]], [[2, 0.3]]]
+        marked = [line.get_xydata()[line.get_markevery()].tolist() for line in ax.lines]
+        assert marked == [[[2, 0.3]], [[2, 0.3]]]
+        assert len({line.get_marker() for line in ax.lines}) == 2
 
     def test_distributions_are_drawn_for_every_fold_and_score(self, columns):
         scores = pd.concat([run.scores for run in columns["offline-small"].values()])
