@@ -115,7 +115,11 @@ def plot_curves(runs: Mapping[str, Run]) -> Figure:
     for k, (name, run) in enumerate(runs.items()):
         epoch, pq = run.history["epoch"], run.history["val_pq"]
         kept = int(pq.to_numpy().argmax())
-        style = {"color": FOLD_COLOURS[k % 5], "marker": "os^Dv"[k % 5], "label": name.replace("_", " ")}
+        style: dict[str, Any] = {
+            "color": FOLD_COLOURS[k % 5],
+            "marker": "os^Dv"[k % 5],
+            "label": name.replace("_", " "),
+        }
         ax.plot(epoch, pq, **style, markersize=7, markevery=[kept])
     ax.set(xlabel="epoch", ylabel="validation PQ")
     ax.legend(ncols=5, loc="lower right", bbox_to_anchor=(1, 1), columnspacing=0.8, handlelength=1.2)
