@@ -23,6 +23,7 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 
 # %%
 from dataclasses import asdict
+from itertools import pairwise
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -198,7 +199,8 @@ plt.show()
 #
 # Sharing the ridge matters little: on their own validation parts, four of the five folds would choose the same value,
 # and the fifth would gain 0.002 of validation PQ. The test parts were scored for three versions of the system on the
-# way to the one shown here; what changed between them was decided on validation images.
+# way to the one shown next, and once for the better recipe below; what changed between them was decided on validation
+# images.
 
 # %% tags=["hide-input"]
 decoding = pd.read_csv(results_folder() / "decoding" / "scores.csv")
@@ -386,6 +388,105 @@ check("+0.078", unpaired[1])
 assert np.ptp(unpaired) > 2 * np.ptp(paired), "more than twice as wide"
 
 # %% [markdown]
+# ## A better recipe
+#
+# The system above is simple, and its budget is small. The preset `best` changes seven things, none of them chosen on
+# test images:
+#
+# | | preset `instance`, as above | preset `best` |
+# | --- | --- | --- |
+# | base | `offline` | `broad`, pretrained without NuInsSeg's images and without their statistics |
+# | statistics of the encoder's {term}`BatchNorm` | the base's | estimated on the training images |
+# | normalisation in the head | {term}`GroupNorm` | BatchNorm |
+# | LoRA on | Linear layers | Linear layers and convolutions |
+# | weight of pixels at outlines and between nuclei | that of other pixels | higher |
+# | image size, epochs | 384 px, ten | 512 px, twenty |
+# | decoding | one for all folds | tuned on the fold's own 80 validation images; objects of low {term}`confidence <object confidence>` are dropped |
+#
+# Base, statistics, LoRA and pixel weights were tried on validation images of folds 1 and 2, which are test images of
+# other folds, as above ({doc}`beyond` shows most of these trials). BatchNorm was chosen because a nucleus then looks the
+# same whatever else is in view, and the number of epochs because there was no time for more.
+
+# %%
+best = study_runs("best")["broad-small"]
+best_scores = pd.concat([run.scores for run in best.values()], ignore_index=True)
+chapter.score_table({"preset best": best, "preset instance": runs}, report)
+
+# %%
+gained = difference(best_scores, scores)  # paired, over all 665 images
+gained.drop(columns="images").style.format("{:+.3f}")
+
+# %% [markdown]
+# Over the five folds Dice is 0.791, AJI 0.550 and PQ 0.525. On the same images PQ rises by +0.071 (+0.065 to
+# +0.078), AJI by +0.027 and Dice by +0.011. PQ rises in each fold. Seven changes at once do not
+# say which of them mattered, and each fold is one run with one seed. A run took 46 minutes on one CPU thread,
+# with another beside it.
+
+# %% tags=["hide-input"]
+best_folds = best_scores.groupby("fold")[["dice", "aji", "pq"]].mean()
+check("0.791", best_folds["dice"].mean())
+check("0.550", best_folds["aji"].mean())
+check("0.525", best_folds["pq"].mean())
+check("+0.071", gained.loc["pq", "difference"])
+check("+0.065", gained.loc["pq", "low"])
+check("+0.078", gained.loc["pq", "high"])
+check("+0.027", gained.loc["aji", "difference"])
+check("+0.011", gained.loc["dice", "difference"])
+assert (best_folds["pq"] > per_fold["pq"]).all(), "PQ rises in each fold"
+check("46", np.mean([run.about["seconds"] for run in best.values()]) / 60)
+now = best["fold_1"].about["config"]
+assert (now["size"], now["epochs"], now["seed"]) == (512, 20, 0)
+assert now["lora_conv"] and now["border_weight"] and now["valley_weight"]
+assert (now["base"], now["norm_statistics"]) == ("broad", "training")
+assert now["head_norm"] == "batch" and "head_norm" not in config, "GroupNorm then"
+
+# %% [markdown]
+# One of the seven changes needs no training, so that it can be measured apart: the same maps can be decoded in
+# several ways. For {term}`test-time augmentation`, the maps of four mirrored views are averaged, and the decoding is
+# tuned again, on the same validation images.
+
+# %%
+decoded = pd.read_csv(results_folder() / "gains" / "scores.csv")
+decoded.groupby("way")[["dice", "aji", "pq"]].mean().sort_values("pq").round(3)
+
+# %%
+by_way = dict(list(decoded.groupby("way")))
+steps = ["default", "tuned", "tuned with confidence"]
+steps += ["mirrored views, tuned with confidence"]
+added = {
+    after: difference(by_way[after], by_way[before])
+    for before, after in pairwise(steps)
+}
+pd.concat(added).drop(columns="images").round(3)
+
+# %% [markdown]
+# With the default decoding the new models have a PQ of 0.482. Tuning the decoding changes it by +0.027, and
+# dropping doubtful objects by another +0.015 (+0.014 to +0.016): more than half of the gain in PQ lies in
+# the decoding. Dropping objects costs a little Dice and AJI, though less than when PQ alone was tuned ({doc}`beyond`).
+# Mirrored views, at four times the cost, change PQ by +0.011 (+0.008 to +0.015), to 0.536, with a Dice
+# of 0.795 and an AJI of 0.560.
+
+# %% tags=["hide-input"]
+ways = decoded.groupby(["way", "fold"])[["dice", "aji", "pq"]].mean()
+ways = ways.groupby("way").mean()
+check("0.482", ways.loc["default", "pq"])
+check("+0.027", added["tuned"].loc["pq", "difference"])
+check("+0.015", added["tuned with confidence"].loc["pq", "difference"])
+check("+0.014", added["tuned with confidence"].loc["pq", "low"])
+check("+0.016", added["tuned with confidence"].loc["pq", "high"])
+doubtful = added["tuned with confidence"]
+assert doubtful.loc["dice", "high"] < 0 > doubtful.loc["aji", "high"], "it costs"
+by_decoding = ways.loc["tuned with confidence", "pq"] - ways.loc["default", "pq"]
+assert by_decoding > gained.loc["pq", "difference"] / 2, "more than half"
+mirrored = added["mirrored views, tuned with confidence"].loc["pq"]
+check("+0.011", mirrored["difference"])
+check("+0.008", mirrored["low"])
+check("+0.015", mirrored["high"])
+check("0.536", ways.loc["mirrored views, tuned with confidence", "pq"])
+check("0.795", ways.loc["mirrored views, tuned with confidence", "dice"])
+check("0.560", ways.loc["mirrored views, tuned with confidence", "aji"])
+
+# %% [markdown]
 # ## What the protocol alone is worth
 #
 # The report scores differently from the benchmark. To measure what that changes, we trained the report's design
@@ -484,7 +585,8 @@ published = pd.read_csv(
     results_folder().parent / "book" / "reference" / "published_nuinsseg.csv"
 )
 published = published[~published["method"].str.contains("NucEval|report")]
-ranking = chapter.ranking(published, columns)
+better = {f"best, {column}": found for column, found in study_runs("best").items()}
+ranking = chapter.ranking(published, better | columns)
 chapter.ranking_table(ranking)
 
 # %% mystnb={"image": {"alt": "Dot plot of PQ: nine published methods as grey dots, and the book's two recipes as blue dots with their 95 percent intervals: the first in the lower half, the best one between the U-Nets and the instance methods."}, "figure": {"caption": "PQ on NuInsSeg. Grey: published means, without intervals. Blue: ours, with the 95% interval that draws whole tissues.", "name": "fig-published"}}
