@@ -45,4 +45,4 @@ links: $(READY) ## try the book's links to other sites; needs a network
 	$(BIN)/jupyter-book build --builder linkcheck book
 
 clean:          ## remove what was built, and the environment
-	rm -rf book/_build $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf book/_build build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,1 +1,0 @@
-"""Studies, sets of related runs: cross-validation, variants and grids."""
