@@ -1,10 +1,10 @@
 """What tuned decoding, the object confidence and mirrored views add on the test images of each fold.
 
-    python -m experiments.gains --root data/nuinsseg --runs results/best/broad-small/fold_{1,2,3,4,5}
+    python -m experiments.gains --root data/nuinsseg --runs results/best/broad-small/fold_{1,2,3,4,5} [--name gains]
 
 Decoding and confidence were tuned on each fold's own validation images after training, and are stored in its adapter.
 For mirrored views they are tuned again, on the same validation images seen in mirrored views. Nothing is chosen on test
-images. Writes results/gains: scores.csv (one row per way and image), reliability.csv (predicted confidence against
+images. Writes results/NAME: scores.csv (one row per way and image), reliability.csv (predicted confidence against
 the share of true nuclei, on test images), a part per run as soon as it is measured, and run.json. Measured runs are not
 repeated.
 """
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
 from experiments import common
@@ -58,10 +57,10 @@ def measure(run: Path, dataset: NuInsSeg, limit: int) -> tuple[pd.DataFrame, pd.
     return pd.DataFrame(rows), pd.concat(objects) if objects else columns
 
 
-def measured(run: Path, dataset: NuInsSeg, limit: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """As `measure`, but from the parts in results/gains if they are of the same adapter."""
-    folder, adapter = common.RESULTS / "gains", sha256(run / "best.safetensors")
-    kinds = [folder / f"{run.name}-{kind}.csv" for kind in ("scores", "reliability")]
+def measured(run: Path, dataset: NuInsSeg, limit: int, out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """As `measure`, but from the parts in the folder ``out`` if they are of the same adapter."""
+    adapter = sha256(run / "best.safetensors")
+    kinds = [out / f"{run.name}-{kind}.csv" for kind in ("scores", "reliability")]
     if not limit and all(path.exists() for path in kinds):
         tables = [pd.read_csv(path) for path in kinds]
         if set(tables[0]["adapter"]) == {adapter}:
@@ -79,16 +78,17 @@ def main() -> None:
     """Measure each run and write the tables."""
     arguments_of = common.parser(__doc__)
     arguments_of.add_argument("--runs", type=Path, nargs="+", required=True, help="folders of runs, with adapters")
+    arguments_of.add_argument("--name", default="gains", help="folder in results (default: gains)")
     arguments = arguments_of.parse_args()
-    dataset = NuInsSeg(arguments.root)
-    parts = [measured(run, dataset, arguments.limit) for run in arguments.runs]
+    dataset, out = NuInsSeg(arguments.root), common.RESULTS / arguments.name
+    parts = [measured(run, dataset, arguments.limit, out) for run in arguments.runs]
     scores, bins = (pd.concat(tables) for tables in zip(*parts, strict=True))
     common.print_means(scores, ["way"])
     model = load(arguments.runs[0])
     about: dict[str, Any] = {"data": common.data(int(len(scores) / scores["way"].nunique()), arguments.data_note)}
     about["adapters"] = scores.groupby("run")["adapter"].first().to_dict()
     tables = {"scores": scores.drop(columns="adapter"), "reliability": bins}
-    common.record("gains", tables, torch.device("cpu"), base=common.base_of(model), **about)
+    common.record(arguments.name, tables, model.mean.device, base=common.base_of(model), **about)
 
 
 if __name__ == "__main__":

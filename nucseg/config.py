@@ -28,7 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "norm_statistics": ("base", "training"),
     "without": ("", *PIECES),
     "data": ("synthetic", "nuinsseg", "own"),
-    "protocol": ("benchmark", "report", "leave-one-tissue-out", "own", "parts"),
+    "protocol": ("benchmark", "report", "leave-one-tissue-out", "own", "all", "parts"),
     "augmentation": ("flip_and_rotate", "histology", "geometry", "strong", "none"),
     "monitor": ("dice", "iou", "aji", "pq"),
     "scoring": ("benchmark", "report"),
@@ -174,7 +174,7 @@ class Config(ModelConfig):
     protocol: str = option(
         "benchmark",
         "data",
-        "splits: benchmark, report (its test set overlaps training), leave-one-tissue-out, own, parts",
+        "splits: benchmark, report (its test set overlaps training), leave-one-tissue-out, own, all, parts",
     )
     fold: int = option(1, "data", "test fold, counted from 1")
     train_images: int = option(0, "data", "number of training images (0: all)")

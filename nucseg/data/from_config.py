@@ -19,8 +19,7 @@ def open_dataset(config: Config, root: str | Path | None = None) -> Dataset:
         raise InputError("Data 'own' is for nucseg finetune FOLDER, which opens the folder itself.")
     if root is None:
         raise InputError("Data 'nuinsseg' needs its folder: give --root, or set NUCSEG_DATA to it.")
-    dataset = NuInsSeg(root)
-    return dataset if config.num_workers else InMemory(dataset)
+    return InMemory(NuInsSeg(root))
 
 
 def select_split(config: Config, dataset: Dataset) -> Split:

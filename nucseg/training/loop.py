@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from nucseg import instances
 from nucseg.config import Config
 from nucseg.data import augment
-from nucseg.data.datasets import Dataset, Fresh, content_hash
+from nucseg.data.datasets import Dataset, Fresh, InMemory, content_hash
 from nucseg.data.from_config import select_split
 from nucseg.data.prefetch import ahead
 from nucseg.data.splits import Split
@@ -303,6 +303,8 @@ def _epochs(
     scaler = torch.amp.GradScaler(model.mean.device.type, enabled=model.precision == "float16")
     if config.norm_statistics == "training" and not (config.start or (folder / "last.pt").exists()):
         estimate_statistics(model, _sampled(dataset, config, split.train))
+    if config.num_workers and isinstance(dataset, InMemory):
+        dataset.read(split.train)  # before the processes that load images are forked, in every epoch
     history, spent = _resume(folder / "last.pt", config, identity, model, optimiser, average, scaler)
     best = max((row[f"val_{config.monitor}"] for row in history), default=-math.inf)
     while not _ended(history, config):

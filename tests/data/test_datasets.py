@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.model_selection import KFold
 
 from nucseg.data.datasets import ImageFolder, NuInsSeg, Sample, nuinsseg_list, read_image, read_labels
-from nucseg.data.splits import Split, folds, leave_one_tissue_out, report_folds
+from nucseg.data.splits import Split, all_images, folds, leave_one_tissue_out, report_folds
 from nucseg.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -675,3 +675,26 @@ def test_in_memory_reads_each_image_once():
     assert kept[2] is kept[2] and kept[np.int64(2)] is kept[2]
     assert blobs.reads == 1
     np.testing.assert_array_equal(kept[1].labels, Blobs(4)[1].labels)
+    kept.read([2, 3])
+    assert blobs.reads == 3
+    assert kept[3] is kept[3] and blobs.reads == 3
+
+
+def test_images_in_memory_are_not_sent_to_processes_that_are_not_forked():
+    from blobs import Blobs
+
+    from nucseg.data.datasets import InMemory
+
+    kept = InMemory(Blobs(4))
+    empty = len(pickle.dumps(kept))
+    kept.read(range(4))
+    assert len(pickle.dumps(kept)) == empty
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(kept))[1].labels, kept[1].labels)
+
+
+def test_the_split_of_all_images_holds_back_forty_of_nuinsseg():
+    names = Names(nuinsseg_list())
+    [split] = all_images(names)
+    assert (len(split.train), len(split.val)) == (625, 40) and split.test == split.val
+    assert sorted(split.train + split.val) == list(range(665))
+    assert len({names.table["tissue"][i] for i in split.val}) >= 20  # spread over the 31 tissues
