@@ -1,14 +1,17 @@
-"""Make the adapters that ship with nucseg from the runs of the first three folds: float16, each with a card.
+"""Make the adapters that ship with nucseg: float16, each with a card.
 
     python -m tools.ship_adapters --runs results/best/broad-small --name nuinsseg-best --root data/nuinsseg
+    python -m tools.ship_adapters --all results/all-images/broad-gpu --name nuinsseg-all
 
-Writes nucseg/assets/adapters/NAME-1 to NAME-3, a safetensors file and a card each. The folds are the first
-three by number, not by score. The scores on the card are those of the file itself, in half precision, on its test fold.
+From the runs of the first three folds, by number and not by score: NAME-1 to NAME-3. The scores on their cards are
+those of the file itself, in half precision, on its test fold. From a run of the split 'all': NAME, without a score.
+Writes a safetensors file and a card each to nucseg/assets/adapters.
 """
 
 import argparse
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -30,10 +33,9 @@ CARD = """# The adapter `{name}`
 LoRA of rank {rank} and the instance head, float16, for {base_name} (SHA-256 {base}…): segments nuclei in H&E
 images.
 
-- Data: NuInsSeg (Mahbod et al. 2024, CC BY 4.0; {note}), the {train} training images of {fold} of the benchmark's five;
-  {val} more selected the epoch.{tuned} Its {test} test images were not used.
-- Scores of this file on those {test} images, scored as the benchmark does (mean, 95% bootstrap interval over images):
-  Dice {dice}, AJI {aji}, PQ {pq}.
+- Data: NuInsSeg (Mahbod et al. 2024, CC BY 4.0; {note}), {train} images{of}.
+  {val} more selected the epoch.{tuned}
+- {scores}
 - Budget: {epochs} epochs of one {crop} px window per image, images scaled to {size} px; {minutes:.0f} minutes on
   {device}.
 - Pixel size: images of {field_px} px with an assumed {um} µm/px (usual for a 40x scan; the authors do not state it).
@@ -45,59 +47,78 @@ images.
 """
 
 
+SCORES = (
+    "Scores of this file on the {test} test images of that fold, which were not used, scored as the benchmark does\n"
+    "  (mean, 95% bootstrap interval over images): Dice {dice}, AJI {aji}, PQ {pq}."
+)
+NO_SCORES = (
+    "No scores of its own, because no image is left to measure it on: see the five folds of the same recipe, trained\n"
+    "  on fewer images (`{folds}`)."
+)
+
+
 def main() -> None:
-    """Write the files, score them, and write the cards."""
+    """Write the files, score those of a fold, and write the cards."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, help="folder of the runs of the five folds")
+    parser.add_argument("--all", type=Path, help="folder of a run of the split 'all'")
     parser.add_argument("--name", required=True, help="nuinsseg for the preset instance, nuinsseg-best for best")
-    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--root", type=Path, help="folder of NuInsSeg, with --runs")
     arguments = parser.parse_args()
+    if arguments.all:
+        ship(arguments.all, arguments.name, {"of": ""}, NO_SCORES.format(folds="results/best/broad-gpu"))
+        return
     dataset = NuInsSeg(arguments.root)
     for fold in range(1, COUNT + 1):
-        run = arguments.runs / f"fold_{fold}"
-        tensors, config, base = read_adapter(run / "best.safetensors")
-        known = {field.name for field in fields(ModelConfig)}
-        config = {n: v for n, v in config.items() if n in known} | {
-            "field_px": FIELD,
-            "um_per_px": MICROMETRES_PER_PIXEL,
-        }
-        path = ADAPTERS / f"{arguments.name}-{fold}.safetensors"
-        save_adapter(path, halved(tensors), config, base, read_decoding(run / "best.safetensors"))
-        threshold = None if read_decoding(path) else 0.5  # None: as tuned for this adapter
+        run, name = arguments.runs / f"fold_{fold}", f"{arguments.name}-{fold}"
+        path = half(run, name)
         split = folds(dataset)[fold - 1]
-        test, validation = split.test, len(split.val)
-        scores = evaluate(load(path), dataset, test, fold=f"fold {fold}", threshold=threshold)
-        recorded = read_run(run)
-        change = scores["pq"].mean() - recorded.scores["pq"].mean()
-        print(
-            f"{path.name}: {path.stat().st_size / 1e6:.2f} MB, PQ {scores['pq'].mean():.4f}, {change:+.4f} by float16"
-        )
-        about, made = recorded.about, summarise(scores)
-        words = {
-            "name": path.stem,
-            "rank": config["rank"],
-            "base_name": f"the base `{about['base']['name']}`",
-            "base": base[:12],
-            "note": about["data"]["note"] or "as published",
-            "fold": f"fold {fold}",
-            "field_px": FIELD,
-            "um": MICROMETRES_PER_PIXEL,
-            "minutes": about["seconds"] / 60,
-            "commit": about["commit"][:7],
-            "date": about["date"][:10],
-            "sha": sha256(path),
-            "tuned": ""
-            if threshold
-            else f" Decoding and object confidence were tuned on {validation} validation images.",
-        }
-        words |= {n: about["split"][n] for n in ("train", "val", "test")}
-        words |= {n: about["config"][n] for n in ("epochs", "crop", "size")}
-        words |= {n: about[n] for n in ("device", "command")}
-        for name in ("dice", "aji", "pq"):
-            row = made.loc[name]
-            words[name] = f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
-        with write_atomic(ADAPTERS / f"{path.stem}.md") as part:
-            part.write_text(CARD.format(**words), encoding="utf-8")
+        threshold = None if read_decoding(path) else 0.5  # None: as tuned for this adapter
+        scores = evaluate(load(path), dataset, split.test, fold=f"fold {fold}", threshold=threshold)
+        change = scores["pq"].mean() - read_run(run).scores["pq"].mean()
+        print(f"{name}: PQ {scores['pq'].mean():.4f}, {change:+.4f} by float16")
+        made, words = summarise(scores), {"test": str(len(split.test))}
+        for score in ("dice", "aji", "pq"):
+            row = made.loc[score]
+            words[score] = f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+        ship(run, name, {"of": f" of the training part of fold {fold} of the benchmark's five"}, SCORES.format(**words))
+
+
+def half(run: Path, name: str) -> Path:
+    """Write the run's adapter in half precision, with the pixel size of NuInsSeg; return its path."""
+    tensors, config, base = read_adapter(run / "best.safetensors")
+    known = {field.name for field in fields(ModelConfig)}
+    config = {n: v for n, v in config.items() if n in known}
+    config |= {"field_px": FIELD, "um_per_px": MICROMETRES_PER_PIXEL}
+    path = ADAPTERS / f"{name}.safetensors"
+    save_adapter(path, halved(tensors), config, base, read_decoding(run / "best.safetensors"))
+    print(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB")
+    return path
+
+
+def ship(run: Path, name: str, words: dict[str, Any], scores: str) -> None:
+    """Write the run's adapter and its card."""
+    path, about = half(run, name), read_run(run).about
+    words |= {
+        "name": name,
+        "scores": scores,
+        "rank": about["config"]["rank"],
+        "base_name": f"the base `{about['base']['name']}`",
+        "base": about["base"]["sha256"][:12],
+        "note": about["data"]["note"] or "as published",
+        "field_px": FIELD,
+        "um": MICROMETRES_PER_PIXEL,
+        "minutes": about["seconds"] / 60,
+        "commit": about["commit"][:7],
+        "date": about["date"][:10],
+        "sha": sha256(path),
+        "tuned": " Decoding and object confidence were tuned on the validation images." if read_decoding(path) else "",
+    }
+    words |= {n: about["split"][n] for n in ("train", "val")}
+    words |= {n: about["config"][n] for n in ("epochs", "crop", "size")}
+    words |= {n: about[n] for n in ("device", "command")}
+    with write_atomic(ADAPTERS / f"{name}.md") as part:
+        part.write_text(CARD.format(**words), encoding="utf-8")
 
 
 def halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
