@@ -287,7 +287,7 @@ assert strongest["distance, ridge"] >= strongest.max() - 0.0005, (
 # itself. Here are their shapes, and then the head step by step:
 
 # %%
-model = load()  # the adapter nuinsseg-1
+model = load("nuinsseg-1")
 head = model.head
 x = torch.rand(1, 3, 384, 384)  # (B, C, H, W)
 with torch.no_grad():

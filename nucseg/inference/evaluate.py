@@ -78,7 +78,7 @@ def evaluate(
     *,
     fold: str = "",
     scoring: str = "benchmark",
-    threshold: float | None = 0.5,
+    threshold: float | None = None,
     segment: Callable[[int], np.ndarray] | None = None,
     leave_out_vague: bool = False,
     progress: bool = True,
@@ -143,7 +143,7 @@ def evaluate_and_record(
         split.test,
         fold=split.name,
         scoring=config.scoring,
-        threshold=None if config.tune_decoding else config.threshold,
+        threshold=None if config.tune_decoding or (config.start and model.decoding) else config.threshold,
         leave_out_vague=config.data == "own",
         progress=progress,
     )

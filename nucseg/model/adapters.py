@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the command line needs o
 
 ADAPTER_FORMAT = "nucseg-adapter-1"
 ADAPTERS = ASSETS / "adapters"
-DEFAULT_ADAPTER = "nuinsseg-1"
+DEFAULT_ADAPTER = "nuinsseg-all"
 
 
 def save_adapter(

@@ -32,7 +32,7 @@ from nucseg.errors import InputError, TrainingError
 from nucseg.files import only_one, sha256
 from nucseg.inference.decoding import tune
 from nucseg.inference.evaluate import evaluate, evaluate_and_record
-from nucseg.model.adapters import adapter_path, check_base, read_adapter
+from nucseg.model.adapters import adapter_path, check_base, read_adapter, read_decoding
 from nucseg.model.bases import resolve_base
 from nucseg.model.network import NucleiModel, build_model, load_model, pick_device, place, predict, save_model
 from nucseg.records.provenance import command_line, commit
@@ -184,11 +184,12 @@ def _load(
 
 
 def _sampled(dataset: Dataset, config: Config, indices: tuple[int, ...]) -> Iterator[Tensor]:
-    """Yield batches of training images as in the first epoch, `STATISTICS_IMAGES` at most."""
+    """Yield batches of `STATISTICS_IMAGES` training images in all, as in the first epochs of training."""
     images = _TrainingImages(dataset, config)
     order = np.random.default_rng(config.seed).permutation(len(indices))[:STATISTICS_IMAGES]
-    for start in range(0, len(order), STATISTICS_BATCH):
-        yield torch.stack([images[0, indices[i]][0] for i in order[start : start + STATISTICS_BATCH]])
+    keys = [(epoch, indices[i]) for epoch in range(-(-STATISTICS_IMAGES // len(order))) for i in order]
+    for start in range(0, STATISTICS_IMAGES, STATISTICS_BATCH):
+        yield torch.stack([images[key][0] for key in keys[start : start + STATISTICS_BATCH]])
 
 
 def _diverged(what: str, epoch: int, step: int, config: Config) -> str:
@@ -284,11 +285,15 @@ def _tune(model: NucleiModel, config: Config, dataset: Dataset, folder: Path) ->
 
 
 def start_from(model: NucleiModel, adapter: str | Path) -> None:
-    """Load an adapter's weights into a model. Raises ``InputError`` if base, tensor names or shapes differ."""
+    """Load an adapter's weights and tuned decoding into a model.
+
+    Raises ``InputError`` if base, tensor names or shapes differ.
+    """
     path = adapter_path(adapter)
     tensors, _, base_sha256 = read_adapter(path)
     check_base(path, base_sha256, model.base_sha256, model.base_name)
     model.load_adapter_state(tensors, str(path))
+    model.decoding = read_decoding(path)
     model.start_sha256 = sha256(path)
 
 
@@ -301,8 +306,8 @@ def _epochs(
     identity["images and masks"] = content_hash(dataset)
     average = WeightAverage(model, config.ema) if config.ema else None
     scaler = torch.amp.GradScaler(model.mean.device.type, enabled=model.precision == "float16")
-    if config.norm_statistics == "training" and not (config.start or (folder / "last.pt").exists()):
-        estimate_statistics(model, _sampled(dataset, config, split.train))
+    if config.norm_statistics == "training" and not (folder / "last.pt").exists():
+        estimate_statistics(model, _sampled(dataset, config, split.train), head=bool(config.start))
     if config.num_workers and isinstance(dataset, InMemory):
         dataset.read(split.train)  # before the processes that load images are forked, in every epoch
     history, spent = _resume(folder / "last.pt", config, identity, model, optimiser, average, scaler)
@@ -318,7 +323,7 @@ def _epochs(
                 dataset,
                 split.val,
                 scoring=config.scoring,
-                threshold=config.threshold,
+                threshold=None if model.decoding else config.threshold,
                 leave_out_vague=config.data == "own",
                 progress=progress,
             )

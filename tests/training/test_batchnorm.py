@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 from blobs import Blobs
+from torch import nn
 
 from nucseg.config import Config
 from nucseg.errors import InputError
@@ -33,6 +34,21 @@ def test_statistics_are_the_mean_over_batches_of_what_enters_the_layer():
     torch.testing.assert_close(first.running_var, by_hand)
     assert first.momentum == 0.1
     assert not model.training
+
+
+def test_the_statistics_of_a_trained_head_can_be_estimated_too():
+    config = dataclasses.replace(ESTIMATED, head="instance", head_start="fresh", head_norm="batch")
+    model = build_model(config)
+    layers = [layer for layer in model.head.modules() if isinstance(layer, nn.BatchNorm2d)]
+    before = [layer.running_mean.clone() for layer in layers]
+    estimate_statistics(model, batches(2))
+    assert layers and all(map(torch.equal, before, [layer.running_mean for layer in layers]))
+    entered = []
+    layers[0].register_forward_hook(lambda layer, given, out: entered.append(given[0].detach()))
+    estimate_statistics(model, batches(2), head=True)
+    by_hand = torch.stack([x.transpose(0, 1).flatten(1).mean(1) for x in entered]).mean(0)
+    torch.testing.assert_close(layers[0].running_mean, by_hand)
+    assert layers[0].momentum == 0.1
 
 
 def test_estimated_statistics_travel_with_the_adapter_and_stay_fixed_in_training(tmp_path):

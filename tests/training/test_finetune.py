@@ -159,7 +159,7 @@ def test_the_help_has_the_defaults_that_are_used(capsys):
     with pytest.raises(SystemExit):
         main(["finetune", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "(default: nuinsseg-1)" in said and "--head" not in said and "NuInsSeg (default" not in said
+    assert "(default: nuinsseg-all)" in said and "--head" not in said and "NuInsSeg (default" not in said
     assert "the report's (default" not in said
     assert f"learning rate of AdamW (default: {preset('finetune').lr})" in said
     with pytest.raises(SystemExit):  # what the model is comes from the adapter

@@ -109,6 +109,59 @@ def plot_worth(runs: Mapping[str, Run], against: str) -> Figure:
     return changes.plot(worth(runs, against), ("dice", "aji", "pq"))
 
 
+def by_seed(runs: Mapping[str, Run], against: str) -> pd.DataFrame:
+    """Mean difference in PQ to the group ``against``: one row per group, one column per seed."""
+    found = groups(runs)
+    partner = {_place(run): run for run in found[against]}
+    rows = {
+        label: {
+            run.about["config"]["seed"]: changes.paired(run.scores, partner[_place(run)].scores)["pq"].mean()
+            for run in group
+        }
+        for label, group in found.items()
+        if label != against
+    }
+    return pd.DataFrame(rows).T.rename_axis(index="what is trained", columns="seed")
+
+
+def costs(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """What each group of runs costs and gives: ``weights`` trained, ``seconds`` of its fastest epoch, mean ``pq``.
+
+    The fastest epoch of all seeds is taken, because other work on the machine can only slow an epoch down.
+    """
+    rows = {
+        label: {
+            "weights": group[0].about["parameters"]["trainable"],
+            "seconds": min(run.history["seconds"].min() for run in group),
+            "pq": np.mean([run.scores["pq"].mean() for run in group]),
+        }
+        for label, group in groups(runs).items()
+    }
+    return pd.DataFrame(rows).T
+
+
+def plot_costs(runs: Mapping[str, Run]) -> Figure:
+    """PQ of every run against its trained weights and against seconds per epoch, in the colour of its group."""
+    figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.2), sharey=True)
+    table = costs(runs)
+    for number, (label, group) in enumerate(groups(runs).items()):
+        scores = [run.scores["pq"].mean() for run in group]
+        for ax, name in zip(axes, ("weights", "seconds"), strict=True):
+            ax.plot(
+                [table.loc[label, name]] * len(scores),
+                scores,
+                "os^D"[number % 4],
+                color=figures.SERIES[number % len(figures.SERIES)],
+                alpha=0.8,
+                label=label,
+            )
+    axes[0].set(xscale="log", xlabel="trained weights", ylabel="PQ")
+    axes[1].set(xlabel="seconds per epoch")
+    axes[1].set_xlim(0, None)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
 def stages(names: Sequence[str]) -> pd.Series:
     """How many of the layers ``names`` lie in the patch embedding and in each of TinyViT's four stages."""
     found = [re.match(r"patch_embed|layers\.\d", name) for name in names]

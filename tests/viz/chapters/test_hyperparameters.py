@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -55,6 +57,25 @@ def test_new_runs_become_rows_and_seeds_are_paired():
     assert table["seeds"].tolist() == [2, 1, 2] and table["PQ"].tolist() == ["0.300", "0.200", "0.500"]
     assert table["s a step"].tolist() == ["0.25", "nan", "nan"] and table["PQ against head only"][0] == ""
     assert len(worth.plot_worth(runs, "head only").axes) == 3
+
+
+def test_gains_by_seed_and_costs():
+    runs = {
+        "lora": run(0.6, 5),
+        "lora-seed-1": run(0.4, 5, seed=1),
+        "head": run(0.5, 2, lora_target="none"),
+        "head-seed-1": run(0.1, 2, lora_target="none", seed=1),
+    }
+    found = worth.by_seed(runs, "head only")
+    assert found.loc["LoRA, rank 8"].round(6).to_dict() == {0: 0.1, 1: 0.3}
+    for name, seconds in zip(runs, (9.0, 7.0, 5.0, 6.0), strict=True):
+        runs[name] = replace(runs[name], history=pd.DataFrame({"seconds": [seconds + 1, seconds]}))
+    table = worth.costs(runs)
+    assert table["seconds"].to_dict() == {"head only": 5.0, "LoRA, rank 8": 7.0}
+    assert table["weights"].tolist() == [2, 5] and table["pq"].round(6).tolist() == [0.3, 0.5]
+    figure = worth.plot_costs(runs)
+    assert [len(ax.lines) for ax in figure.axes] == [2, 2]
+    assert figure.axes[0].lines[1].get_xydata().tolist() == [[5.0, 0.6], [5.0, 0.4]]
 
 
 def test_layers_by_stage():
