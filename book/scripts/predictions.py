@@ -124,7 +124,8 @@ explorer = watershed_explorer(patch, maps, min_area=50)
 explorer
 
 # %% [markdown]
-# In a running notebook, `explorer.live()` offers finer steps.
+# The explorer works on maps rounded to 256 levels, so its counts can differ by one or two from those above. In a running
+# notebook, `explorer.live()` offers finer steps.
 
 # %% tags=["hide-input"]
 from nucseg.instances import RIDGE
