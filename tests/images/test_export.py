@@ -10,8 +10,9 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from skimage.color import rgb2hed
 from skimage.measure import regionprops, regionprops_table
+from skimage.segmentation import find_boundaries
 
-from nucseg.images.export import LINE, TISSUE_LINE, write_labels, write_overlay
+from nucseg.images.export import LINE, TISSUE_LINE, _boundaries, write_labels, write_overlay
 from nucseg.images.measure import COLUMNS, measure
 from nucseg.images.slides import open_slide
 
@@ -73,6 +74,11 @@ def test_every_column_is_skimages(labels, size):
         # the square roots of what is zero but for rounding are 1e-8, in skimage as here
         np.testing.assert_allclose(found, column, rtol=1e-6, atol=1e-6, err_msg=str(name))
     np.testing.assert_array_equal(table["solidity"], expected["solidity"])  # counts of pixels
+
+
+@given(arrays(np.int32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 3)))
+def test_boundaries_are_skimages(labels):
+    np.testing.assert_array_equal(_boundaries(labels), find_boundaries(labels))
 
 
 @pytest.mark.parametrize("count, dtype", [(7, np.uint16), (70_000, np.uint32)])
