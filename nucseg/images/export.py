@@ -14,7 +14,6 @@ import pandas as pd
 import tifffile
 from PIL import Image
 from scipy import ndimage
-from skimage.segmentation import find_boundaries
 
 from nucseg.images.measure import in_um, measure
 from nucseg.images.polygons import LINE, feature, nuclei_rings, roi
@@ -85,18 +84,28 @@ def write_overlay(
             image = slide.read(top, left, h, w)
             y, x = max(0, top - reach), max(0, left - reach)
             around = np.asarray(labels[y : top + h + reach, x : left + w + reach])
-            edge = find_boundaries(around, mode="inner")
+            edge = _boundaries(around) & (around > 0)
             if shrink > 1:
                 edge = ndimage.maximum_filter(edge, shrink)
             image[edge[top - y : top - y + h, left - x : left - x + w]] = LINE
-            rows, columns = math.ceil(h / shrink), math.ceil(w / shrink)
-            padded = np.pad(image, ((0, rows * shrink - h), (0, columns * shrink - w), (0, 0)), mode="edge")
-            mean = padded.reshape(rows, shrink, columns, shrink, 3).mean((1, 3))
-            small[top // shrink : top // shrink + rows, left // shrink : left // shrink + columns] = np.rint(mean)
+            mean = np.asarray(Image.fromarray(image).reduce(shrink))
+            y, x = top // shrink, left // shrink
+            small[y : y + len(mean), x : x + mean.shape[1]] = mean
     if tissue is not None:
         rows, columns = (np.arange(n) * m // n for n, m in zip(small.shape[:2], tissue.shape, strict=True))
-        small[find_boundaries(tissue[np.ix_(rows, columns)], mode="thick")] = TISSUE_LINE
+        small[_boundaries(tissue[np.ix_(rows, columns)])] = TISSUE_LINE
     Image.fromarray(small).save(path, compress_level=1)  # a quarter of the time, and a little larger
+
+
+def _boundaries(labels: np.ndarray) -> np.ndarray:
+    """(h, w) bool: pixels with another label above, below or beside, as skimage's ``find_boundaries``, but faster."""
+    edge = np.zeros(labels.shape, bool)
+    down, right = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= down
+    edge[:-1] |= down
+    edge[:, 1:] |= right
+    edge[:, :-1] |= right
+    return edge
 
 
 def export_block(block: Block, slide: Slide, key: str) -> tuple[pd.DataFrame, list[dict[str, Any]], list[bytes]]:

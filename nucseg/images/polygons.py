@@ -1,20 +1,20 @@
 """Nuclei as polygons: converting masks to outlines and back, in GeoJSON (QuPath) and ImageJ's ROI files."""
 
 import json
-import math
 import re
 import uuid
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import roifile
 from skimage.draw import polygon2mask
-from skimage.measure import find_contours, regionprops
 
 from nucseg.errors import InputError, Notice
 from nucseg.images.raster import reading
@@ -37,38 +37,66 @@ def rings(mask: np.ndarray, top: int = 0, left: int = 0) -> list[list[Ring]]:
     outside (marching squares), so that filling them restores the mask exactly. Outer rings turn counterclockwise in
     (x, y), holes clockwise (RFC 7946, 3.1.6).
     """
-    padded = np.pad(mask, 1)
-    outer: list[list[Ring]] = []
-    holes = []
-    for contour in find_contours(padded.astype(np.float32), 0.5, fully_connected="low"):
-        ring = _straightened(contour[:, ::-1] + (left - 0.5, top - 0.5))  # -1 for the padding, +0.5 for the corner
-        area = _signed_area(ring)
-        if area * _OUTER > 0:
-            outer.append([ring if area > 0 else ring[::-1]])
-        else:
-            holes.append(ring[::-1] if area > 0 else ring)
-    for hole in holes:  # assigned to the smallest outer ring around it
-        around = [p for p in outer if _inside(hole[0], p[0])]
-        min(around, key=lambda p: abs(_signed_area(p[0]))).append(hole)
-    return outer
+    return next((polygons for _, polygons in nuclei_rings(mask.astype(np.uint8), top, left)), [])
+
+
+def nuclei_rings(labels: np.ndarray, top: int = 0, left: int = 0) -> Iterator[tuple[int, list[list[Ring]]]]:
+    """(id, polygons) of every nucleus of a label map, in the order of the ids; the polygons as from `rings`."""
+    for nucleus, group in groupby(_traced(labels, top, left), key=itemgetter(0)):
+        contours = [ring for _, ring in group]
+        areas = [_signed_area(ring) for ring in contours]
+        outer = [[ring] for ring, area in zip(contours, areas, strict=True) if area > 0]
+        for hole in (ring for ring, area in zip(contours, areas, strict=True) if area < 0):
+            around = [p for p in outer if _inside(hole[0], p[0])]
+            min(around, key=lambda p: _signed_area(p[0])).append(hole)  # the smallest outer ring around it
+        yield nucleus, outer
+
+
+def _traced(labels: np.ndarray, top: int, left: int) -> Iterator[tuple[int, Ring]]:
+    """Trace the contours of all nuclei of a label map at once: (id, ring) of each, in the order of the ids.
+
+    The rings are those of ``skimage.measure.find_contours`` (``fully_connected="low"``) for each nucleus alone, less
+    the points on straight lines, in half the time. Outer ones turn clockwise on the screen, holes the other way.
+    A point lies between a pixel of a nucleus and one of its four neighbours outside. From there the contour goes on
+    around the corner of that pixel, straight on, or into the corner of the next.
+    """
+    flat, width = np.pad(labels, 1).ravel(), labels.shape[1] + 2
+    steps = np.array([-width, 1, width, -1])  # up, right, down, left: each a quarter turn after the one before
+    inside = np.flatnonzero(flat)
+    at = np.sort(np.concatenate([4 * inside[flat[inside] != flat[inside + step]] + k for k, step in enumerate(steps)]))
+    pixel, k = at // 4, at % 4
+    own, ahead = flat[pixel], pixel + steps[(k + 1) % 4]
+    beside = ahead + steps[k]
+    around, straight = 4 * pixel + (k + 1) % 4, 4 * ahead + k
+    follows = np.where(flat[ahead] != own, around, np.where(flat[beside] != own, straight, 4 * beside + (k - 1) % 4))
+    cell = pixel + np.array([-width, 0, -1, -width - 1])[k]  # 2 x 2 px around the corner to the next point
+    order = np.lexsort((pixel, cell, own))  # as find_contours meets the points: this gives the start of each ring
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    after = rank[np.searchsorted(at, follows[order])]
+    pixel, k, own = pixel[order], k[order], own[order]
+    points = np.stack([pixel % width + left - 0.5, pixel // width + top - 0.5], axis=1)
+    points += np.array([(0, -0.5), (0.5, 0), (0, 0.5), (-0.5, 0)])[k]
+    leaving = points[after] - points
+    arriving = np.empty_like(leaving)
+    arriving[after] = leaving
+    turns = (arriving[:, 0] * leaving[:, 1] != arriving[:, 1] * leaving[:, 0]).tolist()
+    successors = after.tolist()
+    for start in range(len(successors)):
+        ring, point = [], start
+        while (following := successors[point]) >= 0:
+            ring.append(point)
+            successors[point], point = -1, following
+        if not ring:  # part of an earlier one
+            continue
+        first = ring.index(max(ring)) + 1
+        kept = [i for i in ring[first:] + ring[:first] if turns[i]]
+        yield int(own[start]), points[[*kept, kept[0]]]
 
 
 def _signed_area(ring: Ring) -> float:
     x, y = ring.T
     return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)
-
-
-# the direction in which find_contours turns around higher values, in (x, y): determined here, not assumed
-_OUTER = math.copysign(1, _signed_area(find_contours(np.pad(np.ones((1, 1)), 1), 0.5)[0][:, ::-1]))
-
-
-def _straightened(ring: Ring) -> Ring:
-    """Remove the points that lie on the straight line between their neighbours."""
-    points = ring[:-1]
-    before, after = points - np.roll(points, 1, 0), np.roll(points, -1, 0) - points
-    turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
-    kept = points[turns]
-    return np.concatenate([kept, kept[:1]])
 
 
 def _inside(point: np.ndarray, ring: Ring) -> bool:
@@ -95,12 +123,6 @@ def filled(polygons: Iterable[list[Ring]], shape: tuple[int, int], top: int = 0,
 
 def _fill(ring: Ring, shape: tuple[int, int], top: int, left: int) -> np.ndarray:
     return polygon2mask(shape, ring[:, ::-1] - (top + 0.5, left + 0.5))
-
-
-def nuclei_rings(labels: np.ndarray, top: int = 0, left: int = 0) -> Iterator[tuple[int, list[list[Ring]]]]:
-    """(id, polygons) of every nucleus of a label map, in the order of the ids."""
-    for region in regionprops(labels):
-        yield region.label, rings(region.image, top + region.bbox[0], left + region.bbox[1])
 
 
 # ---------------------------------------------------------------- GeoJSON

@@ -36,12 +36,19 @@ CHOICES = (
 class Base:
     """A frozen base: its name, its weights under MobileSAM's own names, and the SHA-256 that identifies it.
 
-    The hash is that of the file, or for ``random`` that of the tensors' bytes, in the order of their names.
+    ``stored``: the weights that it has, of the encoder at least. The hash is that of the file, or for ``random`` that
+    of the tensors' bytes, in the order of their names.
     """
 
     name: str
-    state: dict[str, Tensor]
+    stored: dict[str, Tensor]
     sha256: str
+
+    @functools.cached_property
+    def state(self) -> dict[str, Tensor]:
+        """All weights: a prompt encoder and mask decoder that are not stored are untrained, from `random_base`."""
+        whole = sam_shapes().keys() <= self.stored.keys()
+        return self.stored if whole else random_base(0).state | self.stored
 
 
 def cache_folder() -> Path:
@@ -131,7 +138,7 @@ def offline_base(path: str | Path = OFFLINE) -> Base:
     """A base such as those that ship with the package: an encoder trained by ``nucseg pretrain``, stored in float16.
 
     The instance head that was trained with it is included under ``instance_head.``. The prompt encoder and mask decoder
-    are untrained, from `random_base`.
+    are untrained (`Base.state`).
     Raises ``InputError`` for a missing or damaged file.
     """
     path = Path(path)
@@ -144,7 +151,7 @@ def offline_base(path: str | Path = OFFLINE) -> Base:
     if found != expected:
         raise InputError(f"{path}: not an encoder of MobileSAM's architecture; make it again with nucseg pretrain.")
     name = path.stem if path in SHIPPED.values() else path.name
-    return Base(name, random_base(0).state | encoder, sha256(path))
+    return Base(name, encoder, sha256(path))
 
 
 @functools.cache

@@ -32,10 +32,10 @@ class NucleiModel(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, encoder: Encoder | None = None):
         super().__init__()
         self.config = config
-        self.encoder = Encoder()
+        self.encoder = encoder or Encoder()
         self.head = (
             InstanceHead(config.without, LOSE if config.stages else 0, config.head_width, config.head_norm)
             if config.head == "instance"
@@ -114,18 +114,20 @@ class NucleiModel(nn.Module):
         self.train(self.training)  # TinyViT caches its attention biases when it enters eval mode
 
 
-def build_model(config: ModelConfig, base: Base | None = None) -> NucleiModel:
+def build_model(config: ModelConfig, base: Base | None = None, encoder: Encoder | None = None) -> NucleiModel:
     """Build the model on its base, inject LoRA and freeze the rest; in eval mode, on the CPU.
 
-    ``base``: the base if it is already loaded. Raises ``InputError`` for a configuration that cannot be built.
+    ``base``: the base if it is already loaded. ``encoder``: an encoder to load it into; None: a new one, which draws
+    random numbers before the head does, so that a seed gives the head's initial weights.
+    Raises ``InputError`` for a configuration that cannot be built.
     """
     config.check()
     base = base or load_base(config.base, config.base_seed)
-    model = NucleiModel(config)
+    model = NucleiModel(config, encoder)
     model.base_name, model.base_sha256 = base.name, base.sha256
-    model.encoder.load_state_dict(part(base.state, "image_encoder."))
+    model.encoder.load_state_dict(part(base.stored, "image_encoder."))
     model.encoder.requires_grad_(config.lora_target == "full")
-    trained_head = part(base.state, INSTANCE_HEAD)
+    trained_head = part(base.stored, INSTANCE_HEAD)
     if isinstance(model.head, InstanceHead) and trained_head and config.head_start == "base":
         if config.without == "distance":
             trained_head |= {name: trained_head[name][:1] for name in ("out.weight", "out.bias")}
@@ -177,7 +179,7 @@ def load_model(path: str | Path, base: Base | str | None = None) -> NucleiModel:
     if not isinstance(base, Base):
         base = load_base(base or config.base, config.base_seed)
     adapters.check_base(path, base_sha256, base.sha256, base.name)
-    model = build_model(config, base)
+    model = build_model(config, base, Encoder.without_weights())
     model.load_adapter_state(tensors, str(path))
     model.decoding = adapters.read_decoding(path)
     return model

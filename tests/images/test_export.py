@@ -4,11 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 from skimage.color import rgb2hed
-from skimage.measure import regionprops
+from skimage.measure import regionprops, regionprops_table
+from skimage.segmentation import find_boundaries
 
-from nucseg.images.export import LINE, TISSUE_LINE, write_labels, write_overlay
+from nucseg.images.export import LINE, TISSUE_LINE, _boundaries, write_labels, write_overlay
 from nucseg.images.measure import COLUMNS, measure
 from nucseg.images.slides import open_slide
 
@@ -42,6 +46,39 @@ def test_the_table_is_regionprops(nuclei):
     assert (square["area_px"], square["centroid_x_px"], square["centroid_y_px"]) == (400, 80, 70)
     assert "area_um2" not in measure(labels, image)
     assert measure(np.zeros_like(labels), image).empty
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    arrays(np.int32, st.tuples(st.integers(1, 24), st.integers(1, 24)), elements=st.integers(0, 4)),
+    st.sampled_from([1, 2, 5]),
+)
+def test_every_column_is_skimages(labels, size):
+    """On nuclei of any shape: scattered, in lines, with holes, touching one another and the border."""
+    labels = np.kron(labels, np.ones((size, size), np.int32))  # in blocks, so that some have an inside
+    image = np.random.default_rng(labels.sum()).integers(0, 256, (*labels.shape, 3), dtype=np.uint8)
+    table = measure(labels, image)
+    if not labels.any():
+        assert table.empty
+        return
+    expected = regionprops_table(
+        labels,
+        rgb2hed(image)[..., 0],
+        properties=(
+            *("label", "centroid", "area", "perimeter", "axis_major_length", "axis_minor_length"),
+            *("eccentricity", "solidity", "intensity_mean"),
+        ),
+    )
+    expected["centroid-0"], expected["centroid-1"] = expected["centroid-1"] + 0.5, expected["centroid-0"] + 0.5
+    for (name, found), column in zip(table.items(), expected.values(), strict=True):
+        # the square roots of what is zero but for rounding are 1e-8, in skimage as here
+        np.testing.assert_allclose(found, column, rtol=1e-6, atol=1e-6, err_msg=str(name))
+    np.testing.assert_array_equal(table["solidity"], expected["solidity"])  # counts of pixels
+
+
+@given(arrays(np.int32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 3)))
+def test_boundaries_are_skimages(labels):
+    np.testing.assert_array_equal(_boundaries(labels), find_boundaries(labels))
 
 
 @pytest.mark.parametrize("count, dtype", [(7, np.uint16), (70_000, np.uint32)])

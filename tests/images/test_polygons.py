@@ -11,6 +11,7 @@ from geojson_pydantic import FeatureCollection
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from skimage.measure import find_contours
 
 from nucseg.errors import InputError
 from nucseg.images import polygons
@@ -64,6 +65,21 @@ def test_filling_the_rings_gives_the_mask_back(mask):
     found = rings(mask, 3, 7)
     assert (filled(found, mask.shape, 3, 7) == mask).all()
     assert all((ring[0] == ring[-1]).all() and len(ring) >= 4 for polygon in found for ring in polygon)
+
+
+@settings(deadline=None)
+@given(arrays(np.uint8, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=st.integers(0, 3)))
+def test_the_rings_are_find_contours_of_each_nucleus(labels):
+    """The same points in the same order, less those on straight lines; touching nuclei do not change one another."""
+    for nucleus, found in nuclei_rings(labels, 3, 7):
+        traced = [ring for polygon in found for ring in polygon]
+        contours = find_contours(np.pad(labels == nucleus, 1).astype(float), 0.5, fully_connected="low")
+        assert len(traced) == len(contours)
+        for contour in contours:
+            points = contour[:-1, ::-1] + (6.5, 2.5)
+            bend = np.diff(points, 2, axis=0, prepend=points[-1:], append=points[:1]).any(1)
+            assert any(np.array_equal(ring[:-1], points[bend]) for ring in traced)
+    assert [n for n, _ in nuclei_rings(labels)] == [n for n in np.unique(labels) if n]
 
 
 def test_geojson_is_valid_and_round_trips(tmp_path):

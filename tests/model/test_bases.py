@@ -15,7 +15,7 @@ from nucseg.errors import InputError
 from nucseg.files import sha256
 from nucseg.model import adapters, bases
 from nucseg.model.bases import fetch_mobile_sam, load_base, random_base, read_checkpoint
-from nucseg.model.network import load_model
+from nucseg.model.network import build_model, load_model
 from nucseg.model.sam import Encoder, build_sam, part
 from nucseg.records.runs import read_run, results_folder
 
@@ -199,6 +199,26 @@ def test_the_shipped_base_is_what_its_run_made_and_loads_fast():
     untrained = random_base(0).state
     moved = [n for n in base.state if n.startswith("image_encoder.layers") and not n.endswith("num_batches_tracked")]
     assert all(not torch.equal(base.state[name], untrained[name]) for name in moved)
+
+
+def test_loading_an_adapter_makes_no_untrained_weights(monkeypatch):
+    """Neither the decoders that its head does not use nor initial weights: all of the model comes from the files."""
+    untrained = random_base(0).state
+    tensors, config, _ = adapters.read_adapter(path := adapters.adapter_path(adapters.DEFAULT_ADAPTER))
+    with monkeypatch.context() as patch:
+        patch.setattr(bases, "random_base", lambda seed: pytest.fail("untrained weights were made"))
+        base = load_base(config["base"])
+        loaded = load_model(path, base)
+    built = build_model(loaded.config, base)
+    built.load_adapter_state(tensors)
+    for (name, tensor), (other, expected) in zip(_tensors(loaded), _tensors(built), strict=True):
+        assert name == other and torch.equal(tensor, expected), name
+    assert base.state.keys() - base.stored.keys() == {n for n in untrained if not n.startswith("image_encoder.")}
+    assert all(torch.equal(base.state[name], untrained[name]) for name in base.state.keys() - base.stored.keys())
+
+
+def _tensors(model) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
 
 
 def test_auto_is_the_official_checkpoint_where_it_is_and_never_a_download(cache):
