@@ -13,12 +13,10 @@ from dataclasses import asdict
 import numpy as np
 
 from experiments import common
-from nucseg.config import FIELD
 from nucseg.data.synth import TISSUES, generate
 from nucseg.images.slides import open_slide
 from nucseg.inference.fields import spans
 from nucseg.inference.segmenter import Segmenter, load
-from nucseg.instances import labels_from
 from nucseg.metrics import contingency, score
 from nucseg.model.adapters import DEFAULT_ADAPTER
 from nucseg.model.network import predict
@@ -103,7 +101,7 @@ def main() -> None:
         whole = label_map(segmenter, maps, SIDE)
         padded = np.pad(image, ((SHIFT, 0), (SHIFT, 0), (0, 0)), mode="symmetric")
         moved = label_map(segmenter, field_maps(segmenter, padded)[:, SHIFT:, SHIFT:], SIDE)
-        at_once = labels_from(predict(model, image, model.config.size / (model.config.field_px or FIELD)))
+        at_once = segmenter.decoding().decode(predict(model, image, segmenter.scale(model)))[0]
         others = {
             "decoded in blocks of 512 px, and at once": label_map(segmenter, maps, 512),
             f"fields moved by {SHIFT} px": moved,
@@ -111,7 +109,7 @@ def main() -> None:
         }
         agreement[name] = {pair: rounded(whole, other) for pair, other in others.items()}
         against_truth = {
-            f"fields of {FIELD} px": whole,
+            "fields": whole,
             f"fields moved by {SHIFT} px": moved,
             "the network seeing all of it at once": at_once,
         }
@@ -123,6 +121,7 @@ def main() -> None:
         {},
         model.mean.device,
         side_px=SIDE,
+        field_px=segmenter.layout((SIDE, SIDE))[0][0].side,
         adapter=DEFAULT_ADAPTER,
         agreement=agreement,
         against_truth=truth_scores,
