@@ -232,7 +232,7 @@ before[["stem", "dice", "aji", "pq", "nuclei_true", "nuclei_predicted"]].round(3
 
 # %%
 mine = open_own(folder / "mine")
-adapter = nucseg.finetune(folder / "mine", folder / "run", progress=False, epochs=6)
+adapter = nucseg.finetune(folder / "mine", folder / "run", progress=False, epochs=12)
 history = pd.read_csv(folder / "run" / "history.csv", index_col="epoch")
 print(f"median diameter {median_diameter(mine):.1f} px")
 history[["train_loss", "val_dice", "val_pq"]].round(3)
@@ -271,7 +271,7 @@ assert (after.mean(numeric_only=True) > before.mean(numeric_only=True))[
     ["dice", "aji", "pq"]
 ].all(), "fine-tuning raises all three scores"
 assert adapter.stat().st_size < 2e6, "a file of under two megabytes"
-assert len(mine) == 3 and len(history) == 6, "three images, six epochs"
+assert len(mine) == 3 and len(history) == 12, "three images, twelve epochs"
 
 # %% [markdown]
 # ## What it brings on real images, and what it costs
