@@ -20,6 +20,7 @@ from shape import BOOK, ROOT, for_each
 from nucseg.records.quotes import check
 from nucseg.records.runs import results_folder, study_runs
 from nucseg.records.statistics import difference, summarise
+from nucseg.viz.chapters import changes, hyperparameters
 from tools.count_cells import Cell, cells, sections, twins, words_in_f_strings
 
 if not BOOK.is_dir():
@@ -145,7 +146,10 @@ def first_page() -> list[tuple[str, float]]:
     report, book = ablation["linear"], ablation["fresh-head"]  # both heads begin from random weights
     values = [(report.scores[name].mean(), book.scores[name].mean()) for name in ("dice", "aji", "pq")]
     worth = difference(book.scores, report.scores)
-    lora = difference(ablation["lora-8"].scores, ablation["rank-0"].scores).loc["pq"]
+    gains = hyperparameters.worth(study_runs("lora-worth")["broad-small"], "head only")
+    lora = [
+        value for label in ("LoRA, rank 8", "LoRA, rank 8, on Conv2d too") for value in changes.interval(gains[label])
+    ]
     means = summarise(pd.concat([run.scores for run in folds.values()]))["fold_mean"]
     recipe = summarise(pd.concat([run.scores for run in study_runs("best")["broad-small"].values()]))["fold_mean"]
     pretraining = json.loads((results_folder() / "pretrain" / "broad" / "run.json").read_text(encoding="utf-8"))
@@ -155,15 +159,14 @@ def first_page() -> list[tuple[str, float]]:
     numbers = [value for pair in values for value in pair]
     numbers += [value for row in worth[["difference", "low", "high"]].to_numpy() for value in row]
     numbers += [ablation["without-distance"].scores["aji"].mean()]
-    numbers += [ablation[name].scores["pq"].mean() for name in ("lora-8", "rank-0")]
-    numbers += [*lora[["difference", "low", "high"]], *per_image, *means[["dice", "aji", "pq"]]]
+    numbers += [*lora, *per_image, *means[["dice", "aji", "pq"]]]
     numbers += [*recipe[["dice", "aji", "pq"]], pretraining["seconds"] / 3600]
     gains = pd.read_csv(results_folder() / "gains" / "scores.csv")
     mirrored = gains[gains["way"] == "mirrored views, tuned with confidence"]
     numbers += [*mirrored.groupby("fold")[["dice", "aji", "pq"]].mean().mean()]
     texts = """0.678 0.753 0.263 0.472 0.220 0.389
         +0.075 0.064 0.087 +0.209 0.189 0.229 +0.170 0.152 0.188
-        0.350 0.417 0.416 +0.001 −0.005 0.007 0.252 0.335 0.780 0.522 0.453
+        0.350 +0.007 0.001 0.013 +0.034 0.025 0.043 0.252 0.335 0.780 0.522 0.453
         0.791 0.550 0.525 2.4 0.795 0.560 0.536"""
     return list(zip(texts.split(), numbers, strict=True))
 

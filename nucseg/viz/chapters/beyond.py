@@ -96,6 +96,26 @@ def table_representations(compared: pd.DataFrame, stride: int = 2) -> Any:
     )
 
 
+# ---- other images ----------------------------------------------------------------------------------------------
+
+
+def unlike() -> pd.DataFrame:
+    """Scores of adapters on images unlike those they were trained on: one row per adapter, condition and image."""
+    scores = pd.read_csv(results_folder() / "generalisation" / "scores.csv", dtype={"stem": str})
+    return scores.fillna({"tissue": ""}).assign(fold="fold 1")
+
+
+def against(scores: pd.DataFrame, ours: str, theirs: str) -> dict[str, pd.DataFrame]:
+    """Paired differences of two adapters in `unlike`, by condition, over the images that both have scored."""
+    mine, other = (scores[scores["adapter"] == name] for name in (ours, theirs))
+    pairs = {condition: other[other["condition"] == condition] for condition in mine["condition"].unique()}
+    return {
+        condition: changes.paired(mine[mine["condition"] == condition], rows)
+        for condition, rows in pairs.items()
+        if len(rows)
+    }
+
+
 # ---- the ablation --------------------------------------------------------------------------------------------
 
 

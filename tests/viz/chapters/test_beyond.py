@@ -121,3 +121,18 @@ def test_a_line_per_fold_and_one_for_their_mean():
     figure = beyond.plot_ridge_sweep(pd.DataFrame(rows))
     thick = figure.axes[1].lines[2]
     assert list(thick.get_xdata()) == [0.8, 0.9] and list(thick.get_ydata()) == [0.8, 0.9]
+
+
+def test_adapters_are_compared_within_each_condition():
+    row = {"fold": "fold 1", "tissue": "", "dice": 0.5, "aji": 0.5}
+    scores = pd.DataFrame(
+        [
+            row | {"adapter": "a", "condition": "half", "stem": "1", "pq": 0.5},
+            row | {"adapter": "b", "condition": "half", "stem": "1", "pq": 0.2},
+            row | {"adapter": "a", "condition": "double", "stem": "1", "pq": 0.4},
+            row | {"adapter": "b", "condition": "double", "stem": "1", "pq": 0.6},
+            row | {"adapter": "a", "condition": "mine alone", "stem": "1", "pq": 0.4},
+        ]
+    )
+    found = beyond.against(scores, "a", "b")
+    assert {name: round(rows["pq"].item(), 6) for name, rows in found.items()} == {"half": 0.3, "double": -0.2}
