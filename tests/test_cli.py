@@ -164,7 +164,7 @@ def test_evaluate_scores_what_predict_writes(tmp_path, capsys):
         tifffile.imwrite(tmp_path / f"masks/{i}.tif", sample.labels[::2, ::2].astype(np.uint16))
     options = ["--um-per-px", "0.5", "--ridge", "0.8", "--device", "cpu"]
     where = ["--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")]
-    assert main(["evaluate", "nuinsseg-1", *where, *options, "--out", str(tmp_path / "scores.csv")]) == 0
+    assert main(["evaluate", "nuinsseg-all", *where, *options, "--out", str(tmp_path / "scores.csv")]) == 0
     words = ["predict", str(tmp_path / "images"), "--out", str(tmp_path / "out"), "--outputs", "labels", *options]
     assert main(words) == 0
     scores = pd.read_csv(tmp_path / "scores.csv").set_index("stem")

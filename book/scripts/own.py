@@ -232,7 +232,9 @@ before[["stem", "dice", "aji", "pq", "nuclei_true", "nuclei_predicted"]].round(3
 
 # %%
 mine = open_own(folder / "mine")
-adapter = nucseg.finetune(folder / "mine", folder / "run", progress=False, epochs=12)
+adapter = nucseg.finetune(
+    folder / "mine", folder / "run", progress=False, epochs=12
+)
 history = pd.read_csv(folder / "run" / "history.csv", index_col="epoch")
 print(f"median diameter {median_diameter(mine):.1f} px")
 history[["train_loss", "val_dice", "val_pq"]].round(3)

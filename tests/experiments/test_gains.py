@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from blobs import Blobs
 
-from experiments import common, gains
+from experiments import gains
 from nucseg.config import Config
 from nucseg.training.loop import train
 
@@ -38,19 +38,18 @@ def test_the_adapters_own_decoding_gives_the_runs_scores(run, monkeypatch):
 
 
 def test_a_measured_run_is_read_again_and_another_adapter_is_not(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
     calls = []
     table = pd.DataFrame({"run": ["fold_1"], "way": ["default"], "pq": [0.5]})
     objects = pd.DataFrame({"run": ["fold_1"] * 2, "probability": [0.1, 0.9], "true": [False, True]})
     monkeypatch.setattr(gains, "measure", lambda *args: calls.append(args) or (table, objects))
     folder, _ = run
-    first = gains.measured(folder, Blobs(), 0)
-    again = gains.measured(folder, Blobs(), 0)
+    first = gains.measured(folder, Blobs(), 0, tmp_path)
+    again = gains.measured(folder, Blobs(), 0, tmp_path)
     assert len(calls) == 1
     for a, b in zip(first, again, strict=True):
         pd.testing.assert_frame_equal(a.reset_index(drop=True), b, check_dtype=False)
     monkeypatch.setattr(gains, "sha256", lambda path: "another")
-    gains.measured(folder, Blobs(), 0)
+    gains.measured(folder, Blobs(), 0, tmp_path)
     assert len(calls) == 2
 
 
