@@ -155,7 +155,9 @@ def plot_costs(runs: Mapping[str, Run]) -> Figure:
                 alpha=0.8,
                 label=label,
             )
-    axes[0].set(xscale="log", xlabel="trained weights", ylabel="PQ")
+    axes[0].set(xscale="log", xlabel="trained weights", ylabel="PQ", xlim=(1e5, 1e7))
+    axes[0].set_xticks([1e5, 1e6, 1e7], ["0.1 M", "1 M", "10 M"])
+    axes[0].minorticks_off()
     axes[1].set(xlabel="seconds per epoch")
     axes[1].set_xlim(0, None)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
