@@ -7,9 +7,9 @@
 - half, double: NuInsSeg's first test fold, reduced to half and enlarged to double its size, with the pixel size told.
 - stains: the same images, the amount of haematoxylin or eosin multiplied.
 
-The adapters of the first fold (NAMES) are compared on NuInsSeg, and nuinsseg-all too in the laboratory, because it was
-trained on all of NuInsSeg. Each adapter decodes as it does by default. Writes results/generalisation: scores.csv (one
-row per adapter, condition and image) and run.json.
+The adapters of the first fold (NAMES) are compared under all conditions, nuinsseg-all in the laboratory alone, because
+it was trained on the other images. Each adapter decodes as it does by default. Writes results/generalisation:
+scores.csv (one row per adapter, condition and image) and run.json.
 """
 
 from collections.abc import Iterator
