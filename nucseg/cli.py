@@ -371,6 +371,7 @@ STUDIES = (  # in the order of the book
     "tissues",
     "recipe",
     "best",
+    "tissues-best",
     "lora-worth",
     "lora-choices",
     "learning-curve",
