@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, one sentence, nothing half-written."""
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -291,3 +292,32 @@ def test_an_ignored_area_counts_neither_for_nor_against(monkeypatch):
 def test_a_toml_file_with_a_byte_order_mark(tmp_path):
     (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbflr = 1e-3\n")
     assert read_toml(tmp_path / "a.toml") == {"lr": 1e-3}
+
+
+AGAIN = """
+import resource, sys, threading
+from nucseg.cli import main
+
+def allocate():
+    for _ in range(10):
+        bytearray(b"x") * 50_000_000  # 12,000 pages of 4 KiB, written and freed
+
+if sys.argv[1] == "kept":
+    main(["rescore", "--out", "no/run"])  # ends at once
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+thread = threading.Thread(target=allocate)
+thread.start()
+thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc can be told to keep memory"
+)
+def test_commands_reuse_freed_memory_in_threads_too():
+    def faults(way: str) -> int:
+        ended = subprocess.run([sys.executable, "-c", AGAIN, way], capture_output=True, text=True, check=True)
+        return int(ended.stdout.split()[-1])
+
+    assert faults("kept") < 20_000 < 100_000 < faults("returned")

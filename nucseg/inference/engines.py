@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from nucseg.errors import InputError
 from nucseg.inference.options import ENGINES
 from nucseg.model.merged import Merged, merged
-from nucseg.model.network import PLAIN, NucleiModel
+from nucseg.model.network import NucleiModel, is_plain
 
 STRIDE = 16  # px: the sides of an engine's input are multiples of it
 
@@ -121,7 +121,7 @@ def predict(
     by reflection; None: the next multiples of 64. Plain images (`PLAIN`) get empty maps without running the network.
     """
     height, width = images[0].shape[:2]
-    if any(plain := [np.ptp(image, axis=(0, 1)).max(initial=0) <= PLAIN for image in images]):
+    if any(plain := [is_plain(image) for image in images]):
         rest = [image for image, skipped in zip(images, plain, strict=True) if not skipped]
         found = iter(predict(engine, rest, scale, side) if rest else [])
         return [np.zeros((engine.n_maps, height, width), np.float32) if skipped else next(found) for skipped in plain]

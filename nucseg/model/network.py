@@ -245,6 +245,12 @@ def _computes_in_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 
+def is_plain(image: np.ndarray) -> bool:
+    """Whether no channel of an (H, W, 3) uint8 image has a range above `PLAIN`."""
+    # nearly every image has it already in one pixel of a hundred
+    return all(np.ptp(image[::step, ::step], axis=(0, 1)).max(initial=0) <= PLAIN for step in (10, 1))
+
+
 @torch.no_grad()
 def predict(model: NucleiModel, image: np.ndarray, scale: float | None = None) -> np.ndarray:
     """(H, W, 3) uint8 RGB of any size -> (C, H, W) float32 sigmoid of the model's logits, at the same size.
@@ -255,7 +261,7 @@ def predict(model: NucleiModel, image: np.ndarray, scale: float | None = None) -
     running the network.
     """
     height, width = image.shape[:2]
-    if np.ptp(image, axis=(0, 1)).max(initial=0) <= PLAIN:
+    if is_plain(image):
         return np.zeros((model.n_maps, height, width), np.float32)
     scale = scale or model.config.size / (model.config.field_px or max(height, width))
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))

@@ -10,7 +10,7 @@ from nucseg.errors import InputError
 from nucseg.model import lora
 from nucseg.model.bases import Base, random_base
 from nucseg.model.heads import LayerNorm2d
-from nucseg.model.network import build_model, load_model, parameter_ledger, place, predict, save_model
+from nucseg.model.network import build_model, is_plain, load_model, parameter_ledger, place, predict, save_model
 from nucseg.model.sam import Encoder, build_sam
 
 SMALL = ModelConfig(base="random", size=64, rank=4, alpha=4, dropout=0.0)
@@ -503,6 +503,13 @@ def test_float16_is_close_to_float32(base):
     full = model(images())
     place(model, torch.device("cpu"), "float16")
     assert (model(images()) - full).abs().max() < 0.02 * full.abs().max()
+
+
+@pytest.mark.parametrize(("step", "plain"), [(8, True), (9, False)])
+def test_one_pixel_of_another_grey_makes_an_image_not_plain(step, plain):
+    image = np.full((64, 64, 3), 120, np.uint8)
+    image[37, 41, 1] += step
+    assert is_plain(image) is plain
 
 
 def test_plain_images_have_no_nuclei_whatever_the_weights(base):
