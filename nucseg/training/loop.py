@@ -183,7 +183,7 @@ def _load(
         yield from line
 
 
-def _sampled(dataset: Dataset, config: Config, indices: tuple[int, ...]) -> Iterator[Tensor]:
+def sampled(dataset: Dataset, config: Config, indices: tuple[int, ...]) -> Iterator[Tensor]:
     """Yield batches of `STATISTICS_IMAGES` training images in all, as in the first epochs of training."""
     images = _TrainingImages(dataset, config)
     order = np.random.default_rng(config.seed).permutation(len(indices))[:STATISTICS_IMAGES]
@@ -307,7 +307,7 @@ def _epochs(
     average = WeightAverage(model, config.ema) if config.ema else None
     scaler = torch.amp.GradScaler(model.mean.device.type, enabled=model.precision == "float16")
     if config.norm_statistics == "training" and not (folder / "last.pt").exists():
-        estimate_statistics(model, _sampled(dataset, config, split.train), head=bool(config.start))
+        estimate_statistics(model, sampled(dataset, config, split.train), head=bool(config.start))
     if config.num_workers and isinstance(dataset, InMemory):
         dataset.read(split.train)  # before the processes that load images are forked, in every epoch
     history, spent = _resume(folder / "last.pt", config, identity, model, optimiser, average, scaler)

@@ -1,12 +1,16 @@
 """Tables and figures of the chapter "The report, side by side"."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
+from nucseg.records.runs import Run
+from nucseg.records.statistics import difference
 from nucseg.viz import figures
 
 NAMES = {"dice": "Dice", "iou": "IoU", "aji": "AJI", "pq": "PQ", "sq": "SQ", "rq": "RQ"}
@@ -90,3 +94,41 @@ def plot_future(table: pd.DataFrame) -> Figure:
     ax.invert_yaxis()
     ax.set(xlabel="change in PQ")
     return figure
+
+
+PEERS = {"unet": "U-Net", "stardist": "StarDist", "cellpose": "Cellpose 3"}
+
+
+def peer_differences(folder: Path, ours: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Ours minus each peer on the same images, by the peer's name: `difference` of the scores.
+
+    ``folder``: results/peers. ``ours``: the scores of our run on the test images of fold 1.
+    """
+    scores = pd.read_csv(folder / "scores.csv")
+    rows = {name: scores[scores["peer"] == peer] for peer, name in PEERS.items()}
+    return {name: difference(ours, theirs.assign(fold="fold 1")) for name, theirs in rows.items()}
+
+
+def peers_table(folder: Path, ours: Run) -> Styler:
+    """Our run and the peers: mean scores, ours minus theirs in PQ with its interval, weights, and minutes of CPU."""
+    scores, about = pd.read_csv(folder / "scores.csv"), json.loads((folder / "run.json").read_text())["peers"]
+    rows = {}
+    for peer, name in PEERS.items():
+        mean = scores[scores["peer"] == peer][["dice", "aji", "pq"]].mean()
+        found = peer_differences(folder, ours.scores)[name].loc["pq"]
+        interval = f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
+        rows[name] = mean.to_dict() | {
+            "PQ, ours minus theirs": interval.replace("-", "−"),
+            "trained weights": about[peer]["weights"],
+            "minutes": about[peer]["cpu_seconds"] / 60,
+        }
+    rows["LoRA, preset best"] = ours.scores[["dice", "aji", "pq"]].mean().to_dict() | {
+        "PQ, ours minus theirs": "",
+        "trained weights": ours.about["parameters"]["trainable"],
+        "minutes": ours.about["seconds"] / 60,
+    }
+    formats: dict[Any, Any] = dict.fromkeys(("Dice", "AJI", "PQ"), "{:.3f}") | {
+        "trained weights": "{:,}",
+        "minutes": "{:.0f}",
+    }
+    return pd.DataFrame(rows).T.rename(columns=NAMES).style.format(formats)
