@@ -4,6 +4,10 @@
 if a pair differs. A notebook stores a hash of the cells on which both last agreed, which reveals the changed
 side whatever the files' dates. A notebook is generated from its twin: it has no outputs, and its cell ids are
 derived from the cells' text.
+
+Jupyter shows no caption from a cell's metadata and folds nothing by tags. So a notebook has two things that
+its twin lacks: a cell with each figure's caption below the figure, which the pages leave out, and a mark on
+checks and solutions, which makes their code begin folded. Edit captions in the metadata of the figure's cell.
 """
 
 import argparse
@@ -28,6 +32,9 @@ CELL_METADATA = (
     "tags",
 )  # other metadata belongs to editors: fold states, run times
 AGREED = "twin_sha256"
+CAPTION = "caption"  # tag of the cells that only notebooks have
+FOLDED = {"hide-input", "remove-cell"}  # tags of cells whose code begins folded
+TISSUE = "{{ tissue }}"  # in captions; the pages put the images' origin here
 
 
 def pairs(book: Path = BOOK) -> list[tuple[Path, Path]]:
@@ -45,6 +52,7 @@ def read(path: Path) -> NotebookNode:
     """A notebook or a twin as a notebook of its bare cells: text, kind, tags, captions."""
     fmt = "py:percent" if path.suffix == ".py" else "ipynb"
     notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt=fmt)
+    notebook.cells = [cell for cell in notebook.cells if not is_caption(cell)]
     used: set[str] = set()
     for cell in notebook.cells:
         cell.metadata = {
@@ -65,6 +73,37 @@ def read(path: Path) -> NotebookNode:
     return nbformat.from_dict(notebook)
 
 
+def is_caption(cell: NotebookNode) -> bool:
+    """Whether a cell repeats a caption for readers of the notebook."""
+    return CAPTION in cell.metadata.get("tags", [])
+
+
+def for_jupyter(cells: list[NotebookNode]) -> list[NotebookNode]:
+    """Cells as Jupyter should show them: checks and solutions folded, captions below their figures."""
+    shown, solution = [], False
+    for cell in cells:
+        shown.append(cell)
+        if cell.cell_type == "markdown":
+            start, end = (
+                cell.source.rfind(f"{{solution-{w}}}") for w in ("start", "end")
+            )
+            solution = start > end or (solution and start == end)
+            continue
+        if solution or FOLDED & set(cell.metadata.get("tags", [])):
+            cell.metadata["jupyter"] = {"source_hidden": True}
+        figure = cell.metadata.get("mystnb", {}).get("figure", {})
+        if caption := figure.get("caption"):
+            text = (
+                f"> **Figure.** {caption.replace(TISSUE, 'see *Behind this page*')}"
+            )
+            below = nbformat.v4.new_markdown_cell(
+                text, id=sha256(cell.id + text)[:8]
+            )
+            below.metadata["tags"] = [CAPTION, "remove-cell"]
+            shown.append(below)
+    return shown
+
+
 def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -78,6 +117,7 @@ def notebook_text(bare: NotebookNode) -> str:
     """The notebook file of bare cells: the same bytes on every machine."""
     notebook = nbformat.from_dict(bare)
     notebook.metadata[AGREED] = content_hash(bare)
+    notebook.cells = for_jupyter(notebook.cells)
     nbformat.validate(notebook)
     return nbformat.writes(notebook) + "\n"
 
@@ -88,11 +128,21 @@ def twin_text(bare: NotebookNode, twin: Path) -> str:
     return jupytext.writes(bare, fmt="py:percent", config=config)
 
 
+def has_captions(twin: Path) -> bool:
+    """Whether an editor that pairs the two files wrote the notebook's captions into the twin."""
+    text = twin.read_text(encoding="utf-8")
+    return f'"{CAPTION}"' in text and any(
+        map(is_caption, jupytext.reads(text, fmt="py:percent").cells)
+    )
+
+
 def difference(notebook: Path, twin: Path) -> str:
     """The fault of a pair, in one sentence; empty if the two agree."""
     for path, other in ((notebook, twin), (twin, notebook)):
         if not path.exists():
             return f"{path.name} is missing beside {other.name}: run 'make sync'."
+    if has_captions(twin):
+        return f"{twin.name} has captions as cells: run 'make sync'."
     if notebook.read_text(encoding="utf-8") != notebook_text(read(twin)):
         return f"{notebook.name} and {twin.name} differ (or the notebook has outputs): run 'make sync'."
     return ""
@@ -118,7 +168,7 @@ def sync(notebook: Path, twin: Path) -> str:
                     f"{notebook.name} and {twin.name} were both changed: delete one, then sync."
                 )
     bare = read(source)
-    if source == notebook:
+    if source == notebook or has_captions(twin):
         twin.write_text(twin_text(bare, twin), encoding="utf-8", newline="\n")
         bare = read(twin)
     notebook.write_text(notebook_text(bare), encoding="utf-8", newline="\n")

@@ -62,8 +62,30 @@ class TestNotebooks:
     def test_it_agrees_with_its_twin(self, path):
         twin = BOOK / "scripts" / f"{path.stem}.py"
         assert sync.difference(path, twin) == ""
-        mine, its = (jupytext.read(p) for p in (path, twin))  # and by jupytext's own reading
-        assert [(c.cell_type, c.source) for c in mine.cells] == [(c.cell_type, c.source) for c in its.cells]
+        mine, its = (jupytext.read(p).cells for p in (path, twin))  # and by jupytext's own reading
+        mine = [cell for cell in mine if "caption" not in cell.metadata.get("tags", [])]
+        assert [(c.cell_type, c.source) for c in mine] == [(c.cell_type, c.source) for c in its]
+
+    @a_notebook
+    def test_jupyter_shows_each_caption_below_its_figure(self, path):
+        chapter = nbformat.read(path, as_version=4).cells
+        captions = [c for c in chapter if "caption" in c.metadata.get("tags", [])]
+        assert all(c.cell_type == "markdown" and "remove-cell" in c.metadata.tags for c in captions)
+        drawn = [i for i, c in enumerate(chapter) if "figure" in c.metadata.get("mystnb", {})]
+        assert [chapter[i + 1] for i in drawn] == captions and len(drawn) == len(figure_names(path))
+        for i in drawn:
+            caption = chapter[i].metadata.mystnb.figure.caption.partition("{{")[0]
+            assert chapter[i + 1].source.startswith(f"> **Figure.** {caption}") and "{{" not in chapter[i + 1].source
+
+    @a_notebook
+    def test_jupyter_folds_checks_and_solutions_and_nothing_else(self, path):
+        solution = False
+        for cell in nbformat.read(path, as_version=4).cells:
+            if "{solution-" in cell.source:
+                solution = "{solution-start}" in cell.source.rpartition("{solution-end}")[2]
+            if cell.cell_type == "code":
+                folded = solution or bool({"hide-input", "remove-cell"} & set(cell.metadata.get("tags", [])))
+                assert cell.metadata.get("jupyter", {}) == ({"source_hidden": True} if folded else {}), cell.source
 
     @a_notebook
     def test_it_is_committed_without_outputs(self, path):
@@ -258,6 +280,29 @@ class TestSync:
         assert "outputs" in sync.difference(*pair)
         assert sync.sync(*pair) == "x.ipynb from x.py"
         assert "hello" not in notebook.read_text() and twin.read_bytes() == before
+
+    def test_captions_and_folds_are_made_for_the_notebook_alone(self, pair):
+        notebook, twin = pair
+        figure = '# %% mystnb={"figure": {"caption": "A dot. Image: {{ tissue }}.", "name": "fig-x"}}\nplt.show()\n'
+        fence = "\n# %%%% [markdown]\n# ```{solution-%s} ex-x\n# ```\n"
+        twin.write_text(figure + fence % "start" + "\n# %%\nb = 2\n" + fence % "end" + "\n# %%\nc = 3\n")
+        before = twin.read_bytes()
+        sync.sync(*pair)
+        cells = nbformat.read(notebook, as_version=4).cells
+        assert cells[1].source == "> **Figure.** A dot. Image: see *Behind this page*."
+        assert [cell.source for cell in cells if "jupyter" in cell.metadata] == ["b = 2"]
+        notebook.write_text(notebook.read_text().replace("c = 3", "c = 4"))
+        assert sync.sync(*pair) == "x.py from x.ipynb"
+        assert twin.read_bytes().endswith(before.replace(b"c = 3", b"c = 4")[-100:])
+        assert "> **Figure" not in twin.read_text() and "source_hidden" not in twin.read_text()
+
+    def test_captions_that_an_editor_wrote_into_the_twin_are_taken_out(self, pair):
+        twin = pair[1]
+        clean = twin.read_text()
+        twin.write_text(clean + '\n# %% [markdown] tags=["caption", "remove-cell"]\n# > **Figure.** A dot.\n')
+        assert "captions" in sync.difference(*pair)
+        assert sync.sync(*pair) == "x.ipynb from x.py"
+        assert "caption" not in twin.read_text() and sync.difference(*pair) == ""
 
     def test_two_changes_are_left_for_a_person_to_settle(self, pair):
         notebook, twin = pair
