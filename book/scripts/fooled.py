@@ -510,8 +510,8 @@ assert gain.max() < 0.25 and gain["Dice with background"] < 0.06
 # %% [markdown]
 # ```{solution} ex-fooled-loss
 # :class: dropdown
-# None. With LoRA under `no_grad` the head still learns, weights that were carried over start low and fall further, and the
-# others do not touch the training at all.
+# None. With LoRA under `no_grad` the head still learns; with weights carried over the loss starts low and falls further; and
+# the others do not touch the training at all.
 # ```
 
 # %% [markdown]
@@ -550,7 +550,7 @@ assert empty > 0.5  # more than half of the pixels are background
 model, backwards = new_model(), {}
 for fold in range(5, 0, -1):
     test = [2 * fold - 2, 2 * fold - 1]
-    fit(model, [i for i in range(10) if i not in test], steps=50)
+    fit(model, [i for i in range(10) if i not in test], steps=50)  # half, for speed
     backwards[fold] = tested(model, test)
 print(backwards)  # fold 5 is right now, and fold 1, the last to run, is too good
 assert backwards[1] > folds.loc[1, "carried over"]
