@@ -387,7 +387,7 @@ def _controls(w: Any, tissues: list[str]) -> dict[str, Any]:
     ridge = w.FloatSlider(START[1], description="Ridge between peaks", min=0.3, max=1, step=0.02, **look)
     ridge.tooltip = "Peaks of the distance map that meet above this share of the lower one are one nucleus"
     view = w.ToggleButtons(options=[*VIEWS, BOTH], value="prediction", description="Outlines", tooltips=hints, **look)
-    view.tooltip, view.style.button_width = "Outlines to draw", "7em"
+    view.tooltip, view.style.button_width = "Outlines to draw", "8em"
     return {
         "tissue": dropdown("Tissue", "Tissue of the images in the list", ("all", ""), *((t, t) for t in tissues)),
         "sort": dropdown(
