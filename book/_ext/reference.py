@@ -140,7 +140,7 @@ def code(text: str) -> nodes.literal:
 
 def prose(text: str) -> nodes.paragraph:
     """A text of the program as a paragraph, with options, variables and TOML tables formatted as code."""
-    parts = re.split(r"(--\w[\w-]*|\$[A-Z]\w*|\[[\w.]+\])", text)
+    parts = re.split(r"(--\w[\w-]*|\$[A-Z]\w*|(?<!\w)\[[\w.]+\])", text)
     return nodes.paragraph(
         "", "", *(code(t) if i % 2 else nodes.Text(t) for i, t in enumerate(parts))
     )
@@ -237,7 +237,10 @@ def explanation(action: argparse.Action) -> str:
     words = (action.help or "").replace("%%", "%")
     if action.choices and action.option_strings:
         words += f": {', '.join(action.choices)}"
-    if action.default is not None and "default" not in words:
+    unset = (
+        action.default is None or action.default is False or action.default == []
+    )
+    if not unset and "default" not in words:
         words += f" (default: {action.default})"
     if action.required and action.option_strings:
         words += " (required)"
@@ -281,7 +284,11 @@ class CommandLine(SphinxDirective):
     ) -> nodes.section:
         takes_all = of_a_run <= {action.dest for action in command._actions}
         elsewhere = {"help"} | (of_a_run if takes_all else set())
-        own = [a for a in command._actions if a.dest not in elsewhere]
+        own = [
+            a
+            for a in command._actions
+            if a.dest not in elsewhere and a.help is not argparse.SUPPRESS
+        ]
         own.sort(
             key=lambda action: (bool(action.option_strings), not action.required)
         )

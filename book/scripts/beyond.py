@@ -115,7 +115,7 @@ inside = noisy[0] > 0.5
 levels = np.where(inside, np.rint(255 * height), -1).astype(int)
 peaks = inside & (levels == ndimage.maximum_filter(levels, 3))
 basins = watershed(-levels, ndimage.label(peaks)[0], mask=inside)
-int(basins.max()), int(labels.max())
+print(basins.max(), "basins for", labels.max(), "nuclei")
 
 # %% [markdown]
 # There are far more basins than nuclei, because noise makes peaks too. So neighbouring basins are merged where the
@@ -126,7 +126,7 @@ int(basins.max()), int(labels.max())
 cuts = {ridge: decode(noisy, ridge=ridge) for ridge in (1.0, RIDGE, 0.0)}
 pd.DataFrame(
     {r: {"nuclei": c.max(), "PQ": score(labels, c).pq} for r, c in cuts.items()}
-).T.rename_axis("ridge").round(3)
+).T.rename_axis("ridge").round(3).astype({"nuclei": int})
 
 # %% mystnb={"image": {"alt": "Four panels: a noisy distance map of crowded nuclei, and three results over it. With a ridge of 1 each nucleus is cut into several pieces, with 0.9 each nucleus is whole and apart from its neighbours, with 0 all that touch are fused."}, "figure": {"caption": "A noisy distance map, and what the decoder makes of it: every peak a nucleus (ridge 1), valleys below nine tenths of the lower peak (0.9), no cut at all (0); the number of nuclei follows. The scale bar assumes 0.25 µm/px.", "name": "fig-ridge-steps"}}
 beyond.plot_ridges(height, cuts)
@@ -173,7 +173,8 @@ plt.show()
 
 # %%
 true_map = decoded.query("foreground == 'true' or distance == 'true'")
-true_map.groupby(["foreground", "distance"])[["dice", "aji", "pq"]].mean().round(3)
+means = true_map.groupby(["foreground", "distance"])[["dice", "aji", "pq"]].mean()
+means.rename(columns=changes.NAMES).round(3)
 
 # %% [markdown]
 # With a true distance map PQ would be 0.577 and AJI 0.648, with a true foreground 0.822 and 0.791. So errors of the
@@ -307,7 +308,7 @@ with torch.no_grad():
     y = torch.cat([double(y), head.stem(x)], dim=1)  # (1, 96, 192, 192)
     logits = head.out(head.join_stem(y))  # (1, 2, 192, 192): the two maps
     same = torch.allclose(logits, head((x, fine, middle, coarse, neck)), atol=1e-4)
-logits.shape, same
+print(tuple(logits.shape), "as the head itself:", same)
 
 # %% [markdown]
 # `middle`, `coarse` and `fine` are 1 × 1 convolutions to 64 channels, each `join` is a 3 × 3 convolution with
@@ -531,7 +532,7 @@ outputs = [predict(model, image.image) for image in images]  # (2, H, W) each
 found = [Decoding().cut(one) for one in outputs]  # label maps
 tables = [features(f, one) for f, one in zip(found, outputs, strict=True)]
 true = [true_objects(s.labels, f) for s, f in zip(images, found, strict=True)]
-pd.DataFrame(tables[0], columns=list(FEATURES)).iloc[:3, :6].round(2)
+pd.DataFrame(tables[0], columns=list(FEATURES)).head(3).T.round(2)
 
 # %% [markdown]
 # A perceptron with one small hidden layer is fitted to the objects of the first three images and applied to those of
@@ -672,7 +673,8 @@ assert {name for name in mine if mine[name] != other.get(name)} <= unlike, (
 # %%
 unlike = beyond.unlike()
 laboratory = unlike[unlike["condition"] == "laboratory"]
-laboratory.groupby("adapter")[["dice", "aji", "pq"]].mean().round(3)
+means = laboratory.groupby("adapter")[["dice", "aji", "pq"]].mean()
+means.rename(columns=changes.NAMES).round(3)
 
 # %% [markdown]
 # On these images `nuinsseg-all` has a PQ of 0.479, `nuinsseg-1` 0.435: paired, +0.044 (+0.024 to +0.064). In AJI and
@@ -688,9 +690,9 @@ changes.plot(better, ("dice", "aji", "pq"))
 plt.show()
 
 # %% [markdown]
-# Size does not matter if it is told: at half and at double size PQ gains +0.066 and +0.071, as on the images as they
+# Size does not matter if it is stated: at half and at double size PQ gains +0.066 and +0.071, as on the images as they
 # are (+0.067). Nor does eosin. **Haematoxylin does**: with half of it PQ is the same (−0.007, −0.032 to +0.017), but Dice
-# falls by 0.119, and with twice of it by 0.040. The better recipe is thus the less robust one to this stain. A likely
+# falls by 0.119, and with twice as much by 0.040. The better recipe is thus the less robust one to this stain. A likely
 # reason is its head: {term}`GroupNorm` adapts to the brightness of each field, {term}`BatchNorm` does not.
 
 # %% tags=["hide-input"]
@@ -713,14 +715,14 @@ for text, name in (
     check(text, changes.interval(better[name])[0])
 for text, value in zip(
     ("−0.007", "−0.032", "+0.017"),
-    changes.interval(better["haematoxylin x 0.5"]),
+    changes.interval(better["haematoxylin × 0.5"]),
     strict=True,
 ):
     check(text, value)
-check("0.119", -changes.interval(better["haematoxylin x 0.5"], "dice")[0])
-check("0.040", -changes.interval(better["haematoxylin x 2"], "dice")[0])
+check("0.119", -changes.interval(better["haematoxylin × 0.5"], "dice")[0])
+check("0.040", -changes.interval(better["haematoxylin × 2"], "dice")[0])
 for condition, differences in better.items():
-    if condition != "haematoxylin x 0.5":
+    if condition != "haematoxylin × 0.5":
         assert changes.interval(differences)[1] > 0, "PQ rises in all others"
 
 # %% [markdown]

@@ -60,7 +60,8 @@ results = results_folder()
 reference = results.parent / "book" / "reference"
 ledger = Ledger.read(reference / "claims.csv")
 TISSUES = (
-    "human kidney", "human liver", "human spleen", "mouse muscle_tibia", "mouse thymus",
+    "human kidney", "human liver", "human spleen",
+    "mouse muscle_tibia", "mouse thymus",
 )  # fmt: skip
 dataset = Synthetic(n_per_tissue=1, size=384, seed=0, tissues=TISSUES)
 samples = list(dataset)
@@ -383,7 +384,7 @@ twice = (once - PIXEL_MEAN) / PIXEL_STD  # then SAM's own step
 assert np.allclose(once, (image - PIXEL_MEAN) / PIXEL_STD)  # they are the same
 ratio = once.std(axis=(0, 1)) / twice.std(axis=(0, 1))
 
-# %% mystnb={"figure": {"caption": "The green channel of a synthetic image as the encoder receives it, on the same scale from black to white. The scale bar assumes 0.25 µm a pixel.", "name": "fig-claims-normalised"}, "image": {"alt": "Two panels. Normalised once, the tissue and its dark nuclei are plain to see. Normalised twice, the panel is one even dark grey."}}
+# %% mystnb={"figure": {"caption": "The green channel of a synthetic image as the encoder receives it, on the same scale from black to white. The scale bar assumes 0.25 µm per pixel.", "name": "fig-claims-normalised"}, "image": {"alt": "Two panels. Normalised once, the tissue and its dark nuclei are plain to see. Normalised twice, the panel is one even dark grey."}}
 claims.plot_normalised(once, twice)
 plt.show()
 
@@ -478,7 +479,7 @@ made = {
     name: [design(s.labels) for s in samples] for name, design in designs.items()
 }
 
-# %% mystnb={"figure": {"caption": "Two nuclei that touch: the truth, and what two designs make of it when their networks are perfect. The number counts the objects. The scale bar assumes 0.25 µm a pixel.", "name": "fig-claims-merged"}, "image": {"alt": "Three crops of the same two touching nuclei. In the truth each has an outline of its own. Connected components on the coarse grid draw one outline around both. With the distance map there are two outlines again."}}
+# %% mystnb={"figure": {"caption": "Two nuclei that touch: the truth, and what two designs make of it when their networks are perfect. The number counts the objects. The scale bar assumes 0.25 µm per pixel.", "name": "fig-claims-merged"}, "image": {"alt": "Three crops of the same two touching nuclei. In the truth each has an outline of its own. Connected components on the coarse grid draw one outline around both. With the distance map there are two outlines again."}}
 claims.plot_pair(
     samples, {name: made[name] for name in ("64 × 64 grid", "with distance map")}
 )
@@ -519,13 +520,13 @@ ledger.cause("nuclei")
 # %% [markdown]
 # On NuInsSeg the design with the true foreground on its grid reaches an AJI of 0.536 and a PQ of 0.603. A network that
 # fits its grid to the interpolation could do better, 0.599 and 0.695. Even at full resolution it is no more than 0.654
-# and 0.761, because touching nuclei become one object: 52.8 nuclei an image become 28.1 objects on the grid. The report
+# and 0.761, because touching nuclei become one object: 52.8 nuclei per image become 28.1 objects on the grid. The report
 # says itself that adjacent nuclei are merged at times. A better {term}`rank` or learning rate brings the foreground
 # nearer to the true one, in which neighbours still touch. A second map that separates them lifts the limit to 0.974 and
 # 0.971.
 #
-# So what the report sees of its outlines is right for those of a cluster, and not for those within it; {doc}`report`
-# plots both.
+# So what the report says about outlines is right for the outline of a cluster, and not for those within it;
+# {doc}`report` plots both.
 #
 # **To do it right:** compute what a design can reach before training it. It takes a minute and no GPU.
 

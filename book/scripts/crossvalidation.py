@@ -414,7 +414,7 @@ chapter.score_table({"preset best": best, "preset instance": runs}, report)
 
 # %%
 gained = difference(best_scores, scores)  # paired, over all 665 images
-gained.drop(columns="images").style.format("{:+.3f}")
+chapter.gain_table(gained)
 
 # %% [markdown]
 # Over the five folds Dice is 0.791, AJI 0.550 and PQ 0.525. On the same images PQ rises by +0.071 (+0.065 to
@@ -447,7 +447,8 @@ assert now["head_norm"] == "batch" and "head_norm" not in config, "GroupNorm the
 
 # %%
 decoded = pd.read_csv(results_folder() / "gains" / "scores.csv")
-decoded.groupby("way")[["dice", "aji", "pq"]].mean().sort_values("pq").round(3)
+means = decoded.groupby("way")[["dice", "aji", "pq"]].mean()
+means.rename(columns=chapter.NAMES).sort_values("PQ").round(3)
 
 # %%
 by_way = dict(list(decoded.groupby("way")))
@@ -457,7 +458,7 @@ added = {
     after: difference(by_way[after], by_way[before])
     for before, after in pairwise(steps)
 }
-pd.concat(added).drop(columns="images").round(3)
+chapter.gain_table(pd.concat(added))
 
 # %% [markdown]
 # With the default decoding the new models have a PQ of 0.482. Tuning the decoding changes it by +0.027, and
@@ -537,7 +538,7 @@ chapter.score_table({"best, on a GPU": on_gpu, "best, on a CPU": best}, report)
 
 # %%
 more = difference(gpu_scores, best_scores)
-more.drop(columns="images").style.format("{:+.3f}")
+chapter.gain_table(more)
 
 # %% [markdown]
 # On the same images PQ rises by +0.004 (+0.001 to +0.008), to 0.529; for AJI (+0.003) and Dice the intervals include

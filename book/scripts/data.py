@@ -482,7 +482,7 @@ truth = np.where(doubtful, 0, prediction)
 plain, lenient = score(truth, prediction), score(truth, prediction, vague=vague)
 pd.DataFrame(
     {"PQ": [plain.pq, lenient.pq]}, index=["all counts", "vague area ignored"]
-)
+).round(3)
 
 # %% mystnb={"image": {"alt": "The same crop twice. Left: true outlines in orange and a hatched area around a nucleus without outline. Right: predicted outlines in blue, one of them around that nucleus."}, "figure": {"caption": "A nucleus that is missing from the truth, inside a vague area made for this example, and a prediction that contains it.", "name": "fig-data-vague"}}
 source = chapter.crop(

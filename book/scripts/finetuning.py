@@ -309,7 +309,7 @@ index = int(np.flatnonzero(dataset.table["stem"] == middle["stem"])[0])
 sample = dataset[index]
 maps = predict(trained, sample.image)
 after = labels_from(maps)
-maps.shape, after.max()
+print("maps:", maps.shape, "nuclei:", after.max())
 
 # %% mystnb={"image": {"alt": "Four panels of one test image: the image, the predicted foreground, the predicted distance map, and the image with the outlines decoded from the two maps."}, "figure": {"caption": "A test image, the two maps predicted for it, and the label map decoded from them.", "name": "fig-maps"}}
 chapter.plot_maps(sample, maps, after)

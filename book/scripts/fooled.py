@@ -64,9 +64,10 @@ predictions = [fooled.disturb(s.labels, rng, **errors, shift=3) for s in samples
 pairs = [(s.labels, p) for s, p in zip(samples, predictions, strict=True)]
 true = pd.DataFrame([vars(score(*pair)) for pair in pairs])
 scores = true[["dice", "iou", "aji", "pq"]].mean()
-scores.to_frame("true score").style.format("{:.3f}")
+names = {"dice": "Dice", "iou": "IoU", "aji": "AJI", "pq": "PQ", "rq": "RQ"}
+scores.rename(names).to_frame("true score").style.format("{:.3f}")
 
-# %% mystnb={"figure": {"caption": "One of the ten images, its prediction, and the errors (grey: found, vermilion: missed, blue lines: spurious). The scale bar assumes 0.25 µm a pixel.", "name": "fig-fooled-prediction"}, "image": {"alt": "Three panels of synthetic tissue: with true outlines, with the outlines of the prediction, which merges some neighbours and lacks some nuclei, and the map of errors."}}
+# %% mystnb={"figure": {"caption": "One of the ten images, its prediction, and the errors (grey: found, vermilion: missed, blue lines: spurious). The scale bar assumes 0.25 µm per pixel.", "name": "fig-fooled-prediction"}, "image": {"alt": "Three panels of synthetic tissue: with true outlines, with the outlines of the prediction, which merges some neighbours and lacks some nuclei, and the map of errors."}}
 fooled.plot_prediction(samples[2], predictions[2])
 plt.show()
 
@@ -96,7 +97,7 @@ binary = pd.DataFrame(
     [vars(score((t > 0).astype(int), (p > 0).astype(int))) for t, p in pairs]
 )
 both = pd.DataFrame({"printed": binary.mean(), "true": true.mean()})
-both.loc[["dice", "iou", "aji", "pq", "rq"]].style.format("{:.3f}")
+both.loc[list(names)].rename(names).style.format("{:.3f}")
 
 # %% [markdown]
 # This prints an AJI of 0.708 and a PQ of 0.708; the true ones are 0.511 and 0.548. Both have become the

@@ -244,7 +244,7 @@ assert targets <= {"all", "none", "full"}, (
 # %% [markdown]
 # ## Alpha, a second learning rate
 #
-# LoRA's update is $\frac{\alpha}{r} B A$, with the {term}`scaling` $\alpha / r$. Dividing by the rank is meant to let
+# LoRA's update is $(\alpha / r) B A$, with the {term}`scaling` $\alpha / r$. Dividing by the rank is meant to let
 # you change the rank without tuning anything else again. But the optimiser matters too: in its first step, AdamW
 # moves each entry by about the learning rate, however small its gradient. (Since $B$ starts at zero, the gradient of
 # $A$ is zero at first, and only $B$ moves.) So how much does one step of training improve a layer, for each rank and

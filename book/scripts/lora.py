@@ -85,7 +85,7 @@ Markdown(provenance_note(model=model))
 qkv = lora.lora_layers(model.encoder)["layers.3.blocks.0.attn.qkv"]
 d_out, d_in = qkv.linear.weight.shape
 full, low = d_in * d_out, qkv.r * (d_in + d_out)
-d_in, d_out, full, low
+print(f"{d_in} to {d_out}: {full:,} weights, {low:,} of LoRA")
 
 # %% [markdown]
 # Its weight has 307,200 entries. At rank 4, $A$ and $B$ together have 5,120, which is 1.7% as many.
@@ -189,7 +189,7 @@ listing(lora.LoRALinear)
 # implements merging, to which we come below. `update` is $B \cdot A \cdot x$, computed as in our ten lines; the base
 # class multiplies it by the scaling and adds it to the frozen layer's output. That path is used only with dropout,
 # which sets random entries of the update's input to zero during training. Without dropout, `forward` takes a faster
-# way to the same result: it first adds $\frac{\alpha}{r} \cdot B \cdot A$ to the weight, and then multiplies once.
+# way to the same result: it first adds $(\alpha / r) \cdot B \cdot A$ to the weight, and then multiplies once.
 # For this way the gradients are written by hand, in a `torch.autograd.Function`, because PyTorch's own backward pass
 # would also compute a gradient as large as the frozen weight. You may skip the details of this listing; the check
 # below it compares the results:
@@ -423,7 +423,7 @@ assert list(idle) == ["encoder.head"], "only the classifier is idle"
 listing(lora.LoRAConv2d)
 
 # %% [markdown]
-# `delta` shows the matrix view: with the patch flattened, the update is $\frac{\alpha}{r} \cdot B \cdot A$ again.
+# `delta` shows the matrix view: with the patch flattened, the update is $(\alpha / r) \cdot B \cdot A$ again.
 # For a 1 × 1 convolution, the patch is one pixel, and LoRA on it is LoRA on a linear layer that runs over all pixels:
 
 # %%
@@ -475,8 +475,8 @@ paired = pd.concat(
 names = {"dice": "Dice", "aji": "AJI", "pq": "PQ"}
 names |= {"tissue_low": "95% from", "tissue_high": "to"}
 shown = paired[["difference", "tissue_low", "tissue_high", "images"]]
-shown.rename(index=names, columns=names).style.format(
-    {"images": "{:.0f}"}, precision=3
+shown.rename(index=names, columns=names).style.format("{:+.3f}").format(
+    "{:.0f}", subset="images"
 )
 
 # %% [markdown]
@@ -566,7 +566,7 @@ assert min(drifts["PyTorch's train()"][1:]) > 0.01, "with train() it moves"
 # %% [markdown]
 # ## Merging
 #
-# After training, $\frac{\alpha}{r} \cdot B \cdot A$ can be added to $W_0$ once and for all. The merged layer then
+# After training, $(\alpha / r) \cdot B \cdot A$ can be added to $W_0$ once and for all. The merged layer then
 # costs no more than a plain linear layer. To test this we need a $B$ that is not zero; random numbers stand in for a
 # trained one.
 
@@ -626,7 +626,7 @@ assert len(actual) == 480 and attention.num_heads == 5, "480 rows, five heads"
 # %% [markdown]
 # ## Summary
 #
-# - LoRA adds $\frac{\alpha}{r} \cdot B \cdot A \cdot x$ to a frozen layer and trains only the thin matrices $A$ and $B$.
+# - LoRA adds $(\alpha / r) \cdot B \cdot A \cdot x$ to a frozen layer and trains only the thin matrices $A$ and $B$.
 #   On a convolution it is the same, over patches.
 # - The report's count of trainable weights can be reproduced exactly: it is that of rank 4 on all linear layers of
 #   the encoder, the unused classifier included.

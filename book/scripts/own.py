@@ -76,7 +76,7 @@ sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
 
 # %%
 labels = nucseg.segment(samples[0].image, model)
-labels.shape, labels.dtype, int(labels.max())
+print(labels.shape, labels.dtype, "with", labels.max(), "nuclei")
 
 # %% mystnb={"image": {"alt": "Two panels of one synthetic image: its true outlines, and the outlines that the shipped adapter finds without having seen such an image."}, "figure": {"caption": "A synthetic image with its true outlines, and what the shipped adapter finds. The scale bar assumes 0.25 µm/px.", "name": "fig-own-first"}}
 own.plot_found(samples[0], found=labels)
@@ -462,7 +462,7 @@ for texts, interval in zip(
 # %% [markdown]
 # ## Options worth knowing
 #
-# `nucseg predict --help` lists them all; the page [Commands](../cli) has the same text.
+# `nucseg predict --help` lists them all; the page {doc}`../cli` has the same text.
 #
 # | for | option |
 # |---|---|

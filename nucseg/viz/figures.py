@@ -177,8 +177,12 @@ def scale_bar(ax: Axes, um_per_px: float = MICROMETRES_PER_PIXEL, um: float | No
     """Draw a scale bar of ``um`` micrometres on an image; return the bar, in px.
 
     ``um``: by default the longest round length up to a third of the image's width. ``um_per_px``: pixel size; the
-    default is an assumption for NuInsSeg, which the caption should mention.
+    default is an assumption for NuInsSeg, which the caption should mention. Call it after all other artists are on the
+    figure: its layout is computed first, as the size of the axes decides how large the label is in image pixels.
     """
+    whole = ax.get_figure(root=True)
+    assert whole is not None
+    whole.draw_without_rendering()
     left, right = sorted(ax.get_xlim())
     bottom = max(ax.get_ylim())  # the y axis points down
     if um is None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -136,6 +137,14 @@ class TestReference:
         assert reference.explanation(what) == "which"
         assert reference.explanation(out) == "100% where: here, there (default: here) (required)"
         assert reference.explanation(flag) == "be so (default: no)"
+        switch = parser.add_argument("--switch", action="store_true", help="turn it on")
+        number = parser.add_argument("--number", default=0, help="how many")
+        assert reference.explanation(switch) == "turn it on"
+        assert reference.explanation(number) == "how many (default: 0)"
+
+    def test_names_of_extras_are_no_toml_tables(self, reference):
+        words = reference.prose("Needs nucseg[export], the table [slurm] and --out.").children
+        assert [w.astext() for w in words[1::2]] == ["[slurm]", "--out"]
 
     def test_every_module_is_on_one_page_and_in_the_list(self):
         paths = [path.relative_to(ROOT / "nucseg") for path in (ROOT / "nucseg").rglob("*.py")]
@@ -168,6 +177,7 @@ class TestReference:
         evaluate = html[html.index('id="nucseg-evaluate"') : html.index('id="nucseg-predict"')]
         assert "--threshold THRESHOLD" in re.sub("<[^>]+>", "", evaluate)  # it has some of the names, not the options
         assert "[OPTION" not in evaluate
+        assert "SUPPRESS" not in html  # an option without a help text is not for users
 
 
 class TestTopLevel:
@@ -383,6 +393,45 @@ def test_header_cells_say_what_they_head():
     table = '<table><thead><tr><th class="a">x</th></tr></thead><tbody><tr><th>y</th><td>1</td></tr></tbody></table>'
     found = repair(table)
     assert '<th scope="col" class="a">x' in found and '<th scope="row">y' in found and repair(found) == found
+
+
+class TestTables:
+    @pytest.fixture
+    def repair(self):
+        pytest.importorskip("sphinx")
+        return load(BOOK / "_ext" / "tables.py").repair
+
+    @pytest.mark.parametrize(
+        ("cell", "expected"),
+        [
+            ("-0.013", "−0.013"),
+            ("-0.001 (-0.007 to +0.005)", "−0.001 (−0.007 to +0.005)"),
+            ("-.5", "−.5"),
+            ("1e-4", "1e-4"),
+            ("2024-05-17", "2024-05-17"),
+            ("nuinsseg-1", "nuinsseg-1"),
+            ("--jobs", "--jobs"),
+        ],
+    )
+    def test_negative_numbers_have_a_minus_sign(self, repair, cell, expected):
+        assert repair(f"<td>{cell}</td>") == f"<td>{expected}</td>"
+        assert repair(f"<p>{cell}</p>") == f"<p>{cell}</p>"
+
+    @pytest.mark.parametrize("styled", [False, True])
+    @pytest.mark.parametrize("levels", [1, 2])
+    def test_index_names_stand_beside_column_names(self, repair, styled, levels):
+        table = pd.DataFrame({"a": [1, 2], "b": [3, 4], "x": [5, 6], "y": [7, 8]}).set_index(["a", "b"][:levels])
+        html = table.style.to_html() if styled else table.to_html()
+        found = repair(html)
+        (head,) = re.findall(r"<thead>.*?</thead>", found, re.DOTALL)
+        assert re.findall(r"<th\b[^>]*>(\w+)</th>", head) == ["a", "b", "x", "y"]
+        assert html.count("<tr") == found.count("<tr") + 1 and repair(found) == found
+
+    def test_two_full_header_rows_stay(self, repair):
+        table = pd.DataFrame({1: [0.5]}, index=pd.Index([2], name="rank")).rename_axis(columns="alpha")
+        wide = pd.concat({"real": table, "here": table}, axis=1)
+        for text in (table.to_html(), wide.to_html(), wide.style.to_html()):
+            assert repair(text) == text
 
 
 def test_printed_pages_are_joined_and_their_links_stay_within():

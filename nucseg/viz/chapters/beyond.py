@@ -59,12 +59,12 @@ def plot_two_maps(sample: Sample, maps: np.ndarray, labels: np.ndarray) -> Figur
     """Draw an image with its true outlines, its two target maps, and the label map decoded from them."""
     figure, axes = plt.subplots(2, 2, figsize=(figures.WIDTH, figures.WIDTH))
     figures.overlay(sample.image, sample.labels, axes[0, 0])
-    figures.scale_bar(axes[0, 0])
     axes[0, 0].set_title(f"truth: {sample.labels.max()} nuclei")
     for ax, one, title in ((axes[0, 1], maps[0], "foreground"), (axes[1, 0], maps[1], "distance")):
         _grey(ax, one, title)
     figures.overlay(sample.image, labels, axes[1, 1])
     axes[1, 1].set_title(f"decoded: {labels.max()} nuclei")
+    figures.scale_bar(axes[0, 0])
     return figure
 
 
@@ -90,7 +90,7 @@ def table_representations(compared: pd.DataFrame, stride: int = 2) -> Any:
     """PQ of the round trip by representation (rows) and disturbance (columns), best at the strongest first."""
     pivot = compared[compared["stride"] == stride].pivot_table(index="representation", columns="noise", values="pq")
     order = ["none", *sorted(set(pivot.columns) - {"none"})]
-    best_first = pivot[order].sort_values(order[-1], ascending=False)
+    best_first = pivot[order].sort_values(order[-1], ascending=False).rename_axis(columns=None)
     return best_first.style.format("{:.3f}").set_caption(
         "PQ of the round trip at every second pixel: Gaussian blur in px, noise as a share of the map's range"
     )
@@ -110,7 +110,7 @@ def against(scores: pd.DataFrame, ours: str, theirs: str) -> dict[str, pd.DataFr
     mine, other = (scores[scores["adapter"] == name] for name in (ours, theirs))
     pairs = {condition: other[other["condition"] == condition] for condition in mine["condition"].unique()}
     return {
-        condition: changes.paired(mine[mine["condition"] == condition], rows)
+        condition.replace(" x ", " × "): changes.paired(mine[mine["condition"] == condition], rows)
         for condition, rows in pairs.items()
         if len(rows)
     }
@@ -135,12 +135,12 @@ def table_ablation(runs: Mapping[str, Run], costs: pd.DataFrame) -> Any:
                     "run": label,
                     "trained weights": runs[name].about["parameters"]["trainable"],
                     **{changes.NAMES[score]: mean[score] for score in ("dice", "aji", "pq")},
-                    "s a step": costs["seconds_a_step"].get(name),
+                    "s per step": costs["seconds_a_step"].get(name),
                     "GiB": costs["peak_memory_mib"].get(name, np.nan) / 1024,
                 }
             )
     formats: Any = {"trained weights": "{:,}", **dict.fromkeys(["Dice", "AJI", "PQ"], "{:.3f}")}
-    formats |= {"s a step": "{:.2f}", "GiB": "{:.1f}"}
+    formats |= {"s per step": "{:.2f}", "GiB": "{:.1f}"}
     styled = pd.DataFrame(rows).style.hide(axis="index").format(formats)
     return styled.set_caption("Means over the test images of fold 1, one run and one seed per row")
 
@@ -207,7 +207,8 @@ def table_recipe(runs: Mapping[str, Run]) -> Any:
     cells = changes.cells(found)
     cells.insert(0, "against", [other[label] for label in cells.index])
     cells.insert(1, "folds", [part["fold"].nunique() for part in found.values()])
-    return cells.style.set_caption("Paired differences on validation images, with 95% intervals over images")
+    styled = cells.style.set_table_styles(changes.TIGHT)
+    return styled.set_caption("Paired differences on validation images, with 95% intervals over images")
 
 
 def plot_recipe(runs: Mapping[str, Run]) -> Figure:

@@ -14,6 +14,7 @@ from nucseg.viz import figures
 
 NAMES = {"dice": "Dice", "aji": "AJI", "pq": "PQ", "sq": "SQ", "rq": "RQ"}
 KEYS = ["fold", "tissue", "stem"]
+TIGHT: list[Any] = [{"selector": "th, td", "props": "padding: 0.15rem 0.4rem"}]  # so that a wide table fits the page
 
 
 def paired(ours: pd.DataFrame, theirs: pd.DataFrame, names: Sequence[str] = ("dice", "aji", "pq")) -> pd.DataFrame:

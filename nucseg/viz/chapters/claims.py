@@ -56,8 +56,8 @@ def plot_normalised(once: np.ndarray, twice: np.ndarray) -> Figure:
         shade = ax.imshow(pixels[..., 1], cmap="gray", vmin=-2.5, vmax=2.5)
         ax.set_title(title)
         ax.axis("off")
-    figures.scale_bar(axes[0])
     figure.colorbar(shade, ax=axes, shrink=0.8, label="input of the encoder")
+    figures.scale_bar(axes[0])
     return figure
 
 
@@ -93,7 +93,6 @@ def plot_pair(samples: list[Sample], designs: dict[str, list[np.ndarray]]) -> Fi
     for ax, (title, view), count in zip(axes, views.items(), counts, strict=True):
         figures.overlay(samples[k].image[window], view[window], ax, width=2)
         ax.set_title(f"{title}: {count}", fontsize=9)
-    figure.draw_without_rendering()  # lays the panels out: the scale bar's plate is sized in points
     figures.scale_bar(axes[0], um=5)
     return figure
 

@@ -109,6 +109,27 @@ def short_name(tissue: str) -> str:
     return tissue.replace(" (white and brown)_subscapula", ", subscapula").replace("_", ", ")
 
 
+def gain_table(changes: pd.DataFrame) -> Styler:
+    """Table of ``statistics.difference``: each mean difference with its intervals over images and over tissues.
+
+    ``changes``: by score, or by anything and then by score.
+    """
+
+    def interval(low: str, high: str) -> list[str]:
+        pairs = zip(changes[low], changes[high], strict=True)
+        return [f"{a:+.3f} to {b:+.3f}".replace("-", "−") for a, b in pairs]
+
+    shown = pd.DataFrame(
+        {
+            "difference": [f"{value:+.3f}".replace("-", "−") for value in changes["difference"]],
+            "95%, images drawn": interval("low", "high"),
+            "95%, tissues drawn": interval("tissue_low", "tissue_high"),
+        },
+        index=changes.index,
+    )
+    return shown.rename(index=NAMES).style
+
+
 def plot_curves(runs: Mapping[str, Run]) -> Figure:
     """Draw the validation PQ of each run over its epochs, with a mark at the epoch that was kept."""
     figure, ax = plt.subplots(figsize=(figures.WIDTH, 3))

@@ -17,6 +17,7 @@ from pandas.io.formats.style import Styler
 from nucseg.data.datasets import Sample
 from nucseg.data.splits import Split
 from nucseg.viz import figures
+from nucseg.viz.chapters.crossvalidation import short_name
 
 MEASURES = {
     "nuclei_per_image_mean": "nuclei per image",
@@ -134,7 +135,7 @@ def agreement_table(real: pd.DataFrame, here: pd.DataFrame) -> Styler:
     digits: dict[Any, Any] = {
         (words, side): "{:.2f}" if "fraction" in words else "{:.0f}" for words in columns for side in ("real", "here")
     }
-    return pd.concat(columns, axis=1).style.format(digits)
+    return pd.concat(columns, axis=1).rename(index=short_name).style.format(digits)
 
 
 def plot_stains(sample: Sample, dyes: np.ndarray) -> Figure:

@@ -94,13 +94,13 @@ def plot_before_after(sample: Sample, before: np.ndarray, after: np.ndarray) -> 
     figure, axes = plt.subplots(2, 2, figsize=(figures.WIDTH, figures.WIDTH + 0.3))
     figures.overlay(sample.image, sample.labels, axes[0, 0])
     axes[0, 0].set_title(f"truth: {sample.labels.max()} nuclei")
-    figures.scale_bar(axes[0, 0])
     for ax, labels, title in ((axes[0, 1], before, "before"), (axes[1, 0], after, "after")):
         figures.overlay(sample.image, labels, ax)
         result = metrics.score(sample.labels, labels)
         ax.set_title(f"{title}: {labels.max()} objects\nDice {result.dice:.2f}, PQ {result.pq:.2f}")
     figures.error_map(sample.labels, after, axes[1, 1])
     axes[1, 1].set_title("errors after training")
+    figures.scale_bar(axes[0, 0])
     return figure
 
 

@@ -53,7 +53,6 @@ def plot_prediction(sample: Sample, prediction: np.ndarray) -> Figure:
     """Draw a sample with its true outlines, the predicted ones, and the errors."""
     figure, axes = plt.subplots(1, 3, figsize=(figures.WIDTH, 2.6))
     figures.overlay(sample.image, sample.labels, axes[0])
-    figures.scale_bar(axes[0])
     figures.overlay(sample.image, prediction, axes[1])
     figures.error_map(sample.labels, prediction, axes[2])
     found, missed, _ = figures.errors(sample.labels, prediction)
@@ -62,6 +61,7 @@ def plot_prediction(sample: Sample, prediction: np.ndarray) -> Figure:
     titles = (f"truth: {len(np.unique(sample.labels)) - 1}", f"prediction: {len(np.unique(prediction)) - 1}", counts)
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title, fontsize=9)
+    figures.scale_bar(axes[0])
     return figure
 
 

@@ -99,9 +99,10 @@ def table_worth(runs: Mapping[str, Run], against: str, costs: pd.DataFrame | Non
             text = changes.signed(*changes.interval(change[label], score)) if label in change else ""
             row[f"{changes.NAMES[score]} against {against}"] = text
         if costs is not None:
-            row["s a step"] = f"{costs['seconds_a_step'].get(names[id(group[0])], np.nan):.2f}"
+            row["s per step"] = f"{costs['seconds_a_step'].get(names[id(group[0])], np.nan):.2f}"
         rows.append(row)
-    return pd.DataFrame(rows).style.hide(axis="index").set_caption("Paired differences with 95% intervals over images")
+    shown = pd.DataFrame(rows).style.hide(axis="index").set_table_styles(changes.TIGHT)
+    return shown.set_caption("Paired differences with 95% intervals over images")
 
 
 def plot_worth(runs: Mapping[str, Run], against: str) -> Figure:

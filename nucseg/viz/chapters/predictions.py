@@ -54,7 +54,6 @@ def plot_decoding(
     image, where, hill, seeds, nuclei, profile = axes.flat
     _panel(image, "image, truth", sample.image)
     _outline(image, sample.labels, figures.TRUTH, 1.2)
-    figures.scale_bar(image)
     _panel(where, "foreground", foreground, cmap="gray_r", vmin=0, vmax=1.6)
     _panel(hill, "smoothed distance", height, cmap="cividis", vmin=0, vmax=1)
     _panel(seeds, "peaks, watershed", height, cmap="cividis", vmin=0, vmax=1)
@@ -67,6 +66,7 @@ def plot_decoding(
         _profile(profile, height, labels, pair, (hill, nuclei))
     else:
         profile.axis("off")
+    figures.scale_bar(image)
     return figure
 
 
@@ -114,10 +114,11 @@ def plot_ranked(picked: Mapping[str, tuple[Sample, np.ndarray, pd.Series]]) -> F
         scored = f"Dice {scores['dice']:.2f}, PQ {scores['pq']:.2f}, {counts}"
         row.suptitle(f"{word}: {short_name(sample.tissue)}\n{scored}", x=0.01, ha="left", fontsize=9.5)
         figures.overlay(sample.image, sample.labels, axes[0])
-        figures.scale_bar(axes[0])
         figures.overlay(sample.image, labels, axes[1])
         figures.error_map(sample.labels, labels, axes[2])
         axes[2].get_legend().remove()
+    for row in rows[:, 0]:
+        figures.scale_bar(row.axes[0])
     return whole
 
 

@@ -15,6 +15,7 @@ from nucseg.errors import InputError
 from nucseg.records.runs import Run
 from nucseg.records.statistics import bootstrap_mean
 from nucseg.viz import figures
+from nucseg.viz.chapters.changes import TIGHT
 from nucseg.viz.chapters.crossvalidation import short_name
 
 NAMES = {"dice": "Dice", "aji": "AJI", "pq": "PQ"}
@@ -24,7 +25,6 @@ PROPERTIES = {  # columns of nuinsseg_tissue_stats.csv, in words
     "touching_fraction": "share that touches",
 }
 LOGARITHMIC = ("nuclei_per_image_mean", "area_px_median")
-TIGHT: list[Any] = [{"selector": "th, td", "props": "padding: 0.15rem 0.4rem"}]  # so that a phone shows every column
 
 
 def report_table(printed: pd.DataFrame, files: pd.DataFrame, ours: pd.DataFrame) -> Styler:

@@ -143,3 +143,13 @@ class TestRanking:
         (ax,) = chapter.plot_ranking(table).axes
         assert [text.get_text() for text in ax.get_yticklabels()] == table["method"].to_list()[::-1]
         assert chapter.ranking_table(table).data["PQ"].to_list() == pytest.approx([0.8, 0.6, 0.5, 0.1])
+
+
+def test_a_table_of_gains_has_signs_and_both_intervals():
+    row = {"difference": -0.0264, "low": -0.0521, "high": 0.007, "tissue_low": 0.0, "tissue_high": 0.5, "images": 9}
+    gains = pd.DataFrame({"pq": row, "dice": dict.fromkeys(row, 0.25)}).T
+    shown = chapter.gain_table(gains).data
+    assert shown.index.tolist() == ["PQ", "Dice"]
+    assert shown.loc["PQ"].tolist() == ["−0.026", "−0.052 to +0.007", "+0.000 to +0.500"]
+    by_step = chapter.gain_table(pd.concat({"tuned": gains})).data
+    assert by_step.index.tolist() == [("tuned", "PQ"), ("tuned", "Dice")]

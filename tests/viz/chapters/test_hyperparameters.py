@@ -55,7 +55,7 @@ def test_new_runs_become_rows_and_seeds_are_paired():
     assert changes.interval(found["LoRA, rank 8, on qkv"])[0] == pytest.approx(-0.3)
     table = worth.table_worth(runs, "head only", pd.DataFrame({"seconds_a_step": {"head": 0.25}})).data
     assert table["seeds"].tolist() == [2, 1, 2] and table["PQ"].tolist() == ["0.300", "0.200", "0.500"]
-    assert table["s a step"].tolist() == ["0.25", "nan", "nan"] and table["PQ against head only"][0] == ""
+    assert table["s per step"].tolist() == ["0.25", "nan", "nan"] and table["PQ against head only"][0] == ""
     assert len(worth.plot_worth(runs, "head only").axes) == 3
 
 

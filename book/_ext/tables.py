@@ -1,0 +1,57 @@
+"""Small repairs of the tables that cells print: minus signs for hyphens, and single header rows."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+
+_CELL = re.compile(r"(<td\b[^>]*>)([^<]*)(?=</td>)")
+_HYPHEN = re.compile(r"(?<![\w.-])-(?=\.?\d)")  # not in 1e-4, 2024-05-17 or fold-1
+_HEAD = re.compile(r"(<thead\b[^>]*>)(.*?)(</thead>)", re.DOTALL)
+_ROW = re.compile(r"<tr\b.*?</tr>", re.DOTALL)
+_HEADING = re.compile(r"<th\b[^>]*>(.*?)</th>", re.DOTALL)
+
+
+def _minus(cell: re.Match) -> str:
+    return cell[1] + _HYPHEN.sub("−", cell[2])
+
+
+def _blank(heading: re.Match) -> bool:
+    return heading[1].replace("&nbsp;", "").strip() == ""
+
+
+def _merge(head: re.Match) -> str:
+    """Move the names of the index, which pandas puts into a row of their own, beside those of the columns."""
+    rows = _ROW.findall(head[2])
+    if len(rows) != 2 or "colspan" in head[2]:
+        return head[0]
+    columns, names = (list(_HEADING.finditer(row)) for row in rows)
+    named = sum(not _blank(cell) for cell in names)
+    empty = all(map(_blank, names[named:])) and all(map(_blank, columns[:named]))
+    if len(columns) != len(names) or not empty:
+        return head[0]
+    for column, name in zip(
+        columns[:named][::-1], names[:named][::-1], strict=True
+    ):
+        start, end = column.span()
+        rows[0] = rows[0][:start] + name[0] + rows[0][end:]
+    return head[1] + rows[0] + head[3]
+
+
+def repair(html: str) -> str:
+    """Return the repaired page; a page that is already repaired is unchanged."""
+    return _HEAD.sub(_merge, _CELL.sub(_minus, html))
+
+
+def repair_all(app: Sphinx, exception: Exception | None) -> None:
+    if exception is None and app.builder.name == "html":
+        for path in Path(app.outdir).rglob("*.html"):
+            html = path.read_text(encoding="utf-8")
+            if (repaired := repair(html)) != html:
+                path.write_text(repaired, encoding="utf-8")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("build-finished", repair_all)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
