@@ -23,8 +23,10 @@ except ImportError:  # before the package had rooms
     from nucseg.model import build_model, place
 
     batch_size = "batch"
+from nucseg import cli
 from nucseg.instances import encode
 
+getattr(cli, "_keep_freed_memory", lambda: None)()  # as each command does, in commits that have it
 torch.set_num_threads(1)
 side, precision = int(sys.argv[1]), sys.argv[2]
 config = apply(preset("instance"), {"base": "offline", "crop": 256, batch_size: 4}, "benchmark")
