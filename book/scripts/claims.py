@@ -157,7 +157,8 @@ def overlap(folds):
 
 
 five = overlap(5)
-five.loc[:, "test_in_train":].rename(index="fold {}".format)
+shown = five.loc[:, "test_in_train":].rename(index="fold {}".format)
+shown.rename(columns=lambda name: name.replace("_", " "))
 
 # %% [markdown]
 # These are the counts that the report's own code gave when it was run on the list, and its result files have the same
@@ -655,7 +656,8 @@ ledger.agree(
 # %%
 best_four = search.nlargest(4, "val_dice")[[*factors, "val_dice"]]
 best_four["lr"] = best_four["lr"].map(rate_name)
-best_four.style.format("{:.4f}", subset="val_dice").hide()
+best_four = best_four.rename(columns={"val_dice": "validation Dice"})
+best_four.style.format("{:.4f}", subset="validation Dice").hide()
 
 # %%
 ledger.cause("tables")

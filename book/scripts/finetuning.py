@@ -240,7 +240,7 @@ listing(loop.train_epoch)
 # ## One configuration, one run
 #
 # A {term}`run` is described by one flat configuration. Every field has a default, and a *preset* lists only the
-# fields that differ from it. This page uses the preset `quick`, with 20 training and 6 test images. The preset
+# fields that differ from it. This page uses the preset `quick`, with a few images only. The preset
 # `report` describes the report's system. They differ in:
 
 # %%

@@ -266,7 +266,7 @@ def ranking(published: pd.DataFrame, columns: Mapping[str, Mapping[str, Run]]) -
         table = summarise(pd.concat([run.scores for run in runs.values()], ignore_index=True))
         own = {key: table.loc[key, "fold_mean"] for key in ("dice", "aji", "pq")}
         low, high = table.loc["pq", ["tissue_low", "tissue_high"]]
-        rows.append({"method": f"nucseg ({column})", **own, "low": low, "high": high})
+        rows.append({"method": column, **own, "low": low, "high": high})
     table = pd.concat([published[["method", "dice", "aji", "pq"]], pd.DataFrame(rows)], ignore_index=True)
     return table.sort_values("pq", ascending=False, ignore_index=True)
 
@@ -284,7 +284,7 @@ def plot_ranking(table: pd.DataFrame) -> Figure:
     """Draw the PQ of a `ranking`: published means in grey, ours in blue with their interval."""
     figure, ax = plt.subplots(figsize=(figures.WIDTH, 0.32 * len(table) + 0.6))
     for i, row in enumerate(table.iloc[::-1].to_dict("records")):
-        own = row["method"].startswith("nucseg")
+        own = pd.notna(row["low"])
         ax.plot(row["pq"], i, "o", color=figures.SERIES[0] if own else "0.45")
         if own:
             ax.plot([row["low"], row["high"]], [i, i], color=figures.SERIES[0], linewidth=2)

@@ -105,8 +105,7 @@ def peer_differences(folder: Path, ours: pd.DataFrame) -> dict[str, pd.DataFrame
     ``folder``: results/peers. ``ours``: the scores of our run on the test images of fold 1.
     """
     scores = pd.read_csv(folder / "scores.csv")
-    rows = {name: scores[scores["peer"] == peer] for peer, name in PEERS.items()}
-    return {name: difference(ours, theirs.assign(fold="fold 1")) for name, theirs in rows.items()}
+    return {name: difference(ours, scores[scores["peer"] == peer]) for peer, name in PEERS.items()}
 
 
 def peers_table(folder: Path, ours: Run) -> Styler:
