@@ -57,7 +57,7 @@ Markdown(provenance_note(dataset, model))
 # %% [markdown]
 # ## How fast it is
 #
-# Two speeds are recorded in the repository. The first is that of
+# Two speeds of one thread are recorded in the repository. The first is that of
 # {py:func}`nucseg.segment <nucseg.inference.segmenter.segment>` on images of 512 px that are in memory already, the
 # second that of `nucseg predict` on one synthetic image of 20,000 px, from an image file to five outputs, while other
 # programs were running. To compare them, express both in megapixels per second:
@@ -92,8 +92,9 @@ plt.show()
 
 # %% [markdown]
 # The graphics card shows where the limit lies. On an H200 the network alone runs at 68 to 76 megapixels per second, more
-# than ten times as fast as on 16 CPU threads beside it. But a whole call of `segment` reaches 3.59 at most: it spends its
-# time on decoding, which uses one CPU core. A faster network would change nothing there.
+# than ten times as fast as on 16 CPU threads beside it. But a whole call of `segment` reaches 3.59 at most, so the
+# network is about a twentieth of it. The rest is reading, transfers and, mostly, decoding, which uses one CPU core. A
+# faster network would save next to nothing there.
 #
 # The large image was also segmented in bfloat16, the default on that machine, yet at only about a third of the speed.
 # Apart from the other programs, there are two reasons. One is the work on files, which the next section looks at. The
@@ -113,8 +114,8 @@ print(f"512 px: {small_fields:.2f}, {spans(20_000)[0].side} px: {large_fields:.2
 
 # %% [markdown]
 # The recorded run used fields of 512 px, with which the network sees each pixel 1.77 times on average. Heads that do
-# not normalise over the field ({term}`LayerNorm` instead of {term}`GroupNorm`) can use larger fields: with 1,568 px
-# each pixel is seen 1.38 times, so the network has 22% less to do.
+# not normalise over the field ({term}`LayerNorm` or {term}`BatchNorm` instead of {term}`GroupNorm`) can use larger
+# fields: with 1,568 px each pixel is seen 1.38 times, so the network has 22% less to do.
 
 # %% tags=["hide-input"]
 check("20,000", large["side_px"])
@@ -270,7 +271,7 @@ print(f"{tissue_megapixels:,.0f} megapixels a slide, {core_hours:,.0f} core hour
 # %% [markdown]
 # At the recorded speed of one thread from file to files, the archive takes 8,754 core hours: a year of one core, or
 # 8.8 hours on 1,000 cores. The table repeats the calculation for each recorded speed. Speeds in memory leave out the
-# work on files, so their hours are a lower bound: 1,362 for the H200, most of which its CPU spends on decoding.
+# work on files, so their hours are a lower bound: 1,362 for the H200, nearly all of which it waits for its CPU.
 
 # %%
 speeds = archive.recorded_speeds(results)
@@ -398,7 +399,8 @@ check("1.39", large["peak_memory_gib"])
 # %% [markdown]
 # ```{exercise} Which files to keep
 # :label: ex-archive-files
-# You want the density of nuclei of each slide, and may later look at some slides in QuPath. Which outputs do you ask for?
+# You want the density of nuclei of each slide, and may later look at some slides in QuPath. Which outputs do you ask
+# for?
 # ```
 
 # %% [markdown]

@@ -289,11 +289,11 @@ about, learnt = own.own_images()
 own.table_own_images(about, learnt)
 
 # %% [markdown]
-# On average over the five draws, ten images raise PQ from 0.288 to 0.412, five to 0.375 and twenty to 0.454; Dice
-# rises from 0.606 to 0.857 with twenty. Stating the size of the nuclei without training does not help here (0.273). It matters which images are
-# outlined: with five, PQ lies between 0.341 and 0.404, depending on the draw. On one thread of a CPU, training on
-# five, ten and twenty images took 0.3, 0.8 and 2.3 minutes (medians of the five draws); a run stops after 20 epochs
-# without improvement. Outlining ten images takes longer than that.
+# On average over the five draws, ten images raise PQ from 0.288 to 0.412, five to 0.375 and twenty to 0.454; Dice rises
+# from 0.606 to 0.857 with twenty. Stating the size of the nuclei without training does not help here (0.273). It
+# matters which images are outlined: with five, PQ lies between 0.341 and 0.404, depending on the draw. On one thread of
+# a CPU, training on five, ten and twenty images took 0.3, 0.8 and 2.3 minutes (medians of the five draws); a run stops
+# after 20 epochs without improvement. Outlining ten images takes longer than that.
 
 # %% tags=["hide-input"]
 mean = learnt.groupby("images")[["dice", "pq"]].mean()
@@ -340,10 +340,10 @@ changes.table(
 )
 
 # %% [markdown]
-# Twice the haematoxylin costs most: 0.075 PQ (0.040 to 0.111, images drawn) for the head with {term}`GroupNorm`, 0.081 with
-# {term}`BatchNorm` and 0.071 with {term}`LayerNorm`. For the other changes the interval contains zero, except for the
-# BatchNorm head and eosin: +0.010 when it is halved, −0.028 when it is doubled. With 24 images and one seed, this is
-# only a rough guide.
+# Twice the haematoxylin costs most: 0.075 PQ (0.040 to 0.111, images drawn) for the head with {term}`GroupNorm`, 0.081
+# with {term}`BatchNorm` and 0.071 with {term}`LayerNorm`. In PQ the intervals of the other changes contain zero, except
+# for the BatchNorm head and eosin: +0.010 when it is halved, −0.028 when it is doubled. With 24 images and one seed,
+# this is only a rough guide.
 #
 # On 24 histology images of BBBC038 the three rank differently from NuInsSeg: PQ is 0.477 with BatchNorm, 0.431 with
 # LayerNorm and 0.407 with GroupNorm. Compare these three with each other only, because the base that they share was
@@ -403,9 +403,9 @@ row = pd.Series(large)[list(words)].rename(words)
 row.map("{:,.6g}".format).to_frame("measured")
 
 # %% [markdown]
-# A synthetic image of 20,000 × 20,000 px, in which 78,018 nuclei were found, took 12 minutes and 1.4 GiB of memory on one thread
-# while other programs were running, with all five outputs written. At the same pace a slide of 100,000 × 100,000 px
-# with no glass takes five hours.
+# A synthetic image of 20,000 × 20,000 px, in which 78,018 nuclei were found, took 12 minutes and 1.4 GiB of memory on
+# one thread while other programs were running, with all five outputs written (by the adapter `nuinsseg-1`, in fields of
+# 512 px). At the same pace a slide of 100,000 × 100,000 px with no glass takes five hours.
 #
 # An image of that size is cut into overlapping fields. Do they change the result? The head of the default adapter
 # has {term}`BatchNorm`, which does not look at the rest of the field, and fields lie on the grid of the encoder's

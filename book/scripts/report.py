@@ -60,9 +60,9 @@ Markdown(provenance_note(runs=ours))
 # (report-data)=
 # ## Data and evaluation
 #
-# The report uses NuInsSeg {cite}`mahbod2024nuinsseg`, as we do: 665 images of 31 tissues, each with a {term}`label map`. It
-# evaluates by {term}`cross-validation` in five {term}`folds <fold>`. Its result files and ours say how many images were
-# in each part. For the report the code was run on the list of images, without the images:
+# The report uses NuInsSeg {cite}`mahbod2024nuinsseg`, as we do: 665 images of 31 tissues, each with a {term}`label
+# map`. It evaluates by {term}`cross-validation` in five {term}`folds <fold>`. Its result files and ours say how many
+# images were in each part. For the report the code was run on the list of images, without the images:
 
 # %%
 recorded = pd.read_csv(reference / "report_code_split_overlap.csv")
@@ -89,8 +89,9 @@ per_fold.rename(columns="fold {}".format).rename(index={"val": "validation"})
 # %% [markdown]
 # The report's test images are the same in all folds; ours differ, and together they are all 665 images. Two counts look
 # alike and mean different things. The report's code has two places that cut off the last fifth of the list: `train.py`
-# rounds it down to 133 images, and `evaluate.py`, which wrote the result files, takes what is left after 70% and 10%, which
-# is 134. The first 133 are all among these 134. Our protocol `report` follows `train.py`. Each of the benchmark's folds has
+# rounds it down to 133 images, and `evaluate.py`, which wrote the result files, takes what is left after 70% and 10%,
+# which is 134. The first 133 are all among these 134. Our protocol `report` follows `train.py`. Each of the benchmark's
+# folds has
 # 133 images too, because 665 is five times 133.
 
 # %%
@@ -111,9 +112,9 @@ assert set(per_fold.loc[("ours", "test")]) == {133}
 # (report-model)=
 # ## The model, and how many of its weights are trained
 #
-# The report trains 124,321 of 10,254,413 weights. LoRA of {term}`rank` $r$ on a layer from $d_{in}$ to $d_{out}$ numbers
-# adds $r (d_{in} + d_{out})$ weights. So the count follows from the shapes of the layers alone. We build the model as the
-# report's code does, and add up the sides of the layers, kind by kind:
+# The report trains 124,321 of 10,254,413 weights. LoRA of {term}`rank` $r$ on a layer from $d_{in}$ to $d_{out}$
+# numbers adds $r (d_{in} + d_{out})$ weights. So the count follows from the shapes of the layers alone. We build the
+# model as the report's code does, and add up the sides of the layers, kind by kind:
 
 # %%
 reported = ModelConfig(
@@ -138,7 +139,8 @@ sides = {
 }
 
 # %% [markdown]
-# The rest is multiplication. The {term}`head` is a 1 × 1 convolution from 256 channels to one, with 256 weights and a bias:
+# The rest is multiplication. The {term}`head` is a 1 × 1 convolution from 256 channels to one, with 256 weights and a
+# bias:
 
 # %%
 counts = pd.DataFrame({r: {k: r * s for k, s in sides.items()} for r in (4, 8, 16)})
@@ -148,10 +150,9 @@ counts.loc["trained"] = counts.loc["LoRA, together"] + counts.loc["head"]
 report.weights_table(counts, mark=124_321)
 
 # %% [markdown]
-# The count is exact. It belongs to rank 4, the default of the code, with LoRA on
-# all 41 linear layers of the encoder. The model whose scores the report gives has rank 8. It trains 248,385 of 10,378,477
-# weights, 2.39% instead of 1.21%: still few. Of the LoRA weights 35.9% are in the attention, and most of the others in the
-# MLP blocks.
+# The count is exact. It belongs to rank 4, the default of the code, with LoRA on all 41 linear layers of the encoder.
+# The model whose scores the report gives has rank 8. It trains 248,385 of 10,378,477 weights, 2.39% instead of 1.21%:
+# still few. Of the LoRA weights 35.9% are in the attention, and most of the others in the MLP blocks.
 #
 # A backward pass shows which of them can learn. The ones without a gradient are never used:
 
@@ -262,7 +263,8 @@ assert {run.about["base"]["name"] for run in ours} == {"offline"}
 # (report-table-1)=
 # ## Table 1: the five folds
 #
-# First the report's own table. Its last row should be the mean of the others. Its PQ need not be the product of SQ and RQ:
+# First the report's own table. Its last row should be the mean of the others. Its PQ need not be the product of SQ and
+# RQ:
 
 # %%
 table_1 = printed(reference, 1)
@@ -272,9 +274,9 @@ assert (folds.mean().round(4) == average).all()
 print(f"PQ {average['pq']:.4f}, SQ × RQ {product:.4f}")
 
 # %% [markdown]
-# The averages are right to the last digit. {term}`Panoptic quality <panoptic quality>` is $\mathrm{SQ} \cdot \mathrm{RQ}$
-# for one image. The table gives means over images, and a mean of products is not the product of the means. So 0.3579
-# beside 0.3553 is as it should be.
+# The averages are right to the last digit. {term}`Panoptic quality <panoptic quality>` is $\mathrm{SQ} \cdot
+# \mathrm{RQ}$ for one image. The table gives means over images, and a mean of products is not the product of the means.
+# So 0.3579 beside 0.3553 is as it should be.
 #
 # Next, the rows can be had from another file. The result files hold the scores of every {term}`tissue` in every fold,
 # with the number of images. Weighted by this number they must give the rows of Table 1:
@@ -314,7 +316,8 @@ assert (folds["dice"] <= highest_dice(folds["iou"])).all()
 print(f"{highest_dice(average['iou']):.4f}")
 
 # %% [markdown]
-# The report's average IoU of 0.6743 allows a Dice of up to 0.8055, and 0.7968 is below. Table 1 passes each of these tests.
+# The report's average IoU of 0.6743 allows a Dice of up to 0.8055, and 0.7968 is below. Table 1 passes each of these
+# tests.
 #
 # Now ours beside it. The middle block is the report's design, trained by us on the benchmark's folds. The column *AJI,
 # matched only* is what the report's code computes under the name of AJI ({doc}`claims`); the definition of
@@ -388,8 +391,8 @@ for tissue, row in table_2.iterrows():
 source
 
 # %% [markdown]
-# Each row is of one fold, and not the same one. So we take the mean over the five folds, and the place that this mean has
-# among the 29 tissues of its test images. Our own runs, with all 31 tissues, stand beside it:
+# Each row is of one fold, and not the same one. So we take the mean over the five folds, and the place that this mean
+# has among the 29 tissues of its test images. Our own runs, with all 31 tissues, stand beside it:
 
 # %%
 mean = tissues.groupby("tissue")[[*columns, "n"]].mean()
@@ -459,9 +462,9 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# An IoU of 0.55, 0.57 and 0.58 allows a mean Dice of at most 0.710, 0.726 and 0.734. The printed Dice is higher by 0.034 to
-# 0.040, more than rounding explains. As exact means over the same images the pairs would not go together. The paper's own
-# table of baselines is this, with the report's averages and ours for comparison:
+# An IoU of 0.55, 0.57 and 0.58 allows a mean Dice of at most 0.710, 0.726 and 0.734. The printed Dice is higher by
+# 0.034 to 0.040, more than rounding explains. As exact means over the same images the pairs would not go together. The
+# paper's own table of baselines is this, with the report's averages and ours for comparison:
 
 # %%
 published = pd.read_csv(reference / "published_nuinsseg.csv")
@@ -474,10 +477,10 @@ beside.loc["ours, small budget"] = (
 beside.rename(columns=NAMES).rename_axis(None).style.format("{:.3f}")
 
 # %% [markdown]
-# The paper has 6 kinds of U-Net, no StarDist, no Cellpose and no IoU. Against these the report is above in Dice for 3 of 6,
-# in AJI for 4 of 6, with the lenient AJI, and in PQ for none. Ours, small as its budget is, is above in Dice for 1, in AJI
-# for 4 and in PQ for 4 of 6. The report's test images are others, and the paper's code kept the
-# checkpoint that did best on the test part, so this places the methods; it does not rank them.
+# The paper has 6 kinds of U-Net, no StarDist, no Cellpose and no IoU. Against these the report is above in Dice for 3
+# of 6, in AJI for 4 of 6, with the lenient AJI, and in PQ for none. Ours, small as its budget is, is above in Dice for
+# 1, in AJI for 4 and in PQ for 4 of 6. The report's test images are others, and the paper's code kept the checkpoint
+# that did best on the test part, so this places the methods; it does not rank them.
 #
 # The gains that the report prints can be recomputed from its own table:
 
@@ -557,9 +560,10 @@ both = looked_up.merge(ours_36, on=factors)
 report.search_table(both)
 
 # %% [markdown]
-# None of the 4 printed values is in the result file, neither as a validation nor as a test Dice. The first, 0.7968, is the
-# mean test Dice of Table 1. The configuration that the report names is number 16 of 36 in its file, and number 16 in ours;
-# the best one is the same in both: rank 16, alpha 8, rate 1e-3. {doc}`claims` shows what the three knobs are worth.
+# None of the 4 printed values is in the result file, neither as a validation nor as a test Dice. The first, 0.7968, is
+# the mean test Dice of Table 1. The configuration that the report names is number 16 of 36 in its file, and number 16
+# in ours; the best one is the same in both: rank 16, alpha 8, rate 1e-3. {doc}`claims` shows what the three knobs are
+# worth.
 
 # %%
 ledger.part("Table 4")
@@ -599,9 +603,9 @@ ledger.agree(31, {"4": len(table_4), "0.7968": average["dice"]})
 # (report-pictures)=
 # ## What the pictures show
 #
-# The report names four patterns. Two of them can be measured in its own files: do outlines stay accurate where nuclei are
-# dense, and which tissues do better? Dice asks whether the {term}`foreground` is right, PQ whether the nuclei are. We
-# plot both over the share of nuclei that touch another one:
+# The report names four patterns. Two of them can be measured in its own files: do outlines stay accurate where nuclei
+# are dense, and which tissues do better? Dice asks whether the {term}`foreground` is right, PQ whether the nuclei are.
+# We plot both over the share of nuclei that touch another one:
 
 # %% mystnb={"figure": {"caption": "Dice and PQ of the 29 tissues of the report's test images over the share of nuclei that touch another one in NuInsSeg: the report's means over its folds, and ours.", "name": "fig-report-touching"}, "image": {"alt": "Two scatter plots of 29 tissues over the share of touching nuclei, with circles for the report and triangles for ours. Left: Dice does not fall with the share in either. Right: the report's PQ is lower the more nuclei touch, and nearly zero in the two densest tissues; ours shows no fall."}}
 path = files("nucseg") / "assets" / "nuinsseg_tissue_stats.csv"
@@ -617,16 +621,16 @@ joined.corr("spearman").loc[
 ].style.format("{:.2f}")
 
 # %% [markdown]
-# In the report's results the rank correlation (Spearman) of touching with Dice is positive, 0.55, and with PQ it is −0.49.
-# In mouse thymus 81% of the nuclei touch another one: Dice is 0.849, above the average, and PQ is 0.068. In mouse spleen
-# they are 0.826 and 0.081. So outlines are accurate against the background, also in dense regions, and not between the
-# nuclei of a cluster. With our {term}`distance map` the rank correlation of touching with PQ is +0.23.
+# In the report's results the rank correlation (Spearman) of touching with Dice is positive, 0.55, and with PQ it is
+# −0.49. In mouse thymus 81% of the nuclei touch another one: Dice is 0.849, above the average, and PQ is 0.068. In
+# mouse spleen they are 0.826 and 0.081. So outlines are accurate against the background, also in dense regions, and not
+# between the nuclei of a cluster. With our {term}`distance map` the rank correlation of touching with PQ is +0.23.
 #
 # The same difference decides which tissue does better. By Dice kidney and placenta do better than liver, 0.901 and 0.899
 # against 0.842, as the report says; by PQ it is the reverse, 0.250 and 0.354 against 0.428.
 #
-# The report also calls its model robust to staining. It has no experiment on this, so we made one: the amount of one stain
-# is multiplied in every test image of the first fold, and everything is predicted again.
+# The report also calls its model robust to staining. It has no experiment on this, so we made one: the amount of one
+# stain is multiplied in every test image of the first fold, and everything is predicted again.
 
 # %%
 stain = pd.read_csv(results_folder() / "stain" / "scores.csv")
@@ -640,9 +644,10 @@ shown.columns = shown.columns.map(
 shown.style.format("{:.3f}").format_index("× {:g}")
 
 # %% [markdown]
-# With twice the {term}`haematoxylin` the report's design falls from a PQ of 0.165 to 0.109, and ours from 0.464 to 0.363.
-# With 0.85 times the haematoxylin both gain a little. {doc}`predictions` shows the whole curve. It is about our training of
-# the design; it does not say how the report's own model behaves.
+# With twice the {term}`haematoxylin` the report's design falls from a PQ of 0.165 to 0.109, and ours from 0.464 to
+# 0.363. With 0.85 times the haematoxylin the design gains a little; for ours the change cannot be told from zero.
+# {doc}`predictions` shows the whole curve. It is about our training of the design; it does not say how the report's own
+# model behaves.
 
 # %%
 ledger.part("Pictures")
@@ -692,8 +697,8 @@ ledger.agree(36, {"0.068": thymus["pq_report"], "0.081": spleen["pq_report"]})
 # ## Discussion: what brought the gain?
 #
 # The report names three likely reasons for its result: what MobileSAM knows, LoRA, and its place in the attention. To
-# learn what a part brings, leave it out and compare on the same images. Our study `ablation` does so for our system and its
-# small base, with one {term}`seed` for each variant:
+# learn what a part brings, leave it out and compare on the same images. Our study `ablation` does so for our system and
+# its small base, with one {term}`seed` for each variant:
 
 # %%
 ablation = study_runs("ablation")["offline-small"]
@@ -716,12 +721,12 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# Without pretraining PQ falls by 0.126. Without LoRA it changes by −0.001 (−0.007 to 0.005), which one seed and 133 images
-# cannot tell from zero. This is about our base, which is far smaller in what it has seen than
-# MobileSAM's. Longer runs with three seeds, on another base, find a small gain for LoRA on Linear layers, which is what the
-# report adapts, and a larger one once it reaches the convolutions ({doc}`What LoRA is worth <hyperparameters>`). For the
-# report's system the question is open: it takes MobileSAM's checkpoint to answer it, and LoRA on the attention alone was
-# not run by either of us.
+# Without pretraining PQ falls by 0.126. Without LoRA it changes by −0.001 (−0.007 to 0.005), which one seed and 133
+# images cannot tell from zero. This is about our base, which is far smaller in what it has seen than MobileSAM's.
+# Longer runs with three seeds, on another base, find a small gain for LoRA on Linear layers, which is what the report
+# adapts, and a larger one once it reaches the convolutions ({doc}`What LoRA is worth <hyperparameters>`). For the
+# report's system the question is open: it takes MobileSAM's checkpoint to answer it, and LoRA on the attention alone
+# was not run by either of us.
 
 # %%
 ledger.part("Discussion")
@@ -746,8 +751,8 @@ assert all(
 # (report-future)=
 # ## Its future work: what was done
 #
-# The report closes with ideas. Several of them were tried for this book, and their results are recorded in its repository.
-# Each row is the difference between two systems on the same images:
+# The report closes with ideas. Several of them were tried for this book, and their results are recorded in its
+# repository. Each row is the difference between two systems on the same images:
 
 # %%
 recipe = study_runs("recipe")["offline-small"]
@@ -866,8 +871,8 @@ check("0.007", cost["tissue_high"])
 # %% [markdown]
 # ```{solution} ex-report-product
 # :class: dropdown
-# No. For each image PQ is the product; the mean of products is in general not the product of the means. It would be wrong
-# for a single image.
+# No. For each image PQ is the product; the mean of products is in general not the product of the means. It would be
+# wrong for a single image.
 # ```
 
 # %% [markdown]
@@ -879,8 +884,8 @@ check("0.007", cost["tissue_high"])
 # %% [markdown]
 # ```{solution} ex-report-fair
 # :class: dropdown
-# None. The first block has other test images, another base and another budget; the second and the third differ in budget as
-# well as in the head. The study `ablation` has the two heads on the same base, images and budget.
+# None. The first block has other test images, another base and another budget; the second and the third differ in
+# budget as well as in the head. The study `ablation` has the two heads on the same base, images and budget.
 # ```
 
 # %% [markdown]
@@ -907,7 +912,8 @@ assert qkv_alone == counts.loc["attention, qkv", 8] + counts.loc["head", 8]
 # %% [markdown]
 # ```{exercise} Weights matter
 # :label: ex-report-weights
-# Recompute the average PQ of Table 1 from `tissues` without weighting by the number of images. How far is it off, and why?
+# Recompute the average PQ of Table 1 from `tissues` without weighting by the number of images. How far is it off, and
+# why?
 # ```
 
 # %% [markdown]
@@ -930,8 +936,8 @@ assert abs(unweighted - average["pq"]) > 0.001
 # %% [markdown]
 # ```{exercise} How sure is a place?
 # :label: ex-report-place
-# Human epiglottis is number 18 by Dice in our runs. Draw its images again with `bootstrap_mean`, and count which places the
-# interval covers.
+# Human epiglottis is number 18 by Dice in our runs. Draw its images again with `bootstrap_mean`, and count which places
+# the interval covers.
 # ```
 
 # %% [markdown]
