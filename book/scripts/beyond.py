@@ -523,7 +523,8 @@ assert not best.ema and best.augmentation == "histology", "without what did not"
 
 # %%
 untrained = pd.read_csv(results_folder() / "zero-shot" / "scores.csv")
-untrained.groupby("base", sort=False)[["dice", "aji", "pq"]].mean().round(3)
+means = untrained.groupby("base", sort=False)[["dice", "aji", "pq"]].mean()
+means.rename(columns=changes.NAMES).round(3)
 
 # %% [markdown]
 # `offline`, which was never trained on these images, reaches a PQ of 0.285; its synthetic tissue followed NuInsSeg's

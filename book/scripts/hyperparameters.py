@@ -63,7 +63,7 @@ Markdown(
 # ## The head alone, LoRA, or all weights
 #
 # The first question comes before any search: what does LoRA add to a frozen {term}`encoder` with a trained
-# {term}`head`? These runs differ in what is trained, and in nothing else: fold 1 with all of its 452 training images,
+# {term}`head`? These runs differ in what is trained and in little else: fold 1 with all of its 452 training images,
 # ten epochs of one 256 px window an image, images scaled to 384 px, the base `broad` with the head that came with it,
 # one decoding for all. Where all weights are trained, the learning rate is about a third, and BatchNorm's statistics
 # move in training; for the others they are estimated on the training images beforehand. Each was repeated with three

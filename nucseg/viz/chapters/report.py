@@ -121,7 +121,7 @@ def peers_table(folder: Path, ours: Run) -> Styler:
             "trained weights": about[peer]["weights"],
             "minutes": about[peer]["cpu_seconds"] / 60,
         }
-    rows["LoRA, preset best"] = ours.scores[["dice", "aji", "pq"]].mean().to_dict() | {
+    rows["preset best"] = ours.scores[["dice", "aji", "pq"]].mean().to_dict() | {
         "PQ, ours minus theirs": "",
         "trained weights": ours.about["parameters"]["trainable"],
         "minutes": ours.about["seconds"] / 60,
