@@ -1,7 +1,6 @@
 """Small repairs of the tables that cells print: minus signs for hyphens, and single header rows."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -44,14 +43,8 @@ def repair(html: str) -> str:
     return _HEAD.sub(_merge, _CELL.sub(_minus, html))
 
 
-def repair_all(app: Sphinx, exception: Exception | None) -> None:
-    if exception is None and app.builder.name == "html":
-        for path in Path(app.outdir).rglob("*.html"):
-            html = path.read_text(encoding="utf-8")
-            if (repaired := repair(html)) != html:
-                path.write_text(repaired, encoding="utf-8")
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
-    app.connect("build-finished", repair_all)
+    from pages import repairing  # beside this file, which is on the path in a build
+
+    app.connect("build-finished", repairing(repair))
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

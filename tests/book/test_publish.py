@@ -395,6 +395,20 @@ def test_header_cells_say_what_they_head():
     assert '<th scope="col" class="a">x' in found and '<th scope="row">y' in found and repair(found) == found
 
 
+def test_a_build_repairs_its_pages(tmp_path):
+    pytest.importorskip("sphinx")
+    (tmp_path / "conf.py").write_text(
+        f"import sys; sys.path.insert(0, {str(BOOK / '_ext')!r})\nextensions = ['accessible', 'tables']\n"
+    )
+    table = "<table><thead><tr><th>x</th></tr></thead><tbody><tr><td>-1</td></tr></tbody></table>"
+    (tmp_path / "index.rst").write_text(f"Page\n====\n\n.. raw:: html\n\n   {table}\n")
+    build = [sys.executable, "-m", "sphinx", "-qEWb", "html", str(tmp_path), str(tmp_path / "out")]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert '<th scope="col">x</th>' in page and "<td>−1</td>" in page
+
+
 class TestTables:
     @pytest.fixture
     def repair(self):

@@ -111,10 +111,10 @@ def peer_differences(folder: Path, ours: pd.DataFrame) -> dict[str, pd.DataFrame
 def peers_table(folder: Path, ours: Run) -> Styler:
     """Our run and the peers: mean scores, ours minus theirs in PQ with its interval, weights, and minutes of CPU."""
     scores, about = pd.read_csv(folder / "scores.csv"), json.loads((folder / "run.json").read_text())["peers"]
-    rows = {}
+    rows, differences = {}, peer_differences(folder, ours.scores)
     for peer, name in PEERS.items():
         mean = scores[scores["peer"] == peer][["dice", "aji", "pq"]].mean()
-        found = peer_differences(folder, ours.scores)[name].loc["pq"]
+        found = differences[name].loc["pq"]
         interval = f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
         rows[name] = mean.to_dict() | {
             "PQ, ours minus theirs": interval.replace("-", "−"),
