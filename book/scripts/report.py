@@ -498,9 +498,9 @@ gains.rename(NAMES).map("{:+.1%}".format).to_frame("gain over Cellpose")
 # ### The same comparison, measured
 #
 # What do these three methods reach in the same time on the same machine? Each was trained with its own package, as its
-# authors train it, from random weights: on the 452 training images of fold 1, for 24 minutes on one CPU thread, with its
-# thresholds chosen on the fold's 80 validation images. Our preset `best` got ten epochs, 25 minutes with its scoring. The
-# same code scores all of them on the fold's 133 test images:
+# authors train it, from random weights: on the 452 training images of fold 1, for 24 minutes of CPU time on one thread,
+# with its thresholds chosen on the fold's 80 validation images. Our preset `best` got ten epochs, 25 minutes by the
+# clock with its scoring. The same code scores all of them on the fold's 133 test images:
 
 # %%
 equal_time = study_runs("learning-curve")["broad-small"]["epochs-10"]
