@@ -12,7 +12,7 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # :class: objectives
 # **You will learn** to do one thing, to explain a second, and to measure a third.
 #
-# **You need**: {doc}`../chapters/data`. **Time**: 20 minutes to read, 1 minute to run.
+# **You need**: [The data: nuclei in stained tissue](data.ipynb). **Time**: 20 minutes to read, 1 minute to run.
 # ```
 
 # %%
@@ -32,8 +32,8 @@ Markdown(provenance_note(dataset))
 # %% [markdown]
 # ## One idea a section
 #
-# A sentence that says what the next cell does. Terms link to the glossary at their first use: a {term}`label map` numbers
-# the nuclei of an image.
+# A sentence that says what the next cell does. Terms link to the glossary at their first use: a {term}`label map`
+# numbers the nuclei of an image.
 
 # %%
 counts = [len(np.unique(sample.labels)) - 1 for sample in dataset]

@@ -16,7 +16,8 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # **You will learn** to time the stages of a segmentation, to calculate the memory that an image needs, to turn a
 # measured speed into core hours for an archive, and to divide the work among the jobs of a cluster.
 #
-# **You need**: the chapters {doc}`data` and {doc}`own`. **Time**: 20 minutes to read, 1 minute to run.
+# **You need**: the chapters [The data: nuclei in stained tissue](data.ipynb) and [Your own images](own.ipynb).
+# **Time**: 20 minutes to read, 1 minute to run.
 # ```
 
 # %%
@@ -91,8 +92,8 @@ archive.plot_speeds(archive.recorded_speeds(results))
 plt.show()
 
 # %% [markdown]
-# The graphics card shows where the limit lies. On an H200 the network alone runs at 68 to 76 megapixels per second, more
-# than ten times as fast as on 16 CPU threads beside it. But a whole call of `segment` reaches 3.59 at most, so the
+# The graphics card shows where the limit lies. On an H200 the network alone runs at 68 to 76 megapixels per second,
+# more than ten times as fast as on 16 CPU threads beside it. But a whole call of `segment` reaches 3.59 at most, so the
 # network is about a twentieth of it. The rest is reading, transfers and, mostly, decoding, which uses one CPU core. A
 # faster network would save next to nothing there.
 #
@@ -502,5 +503,5 @@ assert abs(start_hours / (start_hours + core_hours / limit) - 0.01) < 1e-9
 # ## Further reading
 #
 # - {cite:t}`zhang2023mobilesam` explain why MobileSAM's encoder is small enough for a CPU.
-# - {doc}`../export` writes the network for other programs and engines; {doc}`../cli` lists all options of the commands.
+# - [The model in other programs](../export.md) writes the network for other programs and engines; [The command line](../cli.md) lists all options of the commands.
 # - The [documentation of Slurm](https://slurm.schedmd.com/job_array.html) explains job arrays.

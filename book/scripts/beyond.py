@@ -15,7 +15,7 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # **You will learn** to encode nuclei as two maps and to decode them again, to read the instance head line by line, to
 # compare variants by paired differences, and to give each nucleus a calibrated confidence.
 #
-# **You need**: the chapters on {doc}`LoRA <lora>` and on {doc}`fine-tuning <finetuning>`. Nothing is trained here: the
+# **You need**: the chapters on [LoRA](lora.ipynb) and on [fine-tuning](finetuning.ipynb). Nothing is trained here: the
 # maps are made by code, the scores are recorded. **Time**: 35 minutes to read, 1 minute to run.
 # ```
 
@@ -354,7 +354,7 @@ plt.show()
 # **LoRA.** LoRA of rank 8 and the head together have 412,146 trained weights, 3.9% of the model. Training all weights
 # instead changes PQ by −0.007 (−0.018 to +0.007), at the same learning rate, which was not tuned for that. But
 # training the head alone makes no clear difference either: −0.001 (−0.007 to +0.005) without LoRA. The chapter
-# {doc}`What LoRA is worth <hyperparameters>` looks further into this.
+# [What LoRA is worth](hyperparameters.ipynb) looks further into this.
 
 # %% tags=["hide-input"]
 differences = beyond.ablation_changes(runs)
@@ -457,7 +457,7 @@ plt.show()
 # **What did not.** The {term}`exponential moving average` changes PQ by −0.003, stronger geometry by −0.007, and
 # geometry and stain together by −0.027. Images of 512 px instead of 384 change it by −0.002 on fold 1 (−0.017 to
 # +0.013). In a head from random weights {term}`BatchNorm` loses 0.016 PQ against GroupNorm and {term}`LayerNorm` 0.019;
-# both have another merit, that a nucleus's maps hardly depend on the rest of the field ({doc}`Your own images <own>`).
+# both have another merit, that a nucleus's maps hardly depend on the rest of the field ([Your own images](own.ipynb)).
 #
 # **Another base.** `broad` was pretrained for longer than `offline`, on broader synthetic tissue that follows no
 # statistics of NuInsSeg, and with BatchNorm in its head. As it is, it changes PQ by −0.010 (−0.029 to +0.008). The
@@ -528,9 +528,9 @@ means.rename(columns=changes.NAMES).round(3)
 
 # %% [markdown]
 # `offline`, which was never trained on these images, reaches a PQ of 0.285; its synthetic tissue followed NuInsSeg's
-# statistics. `broad` reaches 0.158 as it is and 0.291 once its statistics are estimated on training images, for which no
-# annotation is needed. Against `offline` that is +0.006 (−0.009 to +0.020), so the two cannot be told apart: **`broad`
-# knows as much without having seen anything of NuInsSeg, if it is told about the stain.**
+# statistics. `broad` reaches 0.158 as it is and 0.291 once its statistics are estimated on training images, for which
+# no annotation is needed. Against `offline` that is +0.006 (−0.009 to +0.020), so the two cannot be told apart:
+# **`broad` knows as much without having seen anything of NuInsSeg, if it is told about the stain.**
 
 # %% tags=["hide-input"]
 by_base = dict(list(untrained.groupby("base")))
@@ -602,9 +602,9 @@ plt.show()
 # coefficient>` falls by 0.021 and 0.023, and AJI by 0.015 on fold 1; on fold 2 its change cannot be told from zero. The
 # reason is the score that was tuned: these runs were tuned on PQ alone, which counts objects, so dropping a doubtful
 # one costs little even if half of its pixels are right. Dice and AJI count pixels. **So tune on all the scores that
-# matter to you**: `nucseg` now tunes on the mean of Dice, AJI and PQ. The chapter {doc}`crossvalidation` measures what
-# that brings on test images. Tuned decoding without the confidence changes little, by −0.003 PQ on fold 1 and +0.008 on
-# fold 2.
+# matter to you**: `nucseg` now tunes on the mean of Dice, AJI and PQ. The chapter
+# [Cross-validation](crossvalidation.ipynb) measures what that brings on test images. Tuned decoding without the
+# confidence changes little, by −0.003 PQ on fold 1 and +0.008 on fold 2.
 
 # %% tags=["hide-input"]
 check("7,097", reliability["objects"].sum())
@@ -651,7 +651,7 @@ beyond.table_options(options, seconds)
 # which is not distinguishable from zero. These three members have ranks 4, 8 and 16 but share the seed and the
 # training images, so they probably differ little. Members with different seeds or folds have not been tried.
 #
-# A longer run helps more. The five folds' models of the chapter {doc}`Cross-validation <crossvalidation>` have the
+# A longer run helps more. The five folds' models of the chapter [Cross-validation](crossvalidation.ipynb) have the
 # same design and base as *LoRA, rank 8*; on fold 1 their PQ is 0.463 against 0.417, a difference of 0.047 (0.034 to
 # 0.061). They were trained for ten epochs instead of three, and on 452 images instead of 200. These runs cannot tell
 # which of the two made the difference.
@@ -724,7 +724,7 @@ plt.show()
 # of it the two cannot be told apart in PQ (−0.007, −0.032 to +0.017), and Dice falls by 0.119 (0.085 to 0.155); with
 # twice as much Dice falls by 0.040 (0.023 to 0.057). So the better recipe is the less robust one to this stain. The two
 # differ in seven things, and the cause is open: among heads that differ in their normalisation alone, {term}`BatchNorm`
-# was not less robust than {term}`GroupNorm` ({doc}`Your own images <own>`).
+# was not less robust than {term}`GroupNorm` ([Your own images](own.ipynb)).
 
 # %% tags=["hide-input"]
 means = laboratory.groupby("adapter")["pq"].mean()

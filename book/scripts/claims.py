@@ -4,23 +4,24 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # %% [markdown]
 # # What holds
 #
-# The report makes 40 distinct claims that can be looked into. Of these 15 hold as they stand, ten hold in part, 12 do not
-# hold, and three cannot be checked. Those that fall short have eight causes, most of them with a remedy of a few lines.
-# This page shows each cause once, with the check that finds it.
+# The report makes 40 distinct claims that can be looked into. Of these 15 hold as they stand, ten hold in part, 12 do
+# not hold, and three cannot be checked. Those that fall short have eight causes, most of them with a remedy of a few
+# lines. This page shows each cause once, with the check that finds it.
 #
 # ## Overview
 #
 # ```{admonition} In this chapter
 # :class: objectives
-# **You will learn** to draw folds again and count what was tested twice, to test a metric on a case with a known answer, to
-# find state that changes in a frozen network, to compute what a design can reach, and to read a grid search.
+# **You will learn** to draw folds again and count what was tested twice, to test a metric on a case with a known
+# answer, to find state that changes in a frozen network, to compute what a design can reach, and to read a grid search.
 #
-# **You need**: {doc}`data`, {doc}`lora` and {doc}`report`. **Time**: 25 minutes to read, 30 seconds to run.
+# **You need**: [The data: nuclei in stained tissue](data.ipynb), [LoRA: fine-tuning with few weights](lora.ipynb) and
+# [The report, side by side](report.ipynb). **Time**: 25 minutes to read, 30 seconds to run.
 # ```
 #
-# A report can only be read this closely because its author published the code and the result files. None of what follows
-# makes it less worth reading: its system is simple, its numbers are stated, and its Table 1 stands. Numbers before a claim
-# are those of {doc}`the ledger <ledger>`.
+# A report can only be read this closely because its author published the code and the result files. None of what
+# follows makes it less worth reading: its system is simple, its numbers are stated, and its Table 1 stands. Numbers
+# before a claim are those of [the ledger](ledger.ipynb).
 
 # %%
 import copy
@@ -89,8 +90,8 @@ assert short.sum() == 22 and set(causes.index) > set(short[short].index), (
 # (claims-described)=
 # ## The text and the code describe two models
 #
-# The text describes LoRA on the attention and gives the share of trained weights. Both models can be built, so both can be
-# counted: the one that the text describes, and the one whose scores the result files hold.
+# The text describes LoRA on the attention and gives the share of trained weights. Both models can be built, so both can
+# be counted: the one that the text describes, and the one whose scores the result files hold.
 
 # %%
 random_base = load_base("random", seed=0)
@@ -113,13 +114,13 @@ counts[["lora", "trainable", "total", "share"]].style.format("{:,}").format(
 ledger.cause("described")
 
 # %% [markdown]
-# LoRA on the attention alone, at rank 8, would train 89,345 weights, 0.87%; the scored model trains 248,385, 2.39%; and the
-# printed 1.21% is that of rank 4 on all layers ({doc}`report`). All three are small, and the choice of the code is a
-# sensible one. The difference matters because the discussion names LoRA on the attention among the likely reasons for the
-# result.
+# LoRA on the attention alone, at rank 8, would train 89,345 weights, 0.87%; the scored model trains 248,385, 2.39%; and
+# the printed 1.21% is that of rank 4 on all layers ([The report, side by side](report.ipynb)). All three are small, and
+# the choice of the code is a sensible one. The difference matters because the discussion names LoRA on the attention
+# among the likely reasons for the result.
 #
-# **To do it right:** count the parameters of the very model that was scored, in the script that scores it, and write the
-# count into its result file.
+# **To do it right:** count the parameters of the very model that was scored, in the script that scores it, and write
+# the count into its result file.
 
 # %% tags=["hide-input"]
 check("89,345", counts.loc["described", "trainable"])
@@ -165,9 +166,9 @@ shown.rename(columns=lambda name: name.replace("_", " "))
 # number of images of each {term}`tissue`. Of the 134 test images 50.7% to 56.0% were in a model's training part, and
 # 11.2% to 16.4% in the part that chose its {term}`checkpoint`: 67% together, for every model.
 #
-# Elsewhere in this book the number is 133. The script that trains cuts its test set with `int(0.2 * 665)`, which is 133,
-# and so does our protocol `report`; the script that evaluates, which wrote the result files, keeps the one image more
-# that is left after 70% and 10%. That image is in no part of any fold.
+# Elsewhere in this book the number is 133. The script that trains cuts its test set with `int(0.2 * 665)`, which is
+# 133, and so does our protocol `report`; the script that evaluates, which wrote the result files, keeps the one image
+# more that is left after 70% and 10%. That image is in no part of any fold.
 
 # %%
 of_train = set(splits.report_folds(names)[0].test)
@@ -200,13 +201,14 @@ dice.rename_axis(None).to_frame("Dice").style.format("{:.3f}")
 ledger.cause("data")
 
 # %% [markdown]
-# Of the 92 human test images two were new to the models, and the mean Dice is 0.837. Of the 42 mouse images all were new,
-# and it is 0.706. The groups differ in species as well, so the gap does not measure the leak. But only the second number is
-# about images that the models had not seen. In our own training of the design, which was short, having seen an image
-# brought nothing that could be measured ({doc}`crossvalidation`).
+# Of the 92 human test images two were new to the models, and the mean Dice is 0.837. Of the 42 mouse images all were
+# new, and it is 0.706. The groups differ in species as well, so the gap does not measure the leak. But only the second
+# number is about images that the models had not seen. In our own training of the design, which was short, having seen
+# an image brought nothing that could be measured ([Cross-validation](crossvalidation.ipynb)).
 #
-# **To do it right:** draw the folds over all images and test each image once. `nucseg.data.splits.folds` does that, with a
-# {term}`validation part` taken from the training folds. {doc}`data` explains why the list of files belongs to the protocol.
+# **To do it right:** draw the folds over all images and test each image once. `nucseg.data.splits.folds` does that,
+# with a
+# {term}`validation part` taken from the training folds. [The data: nuclei in stained tissue](data.ipynb) explains why the list of files belongs to the protocol.
 
 # %%
 benchmark = splits.folds(names)
@@ -278,10 +280,10 @@ ledger.agree(15, {"11.2%": in_val.min(), "16.4%": in_val.max()})
 # (claims-aji)=
 # ## An AJI over matched nuclei only
 #
-# The {term}`aggregated Jaccard index` {cite}`kumar2017aji` adds up the intersections of matched nuclei and divides by the
-# unions. The areas of unmatched objects are added to the denominator: of predictions without a nucleus, and of nuclei
-# without a prediction. The report's code adds the former and leaves out the latter. It also matches one to one, as AJI+
-# does {cite}`graham2019hovernet`.
+# The {term}`aggregated Jaccard index` {cite}`kumar2017aji` adds up the intersections of matched nuclei and divides by
+# the unions. The areas of unmatched objects are added to the denominator: of predictions without a nucleus, and of
+# nuclei without a prediction. The report's code adds the former and leaves out the latter. It also matches one to one,
+# as AJI+ does {cite}`graham2019hovernet`.
 #
 # A metric is best tested where the answer is known. We take a perfect prediction and delete some of its nuclei:
 
@@ -341,11 +343,12 @@ plt.show()
 ledger.cause("aji")
 
 # %% [markdown]
-# In 26 of 145 results AJI is the larger one. They show the formula at work: missed nuclei lower the IoU, and not this AJI.
+# In 26 of 145 results AJI is the larger one. They show the formula at work: missed nuclei lower the IoU, and not this
+# AJI.
 #
 # **To do it right:** test a metric on cases whose score is known, and assert such ties where scores are made.
-# `nucseg.metrics` has both versions, so that scores of either kind can be compared with their own kind. {doc}`fooled` shows
-# more metrics that need such a test.
+# `nucseg.metrics` has both versions, so that scores of either kind can be compared with their own kind. [Six ways to
+# fool oneself](fooled.ipynb) shows more metrics that need such a test.
 
 # %% tags=["hide-input"]
 check("1.00", dropped.loc[0.2, "report"])
@@ -374,8 +377,8 @@ ledger.agree(43, {"26": above.sum(), "145": len(above)})
 # ## What reaches the frozen encoder
 #
 # A network expects its input on the scale it was trained with. SAM subtracts a mean from each channel and divides by a
-# standard deviation, on the scale 0 to 255. The report's data loader does the same on the scale 0 to 1. Then SAM's own step
-# is applied to the result:
+# standard deviation, on the scale 0 to 255. The report's data loader does the same on the scale 0 to 1. Then SAM's own
+# step is applied to the result:
 
 # %%
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -391,13 +394,12 @@ plt.show()
 
 # %% [markdown]
 # The standard deviation measures contrast, and the second step divides it by 57 to 58. The image is not lost, since
-# floating-point numbers keep it, and BatchNorm in training mode rescales what passes through. But the frozen weights meet
-# an input that they were not trained on. Nothing crashes, and the model still learns, so this is hard to notice.
+# floating-point numbers keep it, and BatchNorm in training mode rescales what passes through. But the frozen weights
+# meet an input that they were not trained on. Nothing crashes, and the model still learns, so this is hard to notice.
 #
-# Frozen weights are also not all of a network's state. The report freezes the {term}`encoder` by `requires_grad = False`
-# and trains
-# in `train()` mode. {term}`BatchNorm` layers keep a running mean and variance, and in this mode every batch updates them.
-# One forward pass shows it, with PyTorch's own `train()` and with that of `nucseg`:
+# Frozen weights are also not all of a network's state. The report freezes the {term}`encoder` by `requires_grad =
+# False` and trains in `train()` mode. {term}`BatchNorm` layers keep a running mean and variance, and in this mode every
+# batch updates them. One forward pass shows it, with PyTorch's own `train()` and with that of `nucseg`:
 
 
 # %%
@@ -428,8 +430,8 @@ ledger.cause("input")
 # file that holds only LoRA and {term}`head` loses a part of what was trained.
 #
 # **To do it right:** let one place own the normalisation, keep a frozen BatchNorm in `eval()` mode, and test that the
-# base is unchanged after a step. The model of `nucseg` normalises by itself and refuses anything but whole numbers from 0
-# to 255:
+# base is unchanged after a step. The model of `nucseg` normalises by itself and refuses anything but whole numbers from
+# 0 to 255:
 
 # %%
 try:
@@ -453,10 +455,10 @@ ledger.agree(6, {"27 of 27": f"{sum(moved['PyTorch'])} of {len(moved['PyTorch'])
 # (claims-ceiling)=
 # ## A foreground cannot tell nuclei apart
 #
-# The report's model draws one foreground map, 64 × 64 for an image of 1024 px, and takes each {term}`connected component`
-# for a nucleus. How well could it do if the network never erred? We give it the true foreground and let the rest of the
-# design work. Beside it stands the way of `nucseg`: a second map, the {term}`distance map`, on a grid of every second
-# pixel.
+# The report's model draws one foreground map, 64 × 64 for an image of 1024 px, and takes each {term}`connected
+# component` for a nucleus. How well could it do if the network never erred? We give it the true foreground and let the
+# rest of the design work. Beside it stands the way of `nucseg`: a second map, the {term}`distance map`, on a grid of
+# every second pixel.
 
 
 # %%
@@ -487,8 +489,8 @@ claims.plot_pair(
 plt.show()
 
 # %% [markdown]
-# Mean scores of these perfect networks, on the synthetic images here and on the 133 test images of NuInsSeg's first fold
-# (from recorded tables):
+# Mean scores of these perfect networks, on the synthetic images here and on the 133 test images of NuInsSeg's first
+# fold (from recorded tables):
 
 # %%
 here = {
@@ -521,13 +523,14 @@ ledger.cause("nuclei")
 # %% [markdown]
 # On NuInsSeg the design with the true foreground on its grid reaches an AJI of 0.536 and a PQ of 0.603. A network that
 # fits its grid to the interpolation could do better, 0.599 and 0.695. Even at full resolution it is no more than 0.654
-# and 0.761, because touching nuclei become one object: 52.8 nuclei per image become 28.1 objects on the grid. The report
-# says itself that adjacent nuclei are merged at times. A better {term}`rank` or learning rate brings the foreground
-# nearer to the true one, in which neighbours still touch. A second map that separates them lifts the limit to 0.974 and
+# and 0.761, because touching nuclei become one object: 52.8 nuclei per image become 28.1 objects on the grid. The
+# report says itself that adjacent nuclei are merged at times. A better {term}`rank` or learning rate brings the
+# foreground nearer to the true one, in which neighbours still touch. A second map that separates them lifts the limit
+# to 0.974 and
 # 0.971.
 #
 # So what the report says about outlines is right for the outline of a cluster, and not for those within it;
-# {doc}`report` plots both.
+# [The report, side by side](report.ipynb) plots both.
 #
 # **To do it right:** compute what a design can reach before training it. It takes a minute and no GPU.
 
@@ -558,8 +561,8 @@ assert (
 # ## A grid, read row by row
 #
 # The report's search is a full grid: every combination of four ranks, three {term}`alphas <alpha>` and three learning
-# rates occurs once. Such a grid can be taken apart: how much of the variance of the validation Dice goes with each of the
-# three?
+# rates occurs once. Such a grid can be taken apart: how much of the variance of the validation Dice goes with each of
+# the three?
 
 # %%
 search = pd.read_csv(reference / "report_code_param_search.csv")
@@ -574,8 +577,8 @@ claims.plot_search(search, {"the report's": chosen, "the best": best})
 plt.show()
 
 # %% [markdown]
-# Shares of variance depend on the values that were tried: a narrower range of rates would give the rate less. A count of
-# wins is easier to read: in how many pairs of the other two is one value the best?
+# Shares of variance depend on the values that were tried: a narrower range of rates would give the rate less. A count
+# of wins is easier to read: in how many pairs of the other two is one value the best?
 
 
 # %%
@@ -594,7 +597,8 @@ print("ranks 8, 16 above ranks 2, 4:", (higher > 0).sum(), "of", len(higher))
 print("on average by", round(higher.mean(), 3))
 
 # %% [markdown]
-# Table 4 shows rows in which rank, alpha and rate change together. Here are such rows beside those that change alpha alone:
+# Table 4 shows rows in which rank, alpha and rate change together. Here are such rows beside those that change alpha
+# alone:
 
 # %%
 together = search.query("rank == alpha and lr == 3e-4")["val_dice"]  # rank 2, 4, 8
@@ -608,12 +612,12 @@ ledger.cause("search")
 # %% [markdown]
 # The rate explains 88.2% of the variance, alpha 9.1% and the rank 0.1%. Alpha 8 is best in 12 of 12 pairs of rank and
 # rate, as the report says. The rate 1e-3 is best in 12 of 12 pairs of rank and alpha; it is the edge of the grid, so a
-# higher one may be better still. Where rank and alpha rise together, Dice goes from 0.810 to 0.822; alpha alone takes it
-# as far. The mean of ranks 8 and 16 is above that of 2 and 4 in 9 of 9 pairs of alpha and rate, as the report says, but
-# by 0.001 on average: consistent, and too little to call capacity important.
+# higher one may be better still. Where rank and alpha rise together, Dice goes from 0.810 to 0.822; alpha alone takes
+# it as far. The mean of ranks 8 and 16 is above that of 2 and 4 in 9 of 9 pairs of alpha and rate, as the report says,
+# but by 0.001 on average: consistent, and too little to call capacity important.
 #
-# **To do it right:** change one thing at a time, or analyse the grid as a whole, and extend it when the best value lies at
-# its edge.
+# **To do it right:** change one thing at a time, or analyse the grid as a whole, and extend it when the best value lies
+# at its edge.
 
 # %% tags=["hide-input"]
 row = search.loc[best]
@@ -649,9 +653,9 @@ ledger.agree(
 # (claims-tables)=
 # ## Tables beside their files
 #
-# Four claims are about printed values: means over batches, rows of single folds, and values that the result files do not
-# hold. {doc}`report` looks up each of them. The remedy is to let a script write the table. This is the head of Table 4,
-# made from the file:
+# Four claims are about printed values: means over batches, rows of single folds, and values that the result files do
+# not hold. [The report, side by side](report.ipynb) looks up each of them. The remedy is to let a script write the
+# table. This is the head of Table 4, made from the file:
 
 # %%
 best_four = search.nlargest(4, "val_dice")[[*factors, "val_dice"]]
@@ -690,11 +694,12 @@ paper = published.loc[published["source"].str.contains("Mahbod"), "method"]
 ledger.cause("baselines")
 
 # %% [markdown]
-# The comparison changes with the source: against the paper's six kinds of U-Net the report is above three in Dice and below
-# all in PQ. So these scores are not the state of the art on NuInsSeg; that takes nothing from the method's small cost.
+# The comparison changes with the source: against the paper's six kinds of U-Net the report is above three in Dice and
+# below all in PQ. So these scores are not the state of the art on NuInsSeg; that takes nothing from the method's small
+# cost.
 #
-# **To do it right:** copy baselines from a named table of a named paper, check that data, folds and scores are the same,
-# and say so where they are not.
+# **To do it right:** copy baselines from a named table of a named paper, check that data, folds and scores are the
+# same, and say so where they are not.
 
 # %% tags=["hide-input"]
 assert paper.str.contains("U-Net").sum() == len(paper) == 6
@@ -710,8 +715,8 @@ assert not paper.str.contains("StarDist|Cellpose").any()
 ledger.verdict("holds")
 
 # %% [markdown]
-# Three statements may well be true, but nothing in the report can show it. Each needs an experiment that leaves something
-# out or changes it:
+# Three statements may well be true, but nothing in the report can show it. Each needs an experiment that leaves
+# something out or changes it:
 
 # %%
 ledger.verdict("cannot be checked")
@@ -751,15 +756,15 @@ ledger.verdict("cannot be checked")
 # %% [markdown]
 # ```{solution} ex-claims-moved
 # :class: dropdown
-# BatchNorm in training mode updates its running statistics and normalises with those of the batch. Dropout in training mode
-# changes the output at random. Neither needs a gradient.
+# BatchNorm in training mode updates its running statistics and normalises with those of the batch. Dropout in training
+# mode changes the output at random. Neither needs a gradient.
 # ```
 
 # %% [markdown]
 # ```{exercise} AJI by hand
 # :label: ex-claims-by-hand
-# An image has two nuclei of four pixels each. The prediction finds one exactly and misses the other. Work out Kumar's AJI
-# and the AJI over matched nuclei, then check both with `score`.
+# An image has two nuclei of four pixels each. The prediction finds one exactly and misses the other. Work out Kumar's
+# AJI and the AJI over matched nuclei, then check both with `score`.
 # ```
 
 # %% [markdown]
@@ -804,8 +809,8 @@ assert (
 # %% [markdown]
 # ```{exercise} A finer grid
 # :label: ex-claims-grid
-# Does a grid of 128 × 128 lift the limit of connected components? Measure the PQ of a perfect foreground on `samples`, and
-# compare it with full size.
+# Does a grid of 128 × 128 lift the limit of connected components? Measure the PQ of a perfect foreground on `samples`,
+# and compare it with full size.
 # ```
 
 # %% [markdown]

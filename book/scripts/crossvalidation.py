@@ -16,7 +16,8 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # **You will learn** to compute {term}`panoptic quality` by hand, to build the benchmark's {term}`folds <fold>`, to
 # put a {term}`bootstrap` interval on a mean, and to compare two systems on the same images.
 #
-# **You need** the chapters {doc}`data` and {doc}`finetuning`. Nothing is trained here; the page reads recorded
+# **You need** the chapters [The data: nuclei in stained tissue](data.ipynb) and [Fine-tuning](finetuning.ipynb).
+# Nothing is trained here; the page reads recorded
 # {term}`runs <run>`.
 # **Time**: 25 minutes to read, half a minute to run.
 # ```
@@ -183,9 +184,9 @@ chapter.plot_folds(table, splits)
 plt.show()
 
 # %% [markdown]
-# The images of a tissue were very probably cut from one slide ({doc}`data`), and every tissue of a test part is also
-# in the training part of its fold. These folds therefore ask how well a model does on *more of the same slides*. The
-# chapter on {doc}`tissues` asks a harder question.
+# The images of a tissue were very probably cut from one slide ([The data: nuclei in stained tissue](data.ipynb)), and
+# every tissue of a test part is also in the training part of its fold. These folds therefore ask how well a model does
+# on *more of the same slides*. The chapter on [Tissues](tissues.ipynb) asks a harder question.
 #
 # Not every choice was made within one fold. The table says which images each choice was made on:
 #
@@ -324,7 +325,7 @@ plt.show()
 # With images drawn the interval of PQ is 0.443 to 0.463; with tissues drawn it is 0.415 to 0.487, nearly four times
 # as wide. The second interval also covers which tissues happen to be in the data set, as long as each of them is seen
 # in training. No interval from these scores says what happens on a tissue that was *not* seen; for that see
-# {doc}`tissues`. Neither interval covers another training seed.
+# [Tissues](tissues.ipynb). Neither interval covers another training seed.
 
 # %%
 chapter.interval_table(scores)
@@ -404,9 +405,10 @@ assert np.ptp(unpaired) > 2 * np.ptp(paired), "more than twice as wide"
 # | decoding | one for all folds | tuned on the fold's own 80 validation images; objects of low {term}`confidence <object confidence>` are dropped |
 #
 # Base, statistics, LoRA and pixel weights were tried on validation images of folds 1 and 2, which are test images of
-# other folds, as above ({doc}`beyond` shows most of these trials). BatchNorm was chosen because a nucleus then looks the
-# same whatever else is in view, the number of epochs because there was no time for more,
-# and images of 512 px because that is their own size (in a short trial they brought nothing, {doc}`beyond`).
+# other folds, as above ([Beyond the report](beyond.ipynb) shows most of these trials). BatchNorm was chosen because a
+# nucleus then looks the same whatever else is in view, the number of epochs because there was no time for more, and
+# images of 512 px because that is their own size (in a short trial they brought nothing, [Beyond the
+# report](beyond.ipynb)).
 
 # %%
 best = study_runs("best")["broad-small"]
@@ -462,11 +464,11 @@ added = {
 chapter.gain_table(pd.concat(added))
 
 # %% [markdown]
-# With the default decoding the new models have a PQ of 0.482. Tuning the decoding changes it by +0.027, and
-# dropping doubtful objects by another +0.015 (+0.014 to +0.016): more than half of the gain in PQ lies in
-# the decoding. Dropping objects costs a little Dice and AJI, though less than when PQ alone was tuned ({doc}`beyond`).
-# Mirrored views, at four times the cost, change PQ by +0.011 (+0.008 to +0.015), to 0.536, with a Dice
-# of 0.795 and an AJI of 0.560.
+# With the default decoding the new models have a PQ of 0.482. Tuning the decoding changes it by +0.027, and dropping
+# doubtful objects by another +0.015 (+0.014 to +0.016): more than half of the gain in PQ lies in the decoding. Dropping
+# objects costs a little Dice and AJI, though less than when PQ alone was tuned ([Beyond the report](beyond.ipynb)).
+# Mirrored views, at four times the cost, change PQ by +0.011 (+0.008 to +0.015), to 0.536, with a Dice of 0.795 and an
+# AJI of 0.560.
 
 # %% tags=["hide-input"]
 ways = decoded.groupby(["way", "fold"])[["dice", "aji", "pq"]].mean()
@@ -618,9 +620,9 @@ chapter.protocol_table(
 # longer training, so this says nothing about the report's own models.
 #
 # ```{note}
-# This study has 133 test images, while the chapter {doc}`claims` speaks of 134. The report's two scripts cut the list
-# differently. `train.py` takes one fifth of 665, which is 133, and our study follows it. `evaluate.py` takes 70 and
-# 10 percent, rounded down, for training and validation, and tests on the rest, which is 134.
+# This study has 133 test images, while the chapter [What holds](claims.ipynb) speaks of 134. The report's two scripts
+# cut the list differently. `train.py` takes one fifth of 665, which is 133, and our study follows it. `evaluate.py`
+# takes 70 and 10 percent, rounded down, for training and validation, and tests on the rest, which is 134.
 # ```
 
 # %% tags=["hide-input"]
@@ -664,10 +666,11 @@ assert all(run.about["config"]["epochs"] == 3 for run in protocol.values())
 #
 # This table is the counterpart of the report's Table 3. The rows of others are copied from their papers: the
 # benchmark's own six U-Nets {cite}`mahbod2024nuinsseg`, and three instance methods in the study
-# [NucEval](https://arxiv.org/abs/2605.03144), all in five folds. Two things to know when reading them: the
-# benchmark's code keeps the checkpoint that is best on the test part, which favours its six U-Nets ({doc}`data`), and
-# two of NucEval's three methods were split with another seed, so their test parts are not the same. All were trained
-# on full images. The table shows where our systems stand; it does not compare methods on equal terms.
+# [NucEval](https://arxiv.org/abs/2605.03144), all in five folds. Two things to know when reading them: the benchmark's
+# code keeps the checkpoint that is best on the test part, which favours its six U-Nets ([The data: nuclei in stained
+# tissue](data.ipynb)), and two of NucEval's three methods were split with another seed, so their test parts are not the
+# same. All were trained on full images. The table shows where our systems stand; it does not compare methods on equal
+# terms.
 
 # %%
 published = pd.read_csv(

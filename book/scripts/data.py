@@ -104,7 +104,7 @@ plt.show()
 # %% [markdown]
 # Every image of tissue should come with its {term}`pixel size`. It turns pixels into micrometres, and without it
 # nobody can say whether a nucleus is large or the image was enlarged. NuInsSeg does not state it. The
-# {doc}`chapter on your own images <own>` shows what goes wrong when images have another pixel size than those a model
+# [chapter on your own images](own.ipynb) shows what goes wrong when images have another pixel size than those a model
 # was trained on.
 
 # %% [markdown]
@@ -168,8 +168,9 @@ markers, _ = ndimage.label(peaks & (foreground > 0.5))
 basins = watershed(-smooth, markers, mask=foreground > 0.5)
 
 # %% [markdown]
-# True maps are smooth, and here most nuclei have one peak. Predicted maps are noisy: many nuclei have several peaks, and
-# each peak gives a basin of its own. So two basins are merged again if the {term}`ridge` between them is higher than
+# True maps are smooth, and here most nuclei have one peak. Predicted maps are noisy: many nuclei have several peaks,
+# and each peak gives a basin of its own. So two basins are merged again if the {term}`ridge` between them is higher
+# than
 # 0.9 times the lower of their peaks, because then there is no real valley. `decode` does all of this:
 
 # %%
@@ -202,10 +203,10 @@ pd.Series(
 # %% [markdown]
 # How much is lost by encoding and decoding? On all 665 real images, encoding and decoding the true label maps gives a
 # {term}`PQ <panoptic quality>` of 0.984 and an {term}`AJI <aggregated jaccard index>` of 0.988; both scores, which
-# {doc}`crossvalidation` explains, are 1 for a perfect result. At half the resolution, that of the maps our network
-# predicts, PQ is 0.971. By contrast, the connected components of a perfect foreground reach a PQ of 0.704, measured
-# on 31 of the images, one per tissue. A network that predicts only a foreground, decoded this way, can hardly do
-# better.
+# [Cross-validation](crossvalidation.ipynb) explains, are 1 for a perfect result. At half the resolution, that of the
+# maps our network predicts, PQ is 0.971. By contrast, the connected components of a perfect foreground reach a PQ of
+# 0.704, measured on 31 of the images, one per tissue. A network that predicts only a foreground, decoded this way, can
+# hardly do better.
 
 # %% tags=["hide-input"]
 recorded = results_folder() / "representations"
@@ -441,8 +442,9 @@ plt.show()
 # images of the human salivary gland, one fold tests 4 and another 16.
 #
 # In the report's code, the test images are a random fifth of the whole list, the same for all folds, while the folds
-# divide the first seven tenths of the sorted list. The two overlap: of the 133 test images, 72 are in the training
-# part of fold 1 and 18 in its validation part. {doc}`crossvalidation` measures how much that changes the scores.
+# divide the first seven tenths of the sorted list. The two overlap: of the 133 test images, 72 are in the training part
+# of fold 1 and 18 in its validation part. [Cross-validation](crossvalidation.ipynb) measures how much that changes the
+# scores.
 #
 # `splits.leave_one_tissue_out` asks the hardest of the three questions: how well a model does on a tissue that it has
 # never seen.

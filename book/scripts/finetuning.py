@@ -16,8 +16,9 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # **You will learn** to write a Dice and a focal loss, to write a training step that changes only what it should, to
 # read learning curves, and to turn predicted maps into nuclei and scores.
 #
-# **You need** the chapter {doc}`lora`, and {doc}`data` for the target maps. You need no download and no GPU: the
-# images are synthetic, or cut from NuInsSeg if the environment variable `NUCSEG_DATA` names its folder.
+# **You need** the chapter [LoRA: fine-tuning with few weights](lora.ipynb), and [The data: nuclei in stained
+# tissue](data.ipynb) for the target maps. You need no download and no GPU: the images are synthetic, or cut from
+# NuInsSeg if the environment variable `NUCSEG_DATA` names its folder.
 #
 # **Time**: 30 minutes to read, two minutes to run.
 # ```
@@ -404,7 +405,7 @@ plt.show()
 # The second, `design`, is the report's design (its LoRA, head and loss) without any pretraining: 14 epochs from
 # random weights, where the report trains 50 from MobileSAM's. So it shows what this design learns in 53 minutes on a
 # CPU, and says nothing about the report's own scores. It does not repeat two details of the report's code, which the
-# chapter {doc}`claims` describes: images that are normalised twice, and a BatchNorm that drifts.
+# chapter [What holds](claims.ipynb) describes: images that are normalised twice, and a BatchNorm that drifts.
 
 # %%
 chapter.scores_table(
@@ -415,8 +416,8 @@ chapter.scores_table(
 # The report's design reaches a Dice of 0.684 and a PQ of 0.242: the foreground is roughly found, but many nuclei in
 # it are not separated. The images hold 53 nuclei on average, the predictions 34 objects. The instance head reaches
 # 0.787 and 0.463, with 51 objects. (Published U-Nets have a Dice of 0.766 to 0.814.) The two runs, one seed each,
-# differ in base, head and budget, so this comparison does not say which of them matters; {doc}`beyond` changes one
-# thing at a time.
+# differ in base, head and budget, so this comparison does not say which of them matters; [Beyond the
+# report](beyond.ipynb) changes one thing at a time.
 
 # %% tags=["hide-input"]
 ours, its = (run.scores.mean(numeric_only=True) for run in (instance, design))
@@ -570,7 +571,7 @@ assert changed and all("lora_" in n or n.startswith("head.") for n in changed)
 
 # %% [markdown]
 # They belong to LoRA's matrices and to the head. The running statistics of the encoder's BatchNorm layers did not
-# change; the chapter on {doc}`lora` explains why.
+# change; the chapter on [LoRA: fine-tuning with few weights](lora.ipynb) explains why.
 #
 # ```{solution-end}
 # ```

@@ -4,8 +4,8 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # %% [markdown]
 # # Six ways to fool oneself
 #
-# A score that looks like a record may be a mistake. Here are six common mistakes, all on the same ten images: three in how a
-# score is computed, two in how a model is trained, and one in how it is chosen. Each takes one line.
+# A score that looks like a record may be a mistake. Here are six common mistakes, all on the same ten images: three in
+# how a score is computed, two in how a model is trained, and one in how it is chosen. Each takes one line.
 #
 # ## Overview
 #
@@ -13,8 +13,8 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # :class: objectives
 # **You will learn** to recognise six mistakes by what they print, and to write the test that finds each of them.
 #
-# **You need**: {doc}`finetuning` for the scores, {doc}`crossvalidation` for the folds. **Time**: 20 minutes to read, half a
-# minute to run.
+# **You need**: [Fine-tuning](finetuning.ipynb) for the scores, [Cross-validation](crossvalidation.ipynb) for the folds.
+# **Time**: 20 minutes to read, half a minute to run.
 # ```
 
 # %%
@@ -72,7 +72,8 @@ fooled.plot_prediction(samples[2], predictions[2])
 plt.show()
 
 # %% [markdown]
-# The true scores of these predictions are {term}`Dice <Dice coefficient>` 0.828, {term}`AJI <aggregated Jaccard index>` 0.511 and
+# The true scores of these predictions are {term}`Dice <Dice coefficient>` 0.828, {term}`AJI <aggregated Jaccard index>`
+# 0.511 and
 # {term}`PQ <panoptic quality>` 0.548. The next three sections score the same predictions.
 
 # %% tags=["hide-input"]
@@ -89,8 +90,8 @@ seen = {}  # what each mistake prints, beside the truth
 # (fooled-binary)=
 # ## Binary masks into AJI and PQ
 #
-# AJI and PQ compare objects, so they need a {term}`label map`. A thresholded mask has the same shape and type, and both scores
-# accept it: as an image with one single nucleus.
+# AJI and PQ compare objects, so they need a {term}`label map`. A thresholded mask has the same shape and type, and both
+# scores accept it: as an image with one single nucleus.
 
 # %%
 binary = pd.DataFrame(
@@ -127,8 +128,8 @@ assert (true["nuclei_true"] > 1).all(), (
 # (fooled-background)=
 # ## Dice averaged with the background
 #
-# Libraries for semantic segmentation often average a score over the classes, and background is a class. In images of nuclei it
-# is the larger and the easier class:
+# Libraries for semantic segmentation often average a score over the classes, and background is a class. In images of
+# nuclei it is the larger and the easier class:
 
 
 # %%
@@ -157,7 +158,8 @@ dice_of_nothing = score(pairs[0][0], np.zeros_like(pairs[0][0])).dice
 print("with background:", np.mean(nothing).round(3), "Dice:", dice_of_nothing)
 
 # %% [markdown]
-# With the background it gets 0.405. The same test finds accuracy over pixels, and every other score that counts what is easy.
+# With the background it gets 0.405. The same test finds accuracy over pixels, and every other score that counts what is
+# easy.
 
 # %% tags=["hide-input"]
 with_background = by_class.mean(axis=1).mean()
@@ -172,8 +174,9 @@ assert dice_of_nothing == 0
 # (fooled-matched)=
 # ## AJI over matched nuclei only
 #
-# AJI matches each true nucleus with a prediction and sums over the matches. It is easy to forget that the areas of unmatched
-# objects belong to the denominator as well. Here is the sum without the missed nuclei, from a table of shared pixels:
+# AJI matches each true nucleus with a prediction and sums over the matches. It is easy to forget that the areas of
+# unmatched objects belong to the denominator as well. Here is the sum without the missed nuclei, from a table of shared
+# pixels:
 
 
 # %%
@@ -200,8 +203,8 @@ lenient = np.mean([matched_only(*pair) for pair in pairs])
 print("matched only:", lenient.round(3), "AJI:", true["aji"].mean().round(3))
 
 # %% [markdown]
-# This prints 0.702 where AJI is 0.511. `nucseg.metrics` has this sum under the name `aji_matched_only`, so that published scores
-# of this kind can be compared with their own kind.
+# This prints 0.702 where AJI is 0.511. `nucseg.metrics` has this sum under the name `aji_matched_only`, so that
+# published scores of this kind can be compared with their own kind.
 #
 # **How to notice:** the AJI of an image cannot exceed the IoU of its foreground, and deleting nuclei from a perfect
 # prediction must cost something:
@@ -231,9 +234,9 @@ assert (true["aji"] <= true["iou"]).all(), "the true AJI breaks its bound"
 # (fooled-carried)=
 # ## Weights carried over from fold to fold
 #
-# In {term}`cross-validation` each {term}`fold` needs a new model. If it is made before the loop, fold 2 goes on with weights that have
-# already been trained on its test images. To see it, a small network decides for single pixels, from the seven by seven pixels
-# around them, whether they lie in a nucleus. Two of the ten images are tested in each fold:
+# In {term}`cross-validation` each {term}`fold` needs a new model. If it is made before the loop, fold 2 goes on with
+# weights that have already been trained on its test images. To see it, a small network decides for single pixels, from
+# the seven by seven pixels around them, whether they lie in a nucleus. Two of the ten images are tested in each fold:
 
 # %%
 rng = np.random.default_rng(0)
@@ -289,11 +292,12 @@ fooled.plot_folds(folds)
 plt.show()
 
 # %% [markdown]
-# This prints a mean Dice of 0.92; with new weights it is 0.86. How large the gain is depends on how well the model remembers:
-# this one has nearly ten thousand weights for 480 pixels. A short training may gain nothing; it is a mistake all the same.
+# This prints a mean Dice of 0.92; with new weights it is 0.86. How large the gain is depends on how well the model
+# remembers: this one has nearly ten thousand weights for 480 pixels. A short training may gain nothing; it is a mistake
+# all the same.
 #
-# **How to notice:** the first fold is right, and the gain sits in the later ones. Change the order of the folds: a gain that
-# moves with the place and not with the images is this mistake. And compare the weights at the start of each fold:
+# **How to notice:** the first fold is right, and the gain sits in the later ones. Change the order of the folds: a gain
+# that moves with the place and not with the images is this mistake. And compare the weights at the start of each fold:
 
 
 # %%
@@ -322,8 +326,9 @@ assert 8 * 60 == 480
 # (fooled-no-grad)=
 # ## LoRA under no_grad
 #
-# "The {term}`encoder` is frozen", so its forward pass is put under `torch.no_grad()` to save memory. With {term}`LoRA` in it this
-# also cuts off the only weights of the encoder that should learn. The loss falls all the same, because the {term}`head` learns:
+# "The {term}`encoder` is frozen", so its forward pass is put under `torch.no_grad()` to save memory. With {term}`LoRA`
+# in it this also cuts off the only weights of the encoder that should learn. The loss falls all the same, because the
+# {term}`head` learns:
 
 # %%
 base = load_base("random", seed=0)
@@ -357,8 +362,8 @@ def train(with_gradients, steps=5):
 runs = {"under no_grad": train(False), "with gradients": train(True)}
 
 # %% [markdown]
-# What is usually printed does not show it. The number of weights with `requires_grad` is the same, and both losses fall. But not
-# the same weights moved:
+# What is usually printed does not show it. The number of weights with `requires_grad` is the same, and both losses
+# fall. But not the same weights moved:
 
 # %%
 report = {}
@@ -409,9 +414,9 @@ assert len(without_gradient(frozen)) == 2 * layers and not without_gradient(good
 # (fooled-chosen)=
 # ## Choosing on the test part
 #
-# A run is repeated, an epoch picked, a threshold tuned, and each time the {term}`test part` is scored. The best value is reported. To
-# see what this alone is worth, we make twenty candidates that are equally good: they differ by chance only. Five images test
-# them; the other five are the {term}`validation part`.
+# A run is repeated, an epoch picked, a threshold tuned, and each time the {term}`test part` is scored. The best value
+# is reported. To see what this alone is worth, we make twenty candidates that are equally good: they differ by chance
+# only. Five images test them; the other five are the {term}`validation part`.
 
 
 # %%
@@ -433,9 +438,9 @@ pd.Series(
 ).to_frame("test PQ").style.format("{:.3f}")
 
 # %% [markdown]
-# This prints 0.608. Every candidate has the same error rates, so the true value is their mean, 0.560, and the gain of 0.048 is
-# luck. The candidate that is chosen on validation images has 0.586 on the test part. With another draw it could as well be
-# below the mean: this choice is not biased to one side.
+# This prints 0.608. Every candidate has the same error rates, so the true value is their mean, 0.560, and the gain of
+# 0.048 is luck. The candidate that is chosen on validation images has 0.586 on the test part. With another draw it
+# could as well be below the mean: this choice is not biased to one side.
 #
 # **How to notice:** count how many numbers were looked at before one was reported. The gain grows with this number and
 # shrinks with the number of test images:
@@ -457,8 +462,8 @@ assert len(pq) == 20 and on_test.max() > on_test[on_val.argmax()]
 # %% [markdown]
 # ## All of them
 #
-# Here is what the mistakes print, beside the truth. Binary masks have two rows, one for each score; LoRA under `no_grad` has
-# none, because it prints a wrong number of weights and not a wrong score.
+# Here is what the mistakes print, beside the truth. Binary masks have two rows, one for each score; LoRA under
+# `no_grad` has none, because it prints a wrong number of weights and not a wrong score.
 
 # %% mystnb={"figure": {"caption": "What each mistake prints, and the true value of the same predictions or models.", "name": "fig-fooled-printed"}, "image": {"alt": "Six rows with two marks each, the true score and the printed one. Binary masks and the AJI over matched nuclei add most, about a fifth of the scale; carried weights, choosing on the test part and Dice with background add about a quarter of that."}}
 table = pd.DataFrame(seen, index=["printed", "true"]).T
@@ -469,9 +474,9 @@ plt.show()
 table.assign(gain=table["printed"] - table["true"]).style.format("{:.3f}")
 
 # %% [markdown]
-# How `nucseg` guards against them: every row of `scores.csv` has the number of nuclei in truth and prediction; Dice is of the
-# foreground; AJI has a test with missed nuclei; every {term}`run` builds its model anew and records the hash of its split; the tests
-# check which weights a training step changes; and the epoch is chosen on the validation part.
+# How `nucseg` guards against them: every row of `scores.csv` has the number of nuclei in truth and prediction; Dice is
+# of the foreground; AJI has a test with missed nuclei; every {term}`run` builds its model anew and records the hash of
+# its split; the tests check which weights a training step changes; and the epoch is chosen on the validation part.
 
 # %% tags=["hide-input"]
 gain = table["printed"] - table["true"]
@@ -498,8 +503,8 @@ assert gain.max() < 0.25 and gain["Dice with background"] < 0.06
 # %% [markdown]
 # ```{solution} ex-fooled-which
 # :class: dropdown
-# Binary masks were given to AJI and PQ. With one object in truth and in prediction, both are the IoU of the foreground (PQ if
-# it is above one half, else 0).
+# Binary masks were given to AJI and PQ. With one object in truth and in prediction, both are the IoU of the foreground
+# (PQ if it is above one half, else 0).
 # ```
 
 # %% [markdown]
@@ -511,14 +516,15 @@ assert gain.max() < 0.25 and gain["Dice with background"] < 0.06
 # %% [markdown]
 # ```{solution} ex-fooled-loss
 # :class: dropdown
-# None. With LoRA under `no_grad` the head still learns; with weights carried over the loss starts low and falls further; and
-# the others do not touch the training at all.
+# None. With LoRA under `no_grad` the head still learns; with weights carried over the loss starts low and falls
+# further; and the others do not touch the training at all.
 # ```
 
 # %% [markdown]
 # ```{exercise} Accuracy
 # :label: ex-fooled-accuracy
-# Compute the share of pixels that are classified correctly, for the predictions and for a prediction that finds nothing.
+# Compute the share of pixels that are classified correctly, for the predictions and for a prediction that finds
+# nothing.
 # ```
 
 # %% [markdown]
@@ -563,7 +569,8 @@ assert backwards[1] > folds.loc[1, "carried over"]
 # %% [markdown]
 # ```{exercise} How many looks?
 # :label: ex-fooled-looks
-# With twice as many test images, what is left of the gain of the best of twenty? Use all ten images of `pq` as the test part.
+# With twice as many test images, what is left of the gain of the best of twenty? Use all ten images of `pq` as the test
+# part.
 # ```
 
 # %% [markdown]

@@ -16,7 +16,7 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # to split the variance of a grid search among its factors, and to compare the best configurations of a search with
 # each other.
 #
-# **You need**: the chapter on {doc}`LoRA <lora>` for rank and alpha, the one on {doc}`fine-tuning <finetuning>` for the
+# **You need**: the chapter on [LoRA](lora.ipynb) for rank and alpha, the one on [fine-tuning](finetuning.ipynb) for the
 # rest. No model is trained here. **Time**: 25 minutes to read, 1 minute to run.
 # ```
 

@@ -4,23 +4,25 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # %% [markdown]
 # # The ledger of claims
 #
-# Every distinct claim of the report, with its verdict, the evidence and the place where it is checked. This page is for looking
-# things up; {doc}`report` and {doc}`claims` tell the story.
+# Every distinct claim of the report, with its verdict, the evidence and the place where it is checked. This page is for
+# looking things up; [The report, side by side](report.ipynb) and [What holds](claims.ipynb) tell the story.
 #
 # ## Overview
 #
 # ```{admonition} In this chapter
 # :class: objectives
-# **You will learn** to number claims so that each can be looked up, and to check a page of text against what cells compute.
+# **You will learn** to number claims so that each can be looked up, and to check a page of text against what cells
+# compute.
 #
-# **You need**: {doc}`report` for the report's tables. **Time**: a page for reference; 10 seconds to run.
+# **You need**: [The report, side by side](report.ipynb) for the report's tables. **Time**: a page for reference; 10
+# seconds to run.
 # ```
 #
-# There are five verdicts. A claim *holds*, holds *partly*, *does not hold*, or *cannot be checked*. A *note* is not a claim:
-# it is something that the text leaves out and a reader needs to know. Where the evidence is *the report's code*, the claim
-# was checked by reading its code and its result files, which are not part of this repository (GitHub,
-# Zachary-Woo/Assignment-3, commit 43055974). All other evidence is computed in the section that the entry names, from the
-# folder `book/reference`, from recorded runs or from the architecture.
+# There are five verdicts. A claim *holds*, holds *partly*, *does not hold*, or *cannot be checked*. A *note* is not a
+# claim: it is something that the text leaves out and a reader needs to know. Where the evidence is *the report's code*,
+# the claim was checked by reading its code and its result files, which are not part of this repository (GitHub,
+# Zachary-Woo/Assignment-3, commit 43055974). All other evidence is computed in the section that the entry names, from
+# the folder `book/reference`, from recorded runs or from the architecture.
 
 # %%
 from IPython.display import Markdown
@@ -39,17 +41,18 @@ Markdown(provenance_note())
 # %% [markdown]
 # ## How the wording is checked
 #
-# An entry such as "the folds divide 465 of 665 images" has numbers in it, and numbers go stale. So the chapters that compute
-# these numbers also compare them: `ledger.agree(14, {"465": len(used), …})` stops the build if the evidence does not contain
-# the text, or if the computed value differs from it. Here are the texts that the chapters compare for three entries:
+# An entry such as "the folds divide 465 of 665 images" has numbers in it, and numbers go stale. So the chapters that
+# compute these numbers also compare them: `ledger.agree(14, {"465": len(used), …})` stops the build if the evidence
+# does not contain the text, or if the computed value differs from it. Here are the texts that the chapters compare for
+# three entries:
 
 # %%
 held = quoted(book / "scripts")
 {number: sorted(held[number]) for number in (14, 19, 36)}
 
 # %% [markdown]
-# Take these texts out of the evidence, and no digit may be left, except where the entry says that it was read in the report's
-# code:
+# Take these texts out of the evidence, and no digit may be left, except where the entry says that it was read in the
+# report's code:
 
 # %%
 left = ledger.unexplained(book / "scripts")
@@ -97,7 +100,8 @@ ledger.entries("Pictures", "Discussion")
 #
 # ## Exercises
 #
-# There are none on this page: those of {doc}`report` and {doc}`claims` are about its entries.
+# There are none on this page: those of [The report, side by side](report.ipynb) and [What holds](claims.ipynb) are
+# about its entries.
 #
 # ## Further reading
 #

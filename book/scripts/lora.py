@@ -169,7 +169,8 @@ plt.show()
 
 # %% [markdown]
 # Rank 1 is not enough, rank 2 suffices, and rank 4 learns the same change with twice as many weights as rank 2. For a
-# real task nobody knows the rank beforehand. It has to be tried, as the chapter {doc}`hyperparameters` does.
+# real task nobody knows the rank beforehand. It has to be tried, as the chapter [What LoRA is
+# worth](hyperparameters.ipynb) does.
 
 # %% tags=["hide-input"]
 start = losses[2][0]
@@ -346,8 +347,8 @@ plt.show()
 # at rank 8. LoRA is frugal in all these cases; the difference matters only to those who want to compare methods at
 # the same number of weights.
 #
-# The number of trained weights does not tell how good the model becomes. {doc}`beyond` compares the scores of no
-# LoRA, several ranks and full fine-tuning.
+# The number of trained weights does not tell how good the model becomes. [Beyond the report](beyond.ipynb) compares the
+# scores of no LoRA, several ranks and full fine-tuning.
 
 # %% tags=["hide-input"]
 matches = (trainable == REPORTED["trainable"]).stack()

@@ -70,9 +70,9 @@ sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
 # `nucseg.segment` takes an image of any size, an array or a Pillow image, and returns its {term}`label map`. The
 # {term}`adapter` `nuinsseg-all` was trained on 625 of NuInsSeg's 665 images, from the {term}`base` `broad`; the other
 # 40 tuned its decoding. No image of NuInsSeg is left to score it on. Its recipe has scores: five runs, each trained on
-# four {term}`folds <fold>` and tested on the fifth ({doc}`crossvalidation`); the adapters `nuinsseg-best-1` to
-# `nuinsseg-best-3` come from three such runs. It has not seen the images of this page, but its base was trained on
-# other synthetic tissue.
+# four {term}`folds <fold>` and tested on the fifth ([Cross-validation](crossvalidation.ipynb)); the adapters
+# `nuinsseg-best-1` to `nuinsseg-best-3` come from three such runs. It has not seen the images of this page, but its
+# base was trained on other synthetic tissue.
 
 # %%
 labels = nucseg.segment(samples[0].image, model)
@@ -227,7 +227,7 @@ before[["stem", "dice", "aji", "pq", "nuclei_true", "nuclei_predicted"]].round(3
 # ## Correct, and train again
 #
 # The three images in `mine` now have masks, here the true ones; in practice they are the adapter's own outlines,
-# corrected. The page {doc}`Predict, correct, train <../corrections>` shows how, with QuPath and with ImageJ, and how
+# corrected. The page [Predict, correct, train](../corrections.md) shows how, with QuPath and with ImageJ, and how
 # to mark what you did not check (*Ignore\**, *Region\**). One call fine-tunes the adapter on them:
 
 # %%
@@ -325,7 +325,7 @@ assert about["start"]["base"] == "random" and about["configs"][0]["patience"] ==
 #
 # What if the images differ and you do not fine-tune? Three runs answer this in part; their heads differ in
 # normalisation only and started from random weights (the recipe study of the chapter
-# {doc}`Beyond the report <beyond>`). They were scored on 24 validation images of fold 1 whose {term}`haematoxylin` or
+# [Beyond the report](beyond.ipynb)). They were scored on 24 validation images of fold 1 whose {term}`haematoxylin` or
 # {term}`eosin` was halved or doubled ({term}`stain shift`).
 
 # %%
@@ -388,7 +388,7 @@ check("0.790", fields["group"])
 #
 # The network sees a large image in overlapping fields, and only the core of each field is kept. The maps are then
 # decoded block by block. Memory does not grow with the image, and empty glass is skipped. The chapter
-# {doc}`From one slide to an archive <archive>` works out how long an archive takes.
+# [From one slide to an archive](archive.ipynb) works out how long an archive takes.
 
 # %%
 large = beyond.about("large-image")
@@ -417,11 +417,11 @@ own.table_seams(cuts, "agreement", "compared")
 
 # %% [markdown]
 # In fields and all at once the network finds the same: the label maps agree with an AJI of 0.995 on one synthetic
-# tissue, and of 0.988 on a mosaic of sixteen tissues, the worst case. If the fields are shifted by 160 px, off the grid,
-# each attention window has other surroundings, and the maps agree less, with 0.974 and 0.899. Neither is closer to the
-# truth: on the mosaic its AJI is 0.648 with fields, 0.669 with shifted ones and 0.646 all at once. What happens at the
-# borders between fields? Each nucleus below lies on a border in one layout and clear of every border in the other, so
-# it was outlined once in each situation.
+# tissue, and of 0.988 on a mosaic of sixteen tissues, the worst case. If the fields are shifted by 160 px, off the
+# grid, each attention window has other surroundings, and the maps agree less, with 0.974 and 0.899. Neither is closer
+# to the truth: on the mosaic its AJI is 0.648 with fields, 0.669 with shifted ones and 0.646 all at once. What happens
+# at the borders between fields? Each nucleus below lies on a border in one layout and clear of every border in the
+# other, so it was outlined once in each situation.
 
 # %%
 own.table_borders(cuts)
@@ -462,7 +462,7 @@ for texts, interval in zip(
 # %% [markdown]
 # ## Options worth knowing
 #
-# `nucseg predict --help` lists them all; the page {doc}`../cli` has the same text.
+# `nucseg predict --help` lists them all; the page [The command line](../cli.md) has the same text.
 #
 # | for | option |
 # |---|---|
@@ -478,7 +478,7 @@ for texts, interval in zip(
 # | several processes, or a cluster | `--on local --jobs 4`, `--on slurm` |
 # | Fiji, QuPath's DJL, ONNX Runtime | `nucseg export --out model` writes ONNX, TorchScript and a bioimage.io package |
 #
-# What `--tta`, ensembles and the confidence bring is measured in {doc}`Beyond the report <beyond>`.
+# What `--tta`, ensembles and the confidence bring is measured in [Beyond the report](beyond.ipynb).
 #
 # ## Summary
 #
@@ -644,5 +644,5 @@ assert [read[i].labels.max() for i in range(3)] == list(left.values())
 # ## Further reading
 #
 # - {cite:t}`caicedo2019bbbc038` for the second data set.
-# - {doc}`Predict, correct, train <../corrections>` for the loop with QuPath and ImageJ, and {doc}`fine-tuning <finetuning>` for
+# - [Predict, correct, train](../corrections.md) for the loop with QuPath and ImageJ, and [fine-tuning](finetuning.ipynb) for
 #   what happens inside.

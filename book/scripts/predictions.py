@@ -15,7 +15,7 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # **You will learn** to decode {term}`target maps` into nuclei step by step, to find mergers and splits, to change the
 # amount of a stain in an image, and to report robustness with absolute and relative losses kept apart.
 #
-# **You need**: the chapter on {doc}`fine-tuning <finetuning>`. **Time**: 20 minutes to read and play, 2 minutes to
+# **You need**: the chapter on [fine-tuning](finetuning.ipynb). **Time**: 20 minutes to read and play, 2 minutes to
 # run.
 # ```
 #
@@ -124,8 +124,8 @@ explorer = watershed_explorer(patch, maps, min_area=50)
 explorer
 
 # %% [markdown]
-# The explorer works on maps rounded to 256 levels, so its counts can differ by one or two from those above. In a running
-# notebook, `explorer.live()` offers finer steps.
+# The explorer works on maps rounded to 256 levels, so its counts can differ by one or two from those above. In a
+# running notebook, `explorer.live()` offers finer steps.
 
 # %% tags=["hide-input"]
 from nucseg.instances import RIDGE
@@ -280,7 +280,7 @@ chapter.stain_table(changes)
 
 # %% [markdown]
 # The adapter has a PQ of 0.464 on the images as they are, and the preset `report` 0.165. (The adapter is the first
-# fold's run of the chapter {doc}`Cross-validation <crossvalidation>`, stored in half precision, so that the last
+# fold's run of the chapter [Cross-validation](crossvalidation.ipynb), stored in half precision, so that the last
 # digit may differ.) So the same absolute loss is a share nearly three times as large for the second system, and which
 # one loses less depends on how the loss is counted:
 #
@@ -372,8 +372,8 @@ browse(items)
 # %% [markdown]
 # ```{solution} ex-predictions-lower-ridge
 # :class: dropdown
-# Fewer. Basins merge if they meet above the ridge times the lower peak, and more pairs meet above a lower limit. Mergers
-# become more frequent, and splits rarer.
+# Fewer. Basins merge if they meet above the ridge times the lower peak, and more pairs meet above a lower limit.
+# Mergers become more frequent, and splits rarer.
 # ```
 
 # %% [markdown]
@@ -385,15 +385,15 @@ browse(items)
 # %% [markdown]
 # ```{solution} ex-predictions-relative
 # :class: dropdown
-# By the absolute loss B, 5 points against 10; by the relative loss A, one sixth against one quarter. Report both, and the
-# scores themselves: A is better under either stain.
+# By the absolute loss B, 5 points against 10; by the relative loss A, one sixth against one quarter. Report both, and
+# the scores themselves: A is better under either stain.
 # ```
 
 # %% [markdown]
 # ```{exercise} Nuclei over the ridge
 # :label: ex-predictions-ridge
-# Decode the patch with ridges of `0.5`, `0.7`, `0.9` and `1.0` and no smallest area. How does the number of nuclei change, and
-# what stays the same?
+# Decode the patch with ridges of `0.5`, `0.7`, `0.9` and `1.0` and no smallest area. How does the number of nuclei
+# change, and what stays the same?
 # ```
 
 # %% [markdown]

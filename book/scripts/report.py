@@ -15,12 +15,12 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # **You will learn** to recompute a parameter count from the shapes of the layers, to check a table against the file it
 # came from, to test whether two printed scores can belong together, and to tell which numbers may stand in one table.
 #
-# **You need**: {doc}`lora` for the weights, {doc}`crossvalidation` for the folds. **Time**: 25 minutes to read, 20
-# seconds to run.
+# **You need**: [LoRA: fine-tuning with few weights](lora.ipynb) for the weights,
+# [Cross-validation](crossvalidation.ipynb) for the folds. **Time**: 25 minutes to read, 20 seconds to run.
 # ```
 #
-# A number in the tables below is an entry of {doc}`the ledger <ledger>`, which gives the evidence for each claim.
-# {doc}`What holds <claims>` groups the claims that do not hold by their causes.
+# A number in the tables below is an entry of [the ledger](ledger.ipynb), which gives the evidence for each claim.
+# [What holds](claims.ipynb) groups the claims that do not hold by their causes.
 
 # %%
 import json
@@ -223,8 +223,8 @@ ledger.agree(8, {"257": measured["head"], "64 × 64": "64 × 64", "1024": 1024})
 # (report-training)=
 # ## Training
 #
-# Settings are easiest to compare where they are data. The preset `report` holds those of the report's text, and those of
-# its code where the text is silent. Beside it stand the preset `instance` and what the five runs of this page used:
+# Settings are easiest to compare where they are data. The preset `report` holds those of the report's text, and those
+# of its code where the text is silent. Beside it stand the preset `instance` and what the five runs of this page used:
 
 # %%
 options = (
@@ -321,7 +321,7 @@ print(f"{highest_dice(average['iou']):.4f}")
 # tests.
 #
 # Now ours beside it. The middle block is the report's design, trained by us on the benchmark's folds. The column *AJI,
-# matched only* is what the report's code computes under the name of AJI ({doc}`claims`); the definition of
+# matched only* is what the report's code computes under the name of AJI ([What holds](claims.ipynb)); the definition of
 # {cite:t}`kumar2017aji` is in the column AJI, which the report's files do not hold.
 
 
@@ -348,8 +348,8 @@ report.blocks(side, "Table 1 of the report, and ours")
 # %% [markdown]
 # **Read the blocks one by one.** The first is on 134 images, two thirds of which were in each model's training or
 # {term}`validation part`, from MobileSAM's {term}`checkpoint` on a large GPU. The other two are on all images, each
-# scored by the model that had not seen it, on a small budget. Within our two blocks only the middle one has the report's
-# head, and it also saw fewer images; the comparison at equal budget is in {doc}`beyond`.
+# scored by the model that had not seen it, on a small budget. Within our two blocks only the middle one has the
+# report's head, and it also saw fewer images; the comparison at equal budget is in [Beyond the report](beyond.ipynb).
 
 # %%
 ledger.part("Table 1")
@@ -441,8 +441,8 @@ ledger.agree(23, {"2": images.min(), "9": images.max()})
 # ## Table 3: other methods
 #
 # Table 3 compares with U-Net, StarDist and Cellpose, "from the original NuInsSeg paper". Each of its pairs of Dice and
-# IoU can be tested with the bound above. The report marks these numbers as approximate ("~") and gives two digits, so we
-# allow for rounding on either side:
+# IoU can be tested with the bound above. The report marks these numbers as approximate ("~") and gives two digits, so
+# we allow for rounding on either side:
 
 # %%
 table_3 = printed(reference, 3)
@@ -507,11 +507,12 @@ equal_time = study_runs("learning-curve")["broad-small"]["epochs-10"]
 report.peers_table(results_folder() / "peers", equal_time)
 
 # %% [markdown]
-# Fine-tuning leads by +0.159 PQ (+0.143 to +0.174) against the U-Net, by +0.168 (+0.148 to +0.188) against StarDist and by
-# +0.198 (+0.175 to +0.221) against Cellpose. **This is what a pretrained base is worth when time is short, not a ranking of
-# methods.** Our base had been pretrained for 2.4 hours, on other images; the three started from nothing. In 24 minutes on
-# one thread the U-Net makes 450 steps, StarDist 1,321 and Cellpose 119, so that none of them is anywhere near its end:
-# their authors train for hours on a graphics card, and the U-Nets of the paper above, trained so, reach a PQ of up to
+# Fine-tuning leads by +0.159 PQ (+0.143 to +0.174) against the U-Net, by +0.168 (+0.148 to +0.188) against StarDist and
+# by +0.198 (+0.175 to +0.221) against Cellpose. **This is what a pretrained base is worth when time is short, not a
+# ranking of methods.** Our base had been pretrained for 2.4 hours, on other images; the three started from nothing. In
+# 24 minutes on one thread the U-Net makes 450 steps, StarDist 1,321 and Cellpose 119, so that none of them is anywhere
+# near its end: their authors train for hours on a graphics card, and the U-Nets of the paper above, trained so, reach a
+# PQ of up to
 # 0.513. Each was run once, with one seed.
 
 # %% tags=["hide-input"]
@@ -580,8 +581,8 @@ ledger.agree(28, {"15.5%": gains["pq"], "10.2%": gains["aji"]})
 # (report-table-4)=
 # ## Table 4: the search
 #
-# The report searched over four ranks, three alphas and three learning rates, 36 configurations in three folds each. That
-# is thorough work. Its result file has all 36, so each row of Table 4 can be looked up, with its place among them:
+# The report searched over four ranks, three alphas and three learning rates, 36 configurations in three folds each.
+# That is thorough work. Its result file has all 36, so each row of Table 4 can be looked up, with its place among them:
 
 # %%
 search = pd.read_csv(reference / "report_code_param_search.csv")
@@ -607,8 +608,8 @@ report.search_table(both)
 # %% [markdown]
 # None of the 4 printed values is in the result file, neither as a validation nor as a test Dice. The first, 0.7968, is
 # the mean test Dice of Table 1. The configuration that the report names is number 16 of 36 in its file, and number 16
-# in ours; the best one is the same in both: rank 16, alpha 8, rate 1e-3. {doc}`claims` shows what the three knobs are
-# worth.
+# in ours; the best one is the same in both: rank 16, alpha 8, rate 1e-3. [What holds](claims.ipynb) shows what the
+# three knobs are worth.
 
 # %%
 ledger.part("Table 4")
@@ -671,8 +672,8 @@ joined.corr("spearman").loc[
 # mouse spleen they are 0.826 and 0.081. So outlines are accurate against the background, also in dense regions, and not
 # between the nuclei of a cluster. With our {term}`distance map` the rank correlation of touching with PQ is +0.23.
 #
-# The same difference decides which tissue does better. By Dice kidney and placenta do better than liver, 0.901 and 0.899
-# against 0.842, as the report says; by PQ it is the reverse, 0.250 and 0.354 against 0.428.
+# The same difference decides which tissue does better. By Dice kidney and placenta do better than liver, 0.901 and
+# 0.899 against 0.842, as the report says; by PQ it is the reverse, 0.250 and 0.354 against 0.428.
 #
 # The report also calls its model robust to staining. It has no experiment on this, so we made one: the amount of one
 # stain is multiplied in every test image of the first fold, and everything is predicted again.
@@ -691,8 +692,8 @@ shown.style.format("{:.3f}").format_index("× {:g}")
 # %% [markdown]
 # With twice the {term}`haematoxylin` the report's design falls from a PQ of 0.165 to 0.109, and ours from 0.464 to
 # 0.363. With 0.85 times the haematoxylin the design gains a little; for ours the change cannot be told from zero.
-# {doc}`predictions` shows the whole curve. It is about our training of the design; it does not say how the report's own
-# model behaves.
+# [Looking at predictions](predictions.ipynb) shows the whole curve. It is about our training of the design; it does not
+# say how the report's own model behaves.
 
 # %%
 ledger.part("Pictures")
@@ -769,7 +770,7 @@ pd.DataFrame(
 # Without pretraining PQ falls by 0.126. Without LoRA it changes by −0.001 (−0.007 to 0.005), which one seed and 133
 # images cannot tell from zero. This is about our base, which is far smaller in what it has seen than MobileSAM's.
 # Longer runs with three seeds, on another base, find a small gain for LoRA on Linear layers, which is what the report
-# adapts, and a larger one once it reaches the convolutions ({doc}`What LoRA is worth <hyperparameters>`). For the
+# adapts, and a larger one once it reaches the convolutions ([What LoRA is worth](hyperparameters.ipynb)). For the
 # report's system the question is open: it takes MobileSAM's checkpoint to answer it, and LoRA on the attention alone
 # was not run by either of us.
 
@@ -841,7 +842,7 @@ report.plot_future(gain)
 plt.show()
 
 # %% [markdown]
-# - **Instance disambiguation**: done. The distance map brings +0.066 PQ ({doc}`beyond`).
+# - **Instance disambiguation**: done. The distance map brings +0.066 PQ ([Beyond the report](beyond.ipynb)).
 # - **Multi-scale processing**: done in the head, which reads the features of its own {term}`stem` and those of stride 4,
 #   8 and 16. Those of stride 8 bring +0.012; those of stride 4 nothing that can be told from zero. Images can be
 #   segmented at any {term}`pixel size`. Not done: predictions at several scales that are combined.
@@ -851,9 +852,9 @@ plt.show()
 #   images, so they make much the same errors; members that differ more were not tried. Mirrored views of one adapter bring
 #   +0.013.
 # - **Tissue-specific adaptation**: in part. Fine-tuning on 20 images of other laboratories raises PQ there from 0.288 to
-#   0.454 ({doc}`own`). Leaving a tissue out of training changes its PQ by −0.026 over 117 images of seven tissues (−0.052
-#   to 0.007, whole tissues drawn; {doc}`tissues`). Not done: an {term}`adapter` for each tissue.
-# - **More hyperparameters**: the 36 configurations were run again ({doc}`hyperparameters`).
+#   0.454 ([Your own images](own.ipynb)). Leaving a tissue out of training changes its PQ by −0.026 over 117 images of seven tissues (−0.052
+#   to 0.007, whole tissues drawn; [Tissues](tissues.ipynb)). Not done: an {term}`adapter` for each tissue.
+# - **More hyperparameters**: the 36 configurations were run again ([What LoRA is worth](hyperparameters.ipynb)).
 # - **Other parameter-efficient methods**: not done are adapter layers, prompt tuning, or these together with LoRA. The
 #   two ends of the scale, training the head alone and training all weights, were run (above).
 

@@ -15,8 +15,9 @@ if "google.colab" in __import__("sys").modules: exec(__import__("urllib.request"
 # score, to choose between Pearson's and Spearman's correlation, and to test a model on a tissue that it was not
 # trained on.
 #
-# **You need** the chapter on {doc}`crossvalidation`, whose five runs gave the scores used here: every image is scored
-# once, by the model that was not trained on it. **Time**: 15 minutes to read, half a minute to run.
+# **You need** the chapter on [Cross-validation](crossvalidation.ipynb), whose five runs gave the scores used here:
+# every image is scored once, by the model that was not trained on it. **Time**: 15 minutes to read, half a minute to
+# run.
 # ```
 
 # %%
@@ -131,10 +132,11 @@ plt.show()
 
 # %% [markdown]
 # **Tissues with small nuclei score lower.** One standard deviation more of the area goes with +0.043 Dice, +0.051 AJI
-# and +0.057 PQ, and all three intervals exclude zero. One standard deviation more of the share of touching nuclei
-# goes with −0.032 AJI (−0.064 to −0.001). That interval excludes zero only just, and with nine intervals one such may
-# be chance; the other five include zero. Besides, two of the properties go together: where there are many nuclei,
-# many touch (Pearson's correlation of the share with the logarithm of the number: 0.81), so 31 tissues can hardly separate the effects of these two.
+# and +0.057 PQ, and all three intervals exclude zero. One standard deviation more of the share of touching nuclei goes
+# with −0.032 AJI (−0.064 to −0.001). That interval excludes zero only just, and with nine intervals one such may be
+# chance; the other five include zero. Besides, two of the properties go together: where there are many nuclei, many
+# touch (Pearson's correlation of the share with the logarithm of the number: 0.81), so 31 tissues can hardly separate
+# the effects of these two.
 
 # %% mystnb={"image": {"alt": "Three scatter plots of a tissue's mean PQ: over the nuclei per image, over the median area of a nucleus, and over the share of nuclei that touch another one. Only the second shows a clear rise."}, "figure": {"caption": "Mean PQ of the 31 tissues over three of their properties.", "name": "fig-hard"}}
 chapter.plot_properties(statistics, ours)
@@ -258,8 +260,8 @@ assert {run.about["split"]["train"] for run in runs.values()} == {452}
 assert (pairs["train"].min(), pairs["train"].max()) == (531, 560)
 
 # %% [markdown]
-# Does the better recipe do better on tissues that it has not seen? The same seven were left out once more with the preset
-# `best`: another base, LoRA on convolutions and a tuned decoding, for three epochs instead of ten.
+# Does the better recipe do better on tissues that it has not seen? The same seven were left out once more with the
+# preset `best`: another base, LoRA on convolutions and a tuned decoding, for three epochs instead of ten.
 
 # %%
 simple = pd.concat(
@@ -284,7 +286,7 @@ by_tissue.assign(
 # (−0.040 to +0.015). **So on tissues that it has not seen the better recipe is probably better in PQ, and not in the
 # other scores.** Seven tissues with one seed each cannot settle it. The better recipe was trained for a third of the
 # epochs; on the other hand its decoding was tuned on validation images, which raises PQ in particular
-# ({doc}`crossvalidation`).
+# ([Cross-validation](crossvalidation.ipynb)).
 
 # %% tags=["hide-input"]
 better = difference(recipe, simple)

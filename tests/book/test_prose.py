@@ -196,6 +196,15 @@ def test_the_first_page_says_what_is_behind_its_numbers():
 
 
 @a_chapter
+def test_links_to_other_pages_can_be_followed_in_jupyter(path):
+    """A role such as ``doc`` works in the pages only; a Markdown link works in both, if its file is there."""
+    text = path.read_text(encoding="utf-8")
+    assert "{doc}" not in text, "write [title](file.ipynb) instead of the role doc"
+    for target in re.findall(r"\]\(([^():#]+\.(?:ipynb|md))\)", text):
+        assert (BOOK / "chapters" / target).is_file(), f"{target} does not exist"
+
+
+@a_chapter
 def test_no_sentence_is_made_by_code(path):
     for cell in cells(path):
         if cell.kind != "code":
