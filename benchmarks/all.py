@@ -19,6 +19,7 @@ BENCHMARKS = {
     "encoder": "the image encoder, against stock MobileSAM (results/encoder-speed)",
     "engines": "throughput by device, engine and precision (results/engines)",
     "throughput": "segmentation, against MobileSAM's automatic mask generator (results/throughput)",
+    "end_to_end": "from image to label map, against the report's design (results/end-to-end)",
     "large_image": "segmentation by size, seconds and memory (results/large-image)",
     "training_cost": "training steps by variant of the ablation (results/training-cost)",
     "training_profile": "a training step by group of operations (results/training-profile)",

@@ -8,10 +8,12 @@
 - stains: the same images, the amount of haematoxylin or eosin multiplied.
 
 The adapters of the first fold (NAMES) are compared under all conditions, nuinsseg-all in the laboratory alone, because
-it was trained on the other images. Each adapter decodes as it does by default. Writes results/generalisation:
+it was trained on the other images. Each adapter decodes as it does by default. Adapters measured before are not
+measured again. Writes results/generalisation:
 scores.csv (one row per adapter, condition and image) and run.json.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -30,8 +32,9 @@ from nucseg.files import sha256
 from nucseg.inference.segmenter import Segmenter, load
 from nucseg.metrics import score
 from nucseg.model.adapters import adapter_path
+from nucseg.model.network import pick_device
 
-NAMES = ("nuinsseg-1", "nuinsseg-best-1")  # trained on the first fold
+NAMES = ("nuinsseg-1", "nuinsseg-best-1", "nuinsseg-strong-1")  # trained on the first fold
 ALL = "nuinsseg-all"
 FACTORS = (0.5, 0.7, 1.4, 2.0)
 LABORATORY = "laboratory"
@@ -56,13 +59,25 @@ def conditions(sample: Sample) -> Iterator[tuple[str, np.ndarray, np.ndarray, fl
             yield f"{stain} x {factor:g}", restain(sample.image, amounts), sample.labels, 1.0
 
 
+def measured(hashes: dict[str, str]) -> pd.DataFrame:
+    """The recorded scores of the adapters whose files have these SHA-256, by name; empty if there are none."""
+    folder = common.RESULTS / "generalisation"
+    if not (folder / "run.json").exists():
+        return pd.DataFrame()
+    recorded = json.loads((folder / "run.json").read_text(encoding="utf-8"))["adapters"]
+    table = pd.read_csv(folder / "scores.csv")
+    return table[[hashes.get(name) == recorded.get(name) for name in table["adapter"]]]
+
+
 def main() -> None:
     """Score every adapter under every condition, and write the record."""
     options = common.parser(__doc__)
     options.add_argument("--bbbc038", type=Path, required=True, help="folder with images and masks in it")
     arguments = options.parse_args()
     dataset, rows = NuInsSeg(arguments.root), []
-    models = {name: load(name) for name in (*NAMES, ALL)}
+    hashes = {name: sha256(adapter_path(name)) for name in (*NAMES, ALL)}
+    before = measured(hashes) if not arguments.limit else pd.DataFrame()
+    models = {name: load(name) for name in hashes if before.empty or name not in set(before["adapter"])}
     wanted = set(held_out_histology())
     other = ImageFolder(arguments.bbbc038 / "images", arguments.bbbc038 / "masks")
     chosen = [i for i, stem in enumerate(other.table["stem"]) if stem[:12] in wanted][: arguments.limit or None]
@@ -74,20 +89,20 @@ def main() -> None:
     for index in tqdm(folds(dataset)[0].test[: arguments.limit or None], desc="first fold", unit="image"):
         sample = dataset[index]
         for condition, image, labels, factor in conditions(sample):
-            for name in NAMES:
+            for name in [name for name in NAMES if name in models]:
                 segmenter = Segmenter([models[name]], um_per_px=models[name].config.um_per_px / factor)
                 found = score(labels, segmenter.segment(image))
                 row = {"adapter": name, "condition": condition, "tissue": sample.tissue, "stem": sample.stem}
                 rows.append(row | asdict(found))
-    table = pd.DataFrame(rows)
+    table = pd.concat([before, pd.DataFrame(rows)], ignore_index=True)
     common.print_means(table, ["condition", "adapter"])
     common.record(
         "generalisation",
         {"scores": table[["adapter", "condition", "tissue", "stem", "dice", "aji", "pq"]]},
-        models[ALL].mean.device,
+        pick_device("auto"),
         data=common.data(len(folds(dataset)[0].test), arguments.data_note)
         | {"laboratory": f"{len(chosen)} histology images of BBBC038"},
-        adapters={name: sha256(adapter_path(name)) for name in models},
+        adapters=hashes,
     )
 
 

@@ -1,10 +1,13 @@
 """Make the adapters that ship with nucseg: float16, each with a card.
 
     python -m tools.ship_adapters --runs results/best/broad-small --name nuinsseg-best --root data/nuinsseg
+    python -m tools.ship_adapters --run results/recipe-long/broad-gpu/strong-fold_1 --name nuinsseg-strong-1 \\
+        --root data/nuinsseg
     python -m tools.ship_adapters --all results/all-images/broad-gpu --name nuinsseg-all
 
-From the runs of the first three folds, by number and not by score: NAME-1 to NAME-3. The scores on their cards are
-those of the file itself, in half precision, on its test fold. From a run of the split 'all': NAME, without a score.
+From the runs of the first three folds, by number and not by score: NAME-1 to NAME-3; from one run: NAME. The
+scores on their cards are those of the file itself, in half precision, on its test fold. From a run of the split 'all':
+NAME, without a score.
 Writes a safetensors file and a card each to nucseg/assets/adapters.
 """
 
@@ -61,27 +64,36 @@ def main() -> None:
     """Write the files, score those of a fold, and write the cards."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, help="folder of the runs of the five folds")
+    parser.add_argument("--run", type=Path, help="folder of one run of a fold")
     parser.add_argument("--all", type=Path, help="folder of a run of the split 'all'")
     parser.add_argument("--name", required=True, help="nuinsseg for the preset instance, nuinsseg-best for best")
-    parser.add_argument("--root", type=Path, help="folder of NuInsSeg, with --runs")
+    parser.add_argument("--root", type=Path, help="folder of NuInsSeg, with --runs or --run")
     arguments = parser.parse_args()
     if arguments.all:
         ship(arguments.all, arguments.name, {"of": ""}, NO_SCORES.format(folds="results/best/broad-gpu"))
         return
     dataset = NuInsSeg(arguments.root)
+    if arguments.run:
+        ship_scored(arguments.run, arguments.name, dataset)
+        return
     for fold in range(1, COUNT + 1):
-        run, name = arguments.runs / f"fold_{fold}", f"{arguments.name}-{fold}"
-        path = half(run, name)
-        split = folds(dataset)[fold - 1]
-        threshold = None if read_decoding(path) else 0.5  # None: as tuned for this adapter
-        scores = evaluate(load(path), dataset, split.test, fold=f"fold {fold}", threshold=threshold)
-        change = scores["pq"].mean() - read_run(run).scores["pq"].mean()
-        print(f"{name}: PQ {scores['pq'].mean():.4f}, {change:+.4f} by float16")
-        made, words = summarise(scores), {"test": str(len(split.test))}
-        for score in ("dice", "aji", "pq"):
-            row = made.loc[score]
-            words[score] = f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
-        ship(run, name, {"of": f" of the training part of fold {fold} of the benchmark's five"}, SCORES.format(**words))
+        ship_scored(arguments.runs / f"fold_{fold}", f"{arguments.name}-{fold}", dataset)
+
+
+def ship_scored(run: Path, name: str, dataset: NuInsSeg) -> None:
+    """Write the adapter of a fold's run, score the file on the fold's test images, and write its card."""
+    path, about = half(run, name), read_run(run).about
+    fold, part = about["config"]["fold"], about["config"].get("score_part", "test")
+    split = folds(dataset)[fold - 1]
+    threshold = None if read_decoding(path) else 0.5  # None: as tuned for this adapter
+    scores = evaluate(load(path), dataset, split.test, fold=f"fold {fold}", threshold=threshold)
+    change = f", {scores['pq'].mean() - read_run(run).scores['pq'].mean():+.4f} by float16" if part == "test" else ""
+    print(f"{name}: PQ {scores['pq'].mean():.4f}{change}")
+    made, words = summarise(scores), {"test": str(len(split.test))}
+    for score in ("dice", "aji", "pq"):
+        row = made.loc[score]
+        words[score] = f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+    ship(run, name, {"of": f" of the training part of fold {fold} of the benchmark's five"}, SCORES.format(**words))
 
 
 def half(run: Path, name: str) -> Path:
