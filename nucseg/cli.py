@@ -385,6 +385,7 @@ STUDIES = (  # in the order of the book
     "report-grid",
     "tissues",
     "recipe",
+    "recipe-long",
     "best",
     "tissues-best",
     "lora-worth",

@@ -40,6 +40,24 @@ def recorded_speeds(results: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).sort_values("megapixels_a_second", ignore_index=True)
 
 
+def table_end_to_end(rows: Mapping[str, Mapping[str, float]]) -> Styler:
+    """CPU seconds from image to label map, and how many times as fast as the report's design in equal precision.
+
+    ``rows``: the entry of that name in results/end-to-end, by "engine, precision".
+    """
+    names = {"report": "the report's design", "torch": "nucseg, torch", "openvino": "nucseg, OpenVINO"}
+    cells = [
+        {
+            "precision": precision,
+            "system": names[engine],
+            "CPU seconds": f"{row['seconds']:.2f}",
+            "times as fast": f"{row['ratio']:.1f}",
+        }
+        for (engine, precision), row in ((name.split(", "), row) for name, row in rows.items())
+    ]
+    return pd.DataFrame(cells).style.hide(axis="index").set_caption("One image of 512 px on one CPU thread, medians")
+
+
 def plot_speeds(speeds: pd.DataFrame) -> Figure:
     """Draw the table of `recorded_speeds` as bars, with the device under each name."""
     figure, ax = plt.subplots(figsize=(figures.WIDTH, 0.8 + 0.62 * len(speeds)))

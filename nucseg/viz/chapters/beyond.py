@@ -116,6 +116,17 @@ def against(scores: pd.DataFrame, ours: str, theirs: str) -> dict[str, pd.DataFr
     }
 
 
+def augmented() -> dict[str, pd.DataFrame]:
+    """Paired differences of two stronger augmentations to the preset's, by augmentation and condition."""
+    scores = pd.read_csv(results_folder() / "augmentations" / "scores.csv", dtype={"stem": str})
+    scores = scores.fillna({"tissue": ""}).assign(fold="fold 1").rename(columns={"run": "adapter"})
+    return {
+        f"{name}, {condition}": rows
+        for name in ("geometry", "strong")
+        for condition, rows in against(scores, f"{name}-fold_1", "reference-fold_1").items()
+    }
+
+
 # ---- the ablation --------------------------------------------------------------------------------------------
 
 

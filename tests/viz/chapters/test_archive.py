@@ -75,3 +75,10 @@ def test_the_budget_shows_whole_hours(results):
     html = archive.budget(speeds.assign(hours=1234.56)).to_html()
     assert "1,235" in html and "file to files" in html
     assert "megapixels/s" in html and "_" not in re.sub(r"<style.*?</style>|id=\S+|class=.*?>", "", html)
+
+
+def test_each_system_has_its_seconds_and_its_ratio():
+    rows = {"report, float32": {"seconds": 2.4, "ratio": 1.0}, "openvino, float32": {"seconds": 0.4, "ratio": 6.0}}
+    html = archive.table_end_to_end(rows).to_html()
+    found = [re.sub("<.*?>", "", cell).strip() for cell in re.findall(r"<td[^>]*>.*?</td>", html, re.DOTALL)]
+    assert found == ["float32", "the report's design", "2.40", "1.0", "float32", "nucseg, OpenVINO", "0.40", "6.0"]

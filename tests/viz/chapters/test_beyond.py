@@ -4,7 +4,7 @@ import pytest
 
 from nucseg.data.synth import generate
 from nucseg.instances import decode, encode
-from nucseg.records.runs import study_runs
+from nucseg.records.runs import results_folder, study_runs
 from nucseg.viz.chapters import beyond, changes
 
 
@@ -136,3 +136,13 @@ def test_adapters_are_compared_within_each_condition():
     )
     found = beyond.against(scores, "a", "b")
     assert {name: round(rows["pq"].item(), 6) for name, rows in found.items()} == {"half": 0.3, "double": -0.2}
+
+
+def test_augmentations_are_compared_with_the_preset_s_in_every_condition():
+    found = beyond.augmented()
+    scores = pd.read_csv(results_folder() / "augmentations" / "scores.csv")
+    conditions = scores["condition"].unique()
+    assert len(found) == 2 * len(conditions) == 8
+    means = scores[scores["condition"] == "haematoxylin x 2"].groupby("run")["pq"].mean()
+    expected = means["strong-fold_1"] - means["reference-fold_1"]
+    assert found["strong, haematoxylin × 2"]["pq"].mean() == pytest.approx(expected)
