@@ -93,7 +93,7 @@ class ModelConfig:
         0, "model", "side of the image area that is scaled to --size, in image pixels (0: whole image)"
     )
     um_per_px: float = option(0.0, "model", "pixel size of the training images, µm/px (0: unknown)")
-    head: str = option("linear", "model", "linear (the report's 1x1 convolution), mask_decoder (SAM's) or instance")
+    head: str = option("linear", "model", "linear (the report's 1 × 1 convolution), mask_decoder (SAM's) or instance")
     lora_target: str = option(
         "all",
         "LoRA",

@@ -1,4 +1,4 @@
-"""Small repairs of the theme's HTML for screen readers, of faults that axe-core reports."""
+"""Small repairs of the theme's HTML: of faults that axe-core reports, and of a misplaced space."""
 
 import re
 from typing import Any
@@ -10,6 +10,11 @@ _REPAIRS = (
     (
         re.compile(r'<summary>(?=<span class="toctree-toggle")'),
         '<summary aria-label="Show or hide the pages below">',
+    ),
+    # the space between "Solution to" and its link is a part of the link, and underlined
+    (
+        re.compile(r'(<p class="admonition-title">[^<]*\w)(<a\b[^>]*>) (?=\S)'),
+        r"\1 \2",
     ),
     # a list role on a box whose children are not list items
     (

@@ -139,8 +139,9 @@ def code(text: str) -> nodes.literal:
 
 
 def prose(text: str) -> nodes.paragraph:
-    """A text of the program as a paragraph, with options, variables and TOML tables formatted as code."""
-    parts = re.split(r"(--\w[\w-]*|\$[A-Z]\w*|(?<!\w)\[[\w.]+\])", text)
+    """A text of the program as a paragraph, with options, variables, TOML tables and pip commands as code."""
+    pattern = r"(pip install '[^']+'|--\w[\w-]*|\$[A-Z]\w*|(?<!\w)\[[\w.]+\])"
+    parts = re.split(pattern, text)
     return nodes.paragraph(
         "", "", *(code(t) if i % 2 else nodes.Text(t) for i, t in enumerate(parts))
     )

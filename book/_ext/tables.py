@@ -1,4 +1,4 @@
-"""Small repairs of the tables that cells print: minus signs for hyphens, and single header rows."""
+"""Small repairs of the tables that cells print: minus signs, apostrophes, and single header rows."""
 
 import re
 from typing import Any
@@ -7,6 +7,11 @@ from sphinx.application import Sphinx
 
 _CELL = re.compile(r"(<td\b[^>]*>)([^<]*)(?=</td>)")
 _HYPHEN = re.compile(r"(?<![\w.-])-(?=\.?\d)")  # not in 1e-4, 2024-05-17 or fold-1
+# text of cells, headers and captions; code would have tags of its own
+_TEXT = re.compile(r"(<(td|th|caption)\b[^>]*>)([^<]*'[^<]*)(?=</\2>)")
+_APOSTROPHE = re.compile(
+    r"(?<=[^\W\d_])'(?=[^\W\d_])|(?<=\ws)'(?= )"
+)  # not in ['a', 'b']
 _HEAD = re.compile(r"(<thead\b[^>]*>)(.*?)(</thead>)", re.DOTALL)
 _ROW = re.compile(r"<tr\b.*?</tr>", re.DOTALL)
 _HEADING = re.compile(r"<th\b[^>]*>(.*?)</th>", re.DOTALL)
@@ -14,6 +19,10 @@ _HEADING = re.compile(r"<th\b[^>]*>(.*?)</th>", re.DOTALL)
 
 def _minus(cell: re.Match) -> str:
     return cell[1] + _HYPHEN.sub("−", cell[2])
+
+
+def _apostrophes(cell: re.Match) -> str:
+    return cell[1] + _APOSTROPHE.sub("’", cell[3])
 
 
 def _blank(heading: re.Match) -> bool:
@@ -40,7 +49,8 @@ def _merge(head: re.Match) -> str:
 
 def repair(html: str) -> str:
     """Return the repaired page; a page that is already repaired is unchanged."""
-    return _HEAD.sub(_merge, _CELL.sub(_minus, html))
+    html = _TEXT.sub(_apostrophes, _CELL.sub(_minus, html))
+    return _HEAD.sub(_merge, html)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

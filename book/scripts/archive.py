@@ -454,7 +454,7 @@ assert abs(hours(needed, workers=8) - 24) < 1e-9
 # %% [markdown]
 # ```{exercise} The price of glass
 # :label: ex-archive-glass
-# A scanned slide has 4800 megapixels, a third of which is tissue. How many core hours does skipping the glass save
+# A scanned slide has 4,800 megapixels, a third of which is tissue. How many core hours does skipping the glass save
 # over the whole archive, assuming that glass would take as long as tissue?
 # ```
 
@@ -476,8 +476,8 @@ assert abs(saved / whole - 2 / 3) < 1e-9  # 1600 of 4800 megapixels are tissue
 # %% [markdown]
 # ```{exercise} Fields and margins
 # :label: ex-archive-margins
-# Fields of 1568 px keep a margin of 112 px on each side. How often does the network see a pixel of an image with a
-# side of 20000 px if the margin is halved, and what might that cost?
+# Fields of 1,568 px keep a margin of 112 px on each side. How often does the network see a pixel of an image with a
+# side of 20,000 px if the margin is halved, and what might that cost?
 # ```
 
 # %% [markdown]
@@ -517,6 +517,11 @@ assert abs(start_hours / (start_hours + core_hours / limit) - 0.01) < 1e-9
 # %% [markdown]
 # ```{solution-end}
 # ```
+
+# %% tags=["hide-input"]
+check("4,800", 3 * tissue_megapixels)
+check("1,568", spans(20_000)[0].side)
+check("20,000", large["side_px"])
 
 # %% [markdown]
 # ## Further reading

@@ -154,13 +154,15 @@ assert basins.max() > 3 * labels.max(), "there are far more basins than nuclei"
 #
 # On true maps the valleys reach almost to zero, so a low ridge separates touching nuclei and makes few false cuts. An
 # uncertain network draws valleys too shallow. The ridge was therefore chosen on predicted maps: those of the five
-# folds' models on their own validation images. One value for all folds was chosen by the mean PQ.
+# folds' models on their own validation images. One value for all folds was chosen by the mean PQ, which the table gives
+# for each ridge and each amount of smoothing:
 
 # %%
 decoded = pd.read_csv(results / "decoding" / "scores.csv")
 predicted = decoded.query("foreground == 'predicted' and distance == 'predicted'")
 sweep = predicted.groupby(["smooth_px", "ridge"])[["aji", "pq"]].mean()
-sweep["pq"].unstack("smooth_px").rename_axis(columns="PQ, smooth_px =").round(3)
+shown = sweep["pq"].unstack("smooth_px").rename(columns="{:.0f} px".format)
+shown.rename_axis(columns=None).rename(index="{:g}".format).round(3)
 
 # %% mystnb={"image": {"alt": "Two line charts over the ridge, for the distance map smoothed by two pixels: AJI and PQ on validation images, a thin line for each fold and a thick one for their mean. Both rise to a peak near the dotted line that marks the value in use, and fall steeply after it."}, "figure": {"caption": "Validation scores of the five folds' models over the ridge. Thin: one fold; thick: their mean; dotted: the value in use.", "name": "fig-ridge"}}
 beyond.plot_ridge_sweep(decoded)
@@ -230,7 +232,7 @@ oracle = pd.read_csv(
     results.parent / "book" / "reference" / "oracle_nuinsseg_fold0.csv",
     index_col="design",
 )
-strides
+strides.rename(columns=changes.NAMES)
 
 # %% [markdown]
 # Over all 665 label maps of NuInsSeg the round trip keeps an AJI of 0.978 and a PQ of 0.971 at every second pixel,
@@ -608,7 +610,10 @@ outputs = [predict(model, image.image) for image in images]  # (2, H, W) each
 found = [Decoding().cut(one) for one in outputs]  # label maps
 tables = [features(f, one) for f, one in zip(found, outputs, strict=True)]
 true = [true_objects(s.labels, f) for s, f in zip(images, found, strict=True)]
-pd.DataFrame(tables[0], columns=list(FEATURES)).head(3).T.round(2)
+first = pd.DataFrame(
+    tables[0], columns=[name.replace("_", " ") for name in FEATURES]
+)
+first.head(3).T.rename(columns=lambda n: f"object {n + 1}").round(2)
 
 # %% [markdown]
 # A perceptron with one small hidden layer is fitted to the objects of the first three images and applied to those of

@@ -106,9 +106,9 @@ counts = pd.DataFrame(
     {"described": parameter_ledger(described), "scored": parameter_ledger(scored)}
 ).T
 counts["share"] = counts["trainable"] / counts["total"]
-counts[["lora", "trainable", "total", "share"]].style.format("{:,}").format(
-    "{:.2%}", subset="share"
-)
+words = {"lora": "LoRA", "trainable": "trained", "total": "of", "share": "share"}
+shown = counts[list(words)].rename(columns=words).style.format("{:,}")
+shown.format("{:.2%}", subset="share")
 
 # %%
 ledger.cause("described")
@@ -159,7 +159,8 @@ def overlap(folds):
 
 five = overlap(5)
 shown = five.loc[:, "test_in_train":].rename(index="fold {}".format)
-shown.rename(columns=lambda name: name.replace("_", " "))
+shown.columns = ["test in train", "test in validation", "test in neither"]
+shown
 
 # %% [markdown]
 # These are the counts that the report's own code gave when it was run on the list, and its result files have the same
@@ -568,12 +569,13 @@ assert (
 search = pd.read_csv(reference / "report_code_param_search.csv")
 factors = ["rank", "alpha", "lr"]
 explained = variance_explained(search, factors, "val_dice")
-explained.map("{:.1%}".format).to_frame("share of the variance")
+named = explained.rename({"lr": "learning rate"}).map("{:.1%}".format)
+named.to_frame("share of the variance")
 
 # %% mystnb={"figure": {"caption": "All configurations of the search. Dots of a column differ in rank, dots of a colour share an alpha; a circle marks the configuration that the report names, a square the best one.", "name": "fig-claims-search"}, "image": {"alt": "Validation Dice over the learning rate, with one column of dots for each rank at each rate. Dice rises with the rate in three clear steps. Within a step alpha 8 is highest, alpha 2 lowest, and the four ranks are level."}}
 best = search["val_dice"].idxmax()
 chosen = search.query("rank == 8 and alpha == 8 and lr == 3e-4").index[0]
-claims.plot_search(search, {"the report's": chosen, "the best": best})
+claims.plot_search(search, {"the report’s": chosen, "the best": best})
 plt.show()
 
 # %% [markdown]

@@ -97,7 +97,7 @@ shown = [chapter.crop(first_of(t), 256) for t in wanted if t in tissues] or [
     chapter.crop(sample, 256)
 ]
 
-# %% mystnb={"image": {"alt": "Three square images of pink and purple tissue side by side. Every nucleus has a thin coloured outline; nuclei beside each other have different colours."}, "figure": {"caption": "Crops of three samples with the outlines of their label maps. The scale bar assumes 0.25 µm per pixel, usual for a 40x scan; the authors do not state the pixel size.", "name": "fig-data-samples"}}
+# %% mystnb={"image": {"alt": "Three square images of pink and purple tissue side by side. Every nucleus has a thin coloured outline; nuclei beside each other have different colours."}, "figure": {"caption": "Crops of three samples with the outlines of their label maps. The scale bar assumes 0.25 µm per pixel, usual for a 40× scan; the authors do not state the pixel size.", "name": "fig-data-samples"}}
 figures.show_row(*shown)
 plt.show()
 
@@ -399,7 +399,11 @@ pd.Series(moved, name="images in another fold").to_frame()
 # %%
 pd.DataFrame(
     {
-        s.name: {"train": len(s.train), "val": len(s.val), "test": len(s.test)}
+        s.name: {
+            "train": len(s.train),
+            "validation": len(s.val),
+            "test": len(s.test),
+        }
         for s in package
     }
 ).T
@@ -417,7 +421,7 @@ whole = SimpleNamespace(table=listing)
 left_out = {s.name: s for s in splits.leave_one_tissue_out(whole)}
 protocols = {
     "benchmark": package[0],
-    "report's code": splits.report_folds(whole)[0],
+    "report’s code": splits.report_folds(whole)[0],
     "one tissue out": left_out["human cerebellum"],
 }
 rows = [
@@ -458,7 +462,7 @@ counts = gland.value_counts()
 assert (counts.sum(), counts.min(), counts.max()) == (44, 4, 16), (
     "44 images, 4 to 16"
 )
-leaky = protocols["report's code"]
+leaky = protocols["report’s code"]
 both = [len(set(leaky.test) & set(part)) for part in (leaky.train, leaky.val)]
 assert [len(leaky.test), *both] == [133, 72, 18], "72 and 18 of 133 test images"
 assert list(chapter.parts_of(listing, leaky)).count("training and test") == 90

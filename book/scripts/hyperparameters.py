@@ -369,7 +369,8 @@ shares = {}
 for factor in worth.FACTORS:
     means = theirs.groupby(factor)["val_dice"].transform("mean")
     shares[factor] = means.var(ddof=0) / theirs["val_dice"].var(ddof=0)
-pd.Series(shares).map("{:.1%}".format).to_frame("share of the variance")
+named = pd.Series(shares).rename({"lr": "learning rate"}).map("{:.1%}".format)
+named.to_frame("share of the variance")
 
 # %% [markdown]
 # The learning rate explains 88.2% of the variance of the validation Dice, alpha 9.1%, the rank 0.1%. The largest rate
@@ -526,7 +527,7 @@ check("0.023", in_file[1e-4])
 # little with the rank.
 
 # %% mystnb={"image": {"alt": "Two heat maps of validation Dice over the 36 configurations of a search: rows are rank and alpha, columns the learning rate; colours get lighter towards the larger learning rates."}, "figure": {"caption": "Validation Dice of the 36 configurations: the report's result file and our search at its own, smaller budget. Each map has its own colour scale.", "name": "fig-grid"}}
-worth.plot_grids({"the report's": theirs, "ours": ours})
+worth.plot_grids({"the report’s": theirs, "ours": ours})
 plt.show()
 
 # %% [markdown]

@@ -548,7 +548,7 @@ def drift(model, train, passes=6):
 
 drifts = {
     "nucseg": drift(model, type(model).train),
-    "PyTorch's train()": drift(model, nn.Module.train),
+    "PyTorch’s train()": drift(model, nn.Module.train),
 }
 
 # %% mystnb={"image": {"alt": "Line plot over six forward passes. With PyTorch's train() the encoder's output moves away from the base's at once and stays away; with nucseg the change stays at zero."}, "figure": {"caption": "How far the output of a frozen encoder moves while nothing is trained.", "name": "fig-lora-batchnorm"}}
@@ -562,7 +562,7 @@ plt.show()
 
 # %% tags=["hide-input"]
 assert set(drifts["nucseg"]) == {0.0}, "with nucseg the output stays the same"
-assert min(drifts["PyTorch's train()"][1:]) > 0.01, "with train() it moves"
+assert min(drifts["PyTorch’s train()"][1:]) > 0.01, "with train() it moves"
 
 # %% [markdown]
 # ## Merging

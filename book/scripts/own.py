@@ -132,7 +132,7 @@ def area(ring):
 
 areas = [area(one["geometry"]["coordinates"][0]) for one in polygons]
 ratio = (np.array(areas) / table["area_px"]).describe()[["min", "50%", "max"]]
-ratio.round(3).to_frame("polygon by table")
+ratio.round(3).to_frame("area, polygon by table")
 
 # %% mystnb={"image": {"alt": "The overlay that was written for the first of three images: nuclei found by the shipped adapter are outlined in yellow."}, "figure": {"caption": "The overlay written for the first image. The scale bar assumes 0.25 µm/px.", "name": "fig-own-overlay"}}
 own.plot_overlay(results / "0.overlay.png")
@@ -250,7 +250,7 @@ after = nucseg.evaluate(tuned, kept, range(len(kept)), progress=False)
 scores = {"before": before, "after": after}
 pd.DataFrame(
     {name: part[["dice", "aji", "pq"]].mean() for name, part in scores.items()}
-).round(3)
+).rename(changes.NAMES).round(3)
 
 # %% mystnb={"image": {"alt": "Three panels of one image that was kept back: its true outlines, what the shipped adapter finds, and what the fine-tuned adapter finds, whose outlines fit better."}, "figure": {"caption": "One of the images kept back: truth, the shipped adapter, and the same adapter after fine-tuning on two images. The scale bar assumes 0.25 µm/px.", "name": "fig-own-tuned"}}
 own.plot_found(

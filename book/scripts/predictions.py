@@ -172,7 +172,7 @@ found = [errors(s.labels, p) for s, p in zip(samples, predicted, strict=True)]
 failures = chapter.failures(samples, found, predicted)
 failures["kind"].value_counts().to_frame("errors in all images")
 
-# %% mystnb={"image": {"alt": "Four rows of small squares of tissue with true outlines in orange and predicted ones in blue: nuclei merged into one object, nuclei split into several, missed nuclei, and objects where no nucleus is."}, "figure": {"caption": "The largest failures of each kind, at most one per image. Orange: truth; blue: prediction. The scale bar assumes 0.25 µm per pixel. Image: {{ tissue }}.", "name": "fig-gallery"}}
+# %% mystnb={"image": {"alt": "Four rows of small squares of tissue with true outlines in orange and predicted ones in blue: nuclei merged into one object, nuclei split into several, missed nuclei, and objects where no nucleus is."}, "figure": {"caption": "The largest failures of each kind, at most one per image. Orange: truth; blue: prediction. The scale bar assumes 0.25 µm per pixel. Images: {{ tissue }}.", "name": "fig-gallery"}}
 chapter.plot_gallery(failures, samples, predicted)
 plt.show()
 

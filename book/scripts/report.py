@@ -662,9 +662,15 @@ report.plot_touching(joined, {"mouse thymus": "mouse spleen, mouse thymus"})
 plt.show()
 
 # %%
-joined.corr("spearman").loc[
-    ["dice_report", "pq_report", "dice_ours", "pq_ours"], ["touching"]
-].style.format("{:.2f}")
+with_touching = joined.corr("spearman")["touching"]
+words = {
+    "dice_report": "Dice, the report",
+    "pq_report": "PQ, the report",
+    "dice_ours": "Dice, ours",
+    "pq_ours": "PQ, ours",
+}
+by_score = with_touching[list(words)].rename(words)
+by_score.to_frame("correlation with touching").style.format("{:+.2f}")
 
 # %% [markdown]
 # In the report's results the rank correlation (Spearman) of touching with Dice is positive, 0.55, and with PQ it is

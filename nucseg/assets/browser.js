@@ -72,7 +72,7 @@
 
   const fade = () => {
     root.style.setProperty("--overlay", opacity.value / 100);
-    say("opacity", `${opacity.value} %`);
+    say("opacity", `${opacity.value}%`);
   };
 
   const magnify = () => {

@@ -206,7 +206,7 @@ def lora_explorer(layer: LoRALinear | None = None, inputs: Tensor | None = None)
             "spectrum": f"The first singular values of the update on a logarithmic axis, {', '.join(words)}"
             f"{' and so on' if len(kept) > 4 else ''}; beyond rank {rank:g} there are none.",
             "scaling": f"scaling alpha / r = {scaling:g}",
-            "count": f"{count:,} parameters, {count / (rows * columns):.1%} of W₀'s",
+            "count": f"{count:,} parameters, {count / (rows * columns):.1%} of W₀’s",
             "kept": f"{(kept**2).sum() / (values**2).sum():.0%} of the trained B A kept (squared norm)",
             "change": f"the output changes by {change:.1%}",
         }
@@ -269,7 +269,7 @@ def _lora_picture(parts: Parts, rows: int, columns: int, frozen: np.ndarray) -> 
     return (
         '<div class="panels"><div class="panel"><p>The weight and its update, to scale</p>'
         f'<svg viewBox="0 0 270 180" role="img"{show("shapes")} aria-label="{escape(parts["shapes"])}">'
-        f'<path d="{w0}" fill="currentColor" fill-opacity="0.2" stroke="none"/>'
+        f'<path d="{w0}" fill="currentColor" fill-opacity="0.35" stroke="none"/>'
         f'<path{show("b")} d="{parts["b"]}" fill="{red}"/><path{show("a")} d="{parts["a"]}" fill="{red}"/>'
         f'<text x="4" y="176">W₀</text><text x="{B_AT}" y="176">B</text>'
         f'<text x="{(B_AT + A_AT) / 2 - 3}" y="30">×</text>'

@@ -146,6 +146,10 @@ class TestReference:
         words = reference.prose("Needs nucseg[export], the table [slurm] and --out.").children
         assert [w.astext() for w in words[1::2]] == ["[slurm]", "--out"]
 
+    def test_pip_commands_are_code(self, reference):
+        words = reference.prose("Needs pip install 'nucseg[export]'.").children
+        assert [w.astext() for w in words[1::2]] == ["pip install 'nucseg[export]'"]
+
     def test_every_module_is_on_one_page_and_in_the_list(self):
         paths = [path.relative_to(ROOT / "nucseg") for path in (ROOT / "nucseg").rglob("*.py")]
         paths = [path for path in paths if "chapters" not in path.parts]  # helpers of one chapter each
@@ -392,6 +396,9 @@ def test_header_cells_say_what_they_head():
     repair = load(BOOK / "_ext" / "accessible.py").repair
     table = '<table><thead><tr><th class="a">x</th></tr></thead><tbody><tr><th>y</th><td>1</td></tr></tbody></table>'
     found = repair(table)
+    title = '<p class="admonition-title">Solution to<a href="#x"> Exercise 1</a></p>'
+    assert repair(title) == '<p class="admonition-title">Solution to <a href="#x">Exercise 1</a></p>'
+    assert repair(repair(title)) == repair(title)
     assert '<th scope="col" class="a">x' in found and '<th scope="row">y' in found and repair(found) == found
 
 
@@ -430,6 +437,20 @@ class TestTables:
     def test_negative_numbers_have_a_minus_sign(self, repair, cell, expected):
         assert repair(f"<td>{cell}</td>") == f"<td>{expected}</td>"
         assert repair(f"<p>{cell}</p>") == f"<p>{cell}</p>"
+
+    @pytest.mark.parametrize("tag", ["td", "th", "caption"])
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("the report's files", "the report’s files"),
+            ("the folds' means", "the folds’ means"),
+            ("['a', 'b']", "['a', 'b']"),
+            ("'offline'", "'offline'"),
+        ],
+    )
+    def test_apostrophes_are_curly(self, repair, tag, text, expected):
+        assert repair(f'<{tag} class="x">{text}</{tag}>') == f'<{tag} class="x">{expected}</{tag}>'
+        assert repair(f"<p>{text}</p>") == f"<p>{text}</p>"
 
     @pytest.mark.parametrize("styled", [False, True])
     @pytest.mark.parametrize("levels", [1, 2])

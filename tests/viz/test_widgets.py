@@ -227,7 +227,7 @@ class TestHtml:
         found = {part: (a["min"], a["max"], a["value"], a["aria-valuetext"]) for part, a in ranges.items()}
         assert found["threshold"] == ("0", "4", "2", "0.5") and found["area"] == ("0", "3", "1", "50 px")
         assert found["ridge"] == ("0", "3", "2", "0.9") and found["zoom"] == ("1", "4", "1", "1 ×")
-        assert found["opacity"] == ("0", "100", "90", "90 %")
+        assert found["opacity"] == ("0", "100", "90", "90%")
 
     def test_the_ridge_s_slider_is_hidden_where_nothing_is_split(self, items):
         sample, maps = items[1]

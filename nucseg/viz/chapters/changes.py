@@ -89,7 +89,7 @@ def plot(
         ax.axvline(0, color="0.5", linewidth=1, zorder=0)
         ax.set(xlabel=f"change in {NAMES[name]}", ylim=(-len(rows) + 0.4, 0.6))
         ax.set_yticks(list(places.values()), list(places))
-        ax.locator_params(axis="x", nbins={1: 6, 2: 4}.get(len(names), 3))
+        ax.locator_params(axis="x", nbins={1: 6, 2: 4}.get(len(names), 3), steps=[1, 2, 5, 10])  # short labels
     if series or split:
         handles = [
             plt.Line2D([], [], color=figures.SERIES[i % len(figures.SERIES)], marker="os^D"[i % 4], label=str(kind))

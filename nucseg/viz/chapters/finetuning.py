@@ -73,13 +73,13 @@ def plot_batch(images: Tensor, targets: Tensor) -> Figure:
 
 def config_table(here: Config, there: Config, names: tuple[str, str]) -> Styler:
     """Table of the options in which two configurations differ, with what each option is."""
-    known = options(Config)
+    known = options(Config)  # in an option such as --root a line must not break after its hyphens
     different = [name for name in known if getattr(here, name) != getattr(there, name)]
     table = pd.DataFrame(
         {
             names[0]: {name: str(getattr(here, name)) for name in different},
             names[1]: {name: str(getattr(there, name)) for name in different},
-            "what it is": {name: known[name].metadata["why"] for name in different},
+            "what it is": {name: known[name].metadata["why"].replace("--", "--\u2060") for name in different},
         }
     )
     left: Any = [

@@ -143,7 +143,7 @@ def costs(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 def plot_costs(runs: Mapping[str, Run]) -> Figure:
     """PQ of every run against its trained weights and against seconds per epoch, in the colour of its group."""
-    figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.2), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.2), sharey=True, gridspec_kw={"wspace": 0.12})
     table = costs(runs)
     for number, (label, group) in enumerate(groups(runs).items()):
         scores = [run.scores["pq"].mean() for run in group]

@@ -78,7 +78,7 @@ def plot_architecture() -> Figure:
         "instance head",
         "174,578 weights\nforeground and\ndistance map\n2 × H/2 × W/2",
     )
-    _box(ax, x, linear, wide, 1.05, TRAINED, "the report's head", "1 × 1 convolution\n257 weights\n1 × H/16 × W/16")
+    _box(ax, x, linear, wide, 1.05, TRAINED, "the report’s head", "1 × 1 convolution\n257 weights\n1 × H/16 × W/16")
     for row, target in ((0, 0.5), (2, 0.0), (3, -0.25), (5, -0.5)):
         _arrow(ax, (left + width, centres[row]), (x, instance + target))
     _arrow(ax, (left + width, centres[6]), (x, linear))
@@ -128,7 +128,7 @@ def plot_ledger(trainable: pd.DataFrame, reported: int) -> Figure:
         for rank, count in counts.items():
             ax.text(float(count), row - 0.02, str(rank), ha="center", va="center", color="white", fontsize=9)
     ax.axvline(reported, color=figures.SERIES[1], zorder=0)
-    ax.text(reported * 1.04, len(trainable) - 0.5, "the report's count", color=figures.SERIES[1], fontsize=9)
+    ax.text(reported * 1.04, len(trainable) - 0.5, "the report’s count", color=figures.SERIES[1], fontsize=9)
     ax.set(xscale="log", xlabel="trainable weights (logarithmic)", ylim=(-0.5, len(trainable) - 0.1))
     ax.set_yticks(range(len(trainable)), list(trainable.index[::-1]))
     ticks = [20, 50, 100, 200, 500]

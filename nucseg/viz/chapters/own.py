@@ -137,7 +137,8 @@ def table_robustness(scores: pd.DataFrame) -> Any:
     """Mean PQ by condition (rows) and head norm (columns)."""
     table = scores.pivot_table(index="condition", columns="head_norm", values="pq")
     names = {"as it is": "as it is", **{name: name for name in table.index if " x " in name}}
-    table = table.loc[list(names)][["group", "layer", "batch"]]
+    norms = {"group": "GroupNorm", "layer": "LayerNorm", "batch": "BatchNorm"}
+    table = table.loc[list(names), list(norms)].rename(columns=norms)
     table = table.rename(index=lambda name: name.replace(" x ", " × ")).rename_axis(None).rename_axis(columns=None)
     return table.style.format("{:.3f}").set_caption(
         "PQ on 24 validation images of fold 1 when one stain is halved or doubled, by the normalisation in the head"
