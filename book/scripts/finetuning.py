@@ -65,8 +65,8 @@ else:
 # %% [markdown]
 # One flat configuration describes the model and its training; more on it below. Its {term}`base` is `offline`, which
 # comes with nucseg: MobileSAM's encoder, trained from random weights for 42 minutes on synthetic tissue and on
-# BBBC038 {cite}`caicedo2019bbbc038`. It is not MobileSAM's checkpoint. The six tissues that are drawn for this page
-# were kept out of its training.
+# BBBC038 {cite}`caicedo2019bbbc038`. It is not MobileSAM's checkpoint. The six tissues that this page draws,
+# if it is built without real images, were kept out of its training.
 
 # %%
 config = apply(preset("quick"), {"train_images": 20, "test_images": 6}, "this page")

@@ -164,11 +164,10 @@ ranked = {n: run for n, run in choices.items() if n.startswith("rank")}
 worth.table_worth(first_seed | ranked, "LoRA, rank 8")
 
 # %% [markdown]
-# Ranks 2 and 4 do as well as rank 8, at either alpha. The one difference from zero is that of rank 16 with alpha 16,
-# +0.010 PQ (+0.004 to +0.018). With alpha 8, rank 16 brings −0.001 (−0.010 to +0.008), so if that gain is more than
-# chance, it is due to alpha, which turns out below to act like a learning rate. But this is one seed, and from one seed
-# to the next the gain of rank 8 over the head alone varied by as much. What can be said is that **a rank above 2 brings
-# little here**.
+# In PQ ranks 2 and 4 cannot be told from rank 8, at either alpha. Only rank 16 with alpha 16 can: +0.010 (+0.004 to
+# +0.018); with alpha 8 it brings −0.001 (−0.010 to +0.008). In Dice all six do better than rank 8, but this seed's run
+# of rank 8 is a weak reference: its Dice is the lowest of all, below even that of the head alone. So with one seed
+# these runs show **no clear benefit of a rank above 2 in PQ**.
 #
 # The same was found on the book's first base, `offline`, at a smaller budget: 200 images, three epochs, one seed.
 
@@ -194,8 +193,11 @@ for texts, label in (
 for label, differences in rank_changes.items():
     _, low, high = changes.interval(differences)
     assert (low < 0 < high) == (label != "LoRA, rank 16"), "the one difference"
-spread = seed.loc["LoRA, rank 8"]
-assert spread.max() - spread.min() > 0.01, "varied by as much"
+one_seed = {**first_seed, **ranked}
+lowest = min(one_seed, key=lambda name: one_seed[name].scores["dice"].mean())
+assert lowest == "linear", "in Dice this run of rank 8 is the lowest"
+for differences in rank_changes.values():
+    assert changes.interval(differences, "dice")[1] > 0, "in Dice all do better"
 fixed = {"fold": 1, "seed": 1, "epochs": 10, "size": 384, "base": "broad"}
 for run in (first_seed | choices).values():
     assert fixed.items() <= run.about["config"].items(), "budget, base and seed"
@@ -253,11 +255,12 @@ places = {name: choices[name] for name in ("qkv", "attention", "mlp", "late")}
 worth.table_worth(first_seed | places, "LoRA, rank 8")
 
 # %% [markdown]
-# In PQ none of them can be told from all 40 layers: qkv alone, with 59,392 LoRA weights, does as well as all of them
-# with 237,568. In Dice the MLPs alone (+0.012, +0.005 to +0.021) and the last two stages alone (+0.015, +0.006 to
-# +0.027) are even better than all. This is one seed. On this evidence **what matters is whether LoRA reaches the
-# convolutions**; its rank and its place among the Linear layers matter little. The study also plans DoRA and training
-# norms and biases instead; these were not run.
+# In PQ none of them can be told from all 40 layers: qkv alone, with 59,392 LoRA weights instead of 237,568, differs by
+# +0.001 (−0.006 to +0.009). In Dice the MLPs and the last two stages score higher than the weak reference of this seed;
+# from the third seed's run with all layers neither can be told. On this evidence **reaching the convolutions matters
+# more for PQ than the rank or the choice of Linear layers**. The study also lists DoRA, and training norms and biases
+# instead of LoRA; neither has been run.
+
 # %% tags=["hide-input"]
 linear, both = layers["Linear"], layers["Linear and Conv2d"]
 assert (linear.sum(), both.sum()) == (40, 52), "40 and 52 layers"
@@ -279,14 +282,16 @@ among = worth.worth(first_seed | places, "LoRA, rank 8")
 for part in among.values():
     _, low, high = changes.interval(part)
     assert low < 0 < high, "in PQ none can be told from all"
-for texts, label in (
-    (("+0.012", "+0.005", "+0.021"), "LoRA, rank 8, on mlp"),
-    (("+0.015", "+0.006", "+0.027"), "LoRA, rank 8, on late"),
+for text, value in zip(
+    ("+0.001", "−0.006", "+0.009"),
+    changes.interval(among["LoRA, rank 8, on qkv"]),
+    strict=True,
 ):
-    for text, value in zip(
-        texts, changes.interval(among[label], "dice"), strict=True
-    ):
-        check(text, value)
+    check(text, value)
+for name in ("mlp", "late"):
+    third = changes.paired(places[name].scores, repeated["linear-seed_3"].scores)
+    _, low, high = changes.interval(third, "dice")
+    assert low < 0 < high, "not from the third seed's run"
 lora_weights = {
     name: run.about["parameters"]["lora"]
     for name, run in (places | first_seed).items()
@@ -534,8 +539,8 @@ plt.show()
 # ## Summary
 #
 # - Compare LoRA with training the head alone, with several seeds.
-# - LoRA gained little until it reached the convolutions, which make up TinyViT's first stage. Its rank, and its place
-#   among the Linear layers, mattered little.
+# - LoRA gained little until it reached the convolutions, which make up TinyViT's first stage. Its rank, and the choice
+#   of Linear layers, made little difference in PQ (one seed).
 # - For small updates alpha works like a second learning rate, and the division by the rank does not change that.
 # - A share of variance depends on the ranges that were searched. In a full grid the shares add up.
 # - Compare the best configurations of a search on the same images: pairing shows differences that wide intervals of

@@ -472,7 +472,7 @@ for texts, interval in zip(
 # | a slide with several images | `--series 2`; by default the largest |
 # | slides whose tissue is pale | `--no-tissue-mask`; by default empty glass is skipped |
 # | fewer doubtful nuclei | `--min-confidence 0.5`, with adapters that were tuned (preset `best`), as the default one was: they write each nucleus's confidence into the table and QuPath's measurements |
-# | stains much weaker or stronger than usual | `--adapter nuinsseg-strong-1`, trained with half to double the haematoxylin and eosin ([Beyond the report](beyond.ipynb)) |
+# | haematoxylin much weaker or stronger than usual | `--adapter nuinsseg-strong-1`, trained with simulated stains, half to double the haematoxylin and eosin ([Beyond the report](beyond.ipynb)) |
 # | touching nuclei cut too often, or too rarely | a lower or a higher `--ridge` |
 # | a little more quality for four times the time | `--tta`; several `--adapter` average an {term}`ensemble` |
 # | more speed on a CPU | `pip install "nucseg[openvino]"`, then `--engine auto` uses it for large images |
@@ -489,8 +489,8 @@ for texts, interval in zip(
 # - Keep some masks back, and score before and after. The images that select the epoch are no test.
 # - A few corrected images can bring a lot: on images of other laboratories, training on ten raised PQ by more than a
 #   third.
-# - Of the stain shifts tried, twice the haematoxylin cost most. Training with stronger changes of the stain helps most
-#   there ([Beyond the report](beyond.ipynb)).
+# - Of the stain shifts tried, twice the haematoxylin cost most. Training with stronger changes of the stain makes up
+#   for part of that, and for more where haematoxylin is halved ([Beyond the report](beyond.ipynb)).
 #
 # ## Exercises
 

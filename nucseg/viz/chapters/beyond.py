@@ -217,10 +217,14 @@ def table_recipe(runs: Mapping[str, Run]) -> Any:
     cells = changes.cells(found)
     cells.insert(0, "folds", [part["fold"].nunique() for part in found.values()])
     styled = cells.style.set_table_styles(changes.TIGHT)
-    return styled.set_caption(
-        "Paired differences on validation images, with 95% intervals over images. BatchNorm and LayerNorm in a fresh "
-        "head: against a fresh head with GroupNorm; all others: against the reference"
-    )
+    caption = "Paired differences on validation images, with 95% intervals over images"
+    compared = {RECIPE.get(name.rpartition("-fold_")[0], ("", ""))[1] for name in runs}
+    if "fresh-group" in compared:
+        caption += (
+            ". BatchNorm and LayerNorm in a fresh head: against a fresh head with GroupNorm; all others: against the "
+            "reference"
+        )
+    return styled.set_caption(caption)
 
 
 def plot_recipe(runs: Mapping[str, Run]) -> Figure:

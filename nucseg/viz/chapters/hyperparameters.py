@@ -32,7 +32,8 @@ def describe(config: Mapping[str, Any]) -> str:
     if config["alpha"] != config["rank"]:
         text += f", alpha {config['alpha']:g}"
     if config["lora_target"] != "all":
-        text += f", on {config['lora_target']}"
+        places = {"mlp": "MLPs", "late": "late stages"}
+        text += f", on {places.get(config['lora_target'], config['lora_target'])}"
     if config.get("lora_conv"):
         text += ", on Conv2d too"
     return text + (f", {config['decoder_lora_target']} of the decoder" if _adapts_decoder(config) else "")
