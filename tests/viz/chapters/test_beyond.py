@@ -33,7 +33,7 @@ def test_the_linear_head_is_drawn_where_the_text_says(ablation):
     expected = ablation["linear"].scores["pq"].mean() - ablation["fresh-head"].scores["pq"].mean()
     figure = beyond.plot_ablation(ablation)
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    row = -labels.index("the report's linear head")
+    row = -labels.index("the report’s linear head")
     marks = {m.get_ydata()[0]: float(m.get_xdata()[0]) for m in figure.axes[0].lines if m.get_marker() in "os"}
     assert marks[row] == pytest.approx(expected)
 
