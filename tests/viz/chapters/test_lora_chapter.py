@@ -37,7 +37,7 @@ class TestArchitecture:
             assert 64 // height == 128 // width
             assert text.endswith(f"{channels} × H/{64 // height} × W/{64 // height}")
 
-    @pytest.mark.parametrize(("head", "name"), [("instance", "instance head"), ("linear", "the report's head")])
+    @pytest.mark.parametrize(("head", "name"), [("instance", "instance head"), ("linear", "the report’s head")])
     def test_the_weights_of_the_heads_are_the_models(self, head, name):
         model = build_model(ModelConfig(base="random", size=64, head=head, lora_target="none"))
         said = words(figures_of.plot_architecture())

@@ -58,7 +58,7 @@ def test_stain_changes_are_within_a_norm():
     found = own.stain_changes(pd.DataFrame(rows), "group")
     assert {name: round(changes.interval(part)[0], 9) for name, part in found.items()} == {"eosin × 2": -0.2}
     table = own.table_robustness(pd.DataFrame(rows)).data
-    assert table.loc["eosin × 2"].to_dict() == pytest.approx({"group": 0.3, "layer": 0.4, "batch": 0.2})
+    assert table.loc["eosin × 2"].to_dict() == pytest.approx({"GroupNorm": 0.3, "LayerNorm": 0.4, "BatchNorm": 0.2})
     assert "BBBC038" not in table.index  # the base saw these images: they have no place beside the others
 
 
