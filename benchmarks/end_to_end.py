@@ -3,8 +3,9 @@
     python -m benchmarks.end_to_end [--turns 5] [--quick]
 
 The report's design: the image is enlarged to 1,024 px, MobileSAM's encoder with LoRA of rank 8 on its Linear layers,
-a 1x1 convolution as head, a threshold and connected components. nucseg: the default adapter. One thread, the same
-image in each turn, of another tissue the next. Writes results/end-to-end: run.json, with the ratios.
+a 1x1 convolution as head, a threshold and connected components; with random weights, so only its time has a meaning.
+nucseg: the default adapter. One thread; all see the same image in a turn, one of another tissue in the next. Writes
+results/end-to-end: run.json, with the ratios.
 """
 
 from collections.abc import Callable

@@ -16,11 +16,10 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from experiments import common
-from experiments.generalisation import LABORATORY
+from experiments.generalisation import LABORATORY, laboratory
 from nucseg.config import Config, apply, options
 from nucseg.data.augment import restain
-from nucseg.data.bbbc038 import held_out_histology
-from nucseg.data.datasets import ImageFolder, NuInsSeg
+from nucseg.data.datasets import NuInsSeg
 from nucseg.data.from_config import select_split
 from nucseg.files import sha256
 from nucseg.inference.segmenter import Segmenter, load
@@ -41,9 +40,7 @@ def main() -> None:
     stored = {k: v for k, v in read_run(arguments.runs[0]).about["config"].items() if k in options(Config)}
     config = replace(apply(Config(), stored, str(arguments.runs[0])), score_part="test", test_images=arguments.limit)
     test = select_split(config, dataset).test
-    wanted = set(held_out_histology())
-    other = ImageFolder(arguments.bbbc038 / "images", arguments.bbbc038 / "masks")
-    chosen = [i for i, stem in enumerate(other.table["stem"]) if stem[:12] in wanted][: arguments.limit or None]
+    other, chosen = laboratory(arguments.bbbc038, arguments.limit)
     seen = [(LABORATORY, other[i], other[i].image) for i in tqdm(chosen, desc=LABORATORY, unit="image")]
     for index in tqdm(test, desc="test part, reading", unit="image"):
         sample = dataset[index]

@@ -59,6 +59,13 @@ def conditions(sample: Sample) -> Iterator[tuple[str, np.ndarray, np.ndarray, fl
             yield f"{stain} x {factor:g}", restain(sample.image, amounts), sample.labels, 1.0
 
 
+def laboratory(folder: Path, limit: int = 0) -> tuple[ImageFolder, list[int]]:
+    """BBBC038 in ``folder``, and the indices of its held-out histology images (at most ``limit``; 0: all)."""
+    wanted = set(held_out_histology())
+    images = ImageFolder(folder / "images", folder / "masks")
+    return images, [i for i, stem in enumerate(images.table["stem"]) if stem[:12] in wanted][: limit or None]
+
+
 def measured(hashes: dict[str, str]) -> pd.DataFrame:
     """The recorded scores of the adapters whose files have these SHA-256, by name; empty if there are none."""
     folder = common.RESULTS / "generalisation"
@@ -78,9 +85,7 @@ def main() -> None:
     hashes = {name: sha256(adapter_path(name)) for name in (*NAMES, ALL)}
     before = measured(hashes) if not arguments.limit else pd.DataFrame()
     models = {name: load(name) for name in hashes if before.empty or name not in set(before["adapter"])}
-    wanted = set(held_out_histology())
-    other = ImageFolder(arguments.bbbc038 / "images", arguments.bbbc038 / "masks")
-    chosen = [i for i, stem in enumerate(other.table["stem"]) if stem[:12] in wanted][: arguments.limit or None]
+    other, chosen = laboratory(arguments.bbbc038, arguments.limit)
     for index in tqdm(chosen, desc=LABORATORY, unit="image"):
         sample = other[index]
         for name, model in models.items():

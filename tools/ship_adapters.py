@@ -41,7 +41,8 @@ images.
 - {scores}
 - Budget: {epochs} epochs of one {crop} px window per image, images scaled to {size} px; {minutes:.0f} minutes on
   {device}.
-- Pixel size: images of {field_px} px with an assumed {um} µm/px (usual for a 40x scan; the authors do not state it).
+{purpose}- Pixel size: images of {field_px} px with an assumed {um} µm/px (usual for a 40x scan; the authors do not
+  state it).
 - Made by `{command}`, commit {commit}, {date}; in half precision by `tools/ship_adapters.py`.
   SHA-256 of the file: {sha}.
 - Not for: anything clinical. Expect lower scores on other stains, scanners and tissues: check
@@ -51,8 +52,9 @@ images.
 
 
 SCORES = (
-    "Scores of this file on the {test} test images of that fold, which were not used, scored as the benchmark does\n"
-    "  (mean, 95% bootstrap interval over images): Dice {dice}, AJI {aji}, PQ {pq}."
+    "Scores of this file on the {test} test images of that fold, which were used neither to train nor to tune,\n"
+    "  scored as the benchmark does (mean, 95% bootstrap interval over images): Dice {dice}, AJI {aji},\n"
+    "  PQ {pq}."
 )
 NO_SCORES = (
     "No scores of its own, because no image is left to measure it on: see the five folds of the same recipe, trained\n"
@@ -68,19 +70,26 @@ def main() -> None:
     parser.add_argument("--all", type=Path, help="folder of a run of the split 'all'")
     parser.add_argument("--name", required=True, help="nuinsseg for the preset instance, nuinsseg-best for best")
     parser.add_argument("--root", type=Path, help="folder of NuInsSeg, with --runs or --run")
+    parser.add_argument("--purpose", default="", help="a line on the cards: what the adapter is for")
     arguments = parser.parse_args()
+    purpose = f"- For: {arguments.purpose}\n" if arguments.purpose else ""
     if arguments.all:
-        ship(arguments.all, arguments.name, {"of": ""}, NO_SCORES.format(folds="results/best/broad-gpu"))
+        ship(
+            arguments.all,
+            arguments.name,
+            {"of": "", "purpose": purpose},
+            NO_SCORES.format(folds="results/best/broad-gpu"),
+        )
         return
     dataset = NuInsSeg(arguments.root)
     if arguments.run:
-        ship_scored(arguments.run, arguments.name, dataset)
+        ship_scored(arguments.run, arguments.name, dataset, purpose)
         return
     for fold in range(1, COUNT + 1):
-        ship_scored(arguments.runs / f"fold_{fold}", f"{arguments.name}-{fold}", dataset)
+        ship_scored(arguments.runs / f"fold_{fold}", f"{arguments.name}-{fold}", dataset, purpose)
 
 
-def ship_scored(run: Path, name: str, dataset: NuInsSeg) -> None:
+def ship_scored(run: Path, name: str, dataset: NuInsSeg, purpose: str) -> None:
     """Write the adapter of a fold's run, score the file on the fold's test images, and write its card."""
     path, about = half(run, name), read_run(run).about
     fold, part = about["config"]["fold"], about["config"].get("score_part", "test")
@@ -93,7 +102,12 @@ def ship_scored(run: Path, name: str, dataset: NuInsSeg) -> None:
     for score in ("dice", "aji", "pq"):
         row = made.loc[score]
         words[score] = f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
-    ship(run, name, {"of": f" of the training part of fold {fold} of the benchmark's five"}, SCORES.format(**words))
+    ship(
+        run,
+        name,
+        {"of": f" of the training part of fold {fold} of the benchmark's five", "purpose": purpose},
+        SCORES.format(**words),
+    )
 
 
 def half(run: Path, name: str) -> Path:

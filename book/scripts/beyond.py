@@ -494,8 +494,8 @@ beyond.table_recipe(longer_recipe)
 pieces = beyond.recipe_changes(recipe)
 
 
-def piece(name, score="pq"):
-    return changes.interval(pieces[beyond.RECIPE[name][0]], score)
+def piece(name, score="pq", of=pieces):
+    return changes.interval(of[beyond.RECIPE[name][0]], score)
 
 
 for text, value in zip(
@@ -536,22 +536,17 @@ for run in recipe.values():
     assert config["score_part"] == "val" and split["test"] == 80, "no test image"
 at_length = beyond.recipe_changes(longer_recipe)
 
-
-def change_at_length(name, score="pq"):
-    return changes.interval(at_length[beyond.RECIPE[name][0]], score)
-
-
 for text, value in zip(
-    ("+0.002", "−0.005", "+0.009"), change_at_length("ema"), strict=True
+    ("+0.002", "−0.005", "+0.009"), piece("ema", of=at_length), strict=True
 ):
     check(text, value)
 for texts, name in (
     (("0.009", "0.018", "0.000"), "geometry"),
     (("0.016", "0.023", "0.009"), "strong"),
 ):
-    for text, value in zip(texts, change_at_length(name), strict=True):
+    for text, value in zip(texts, piece(name, of=at_length), strict=True):
         check(text, -value)
-check("0.017", -change_at_length("geometry", "aji")[0])
+check("0.017", -piece("geometry", "aji", at_length)[0])
 mean_of_three = {
     name: np.mean(
         [changes.interval(part, score)[0] for score in ("dice", "aji", "pq")]
