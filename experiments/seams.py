@@ -2,9 +2,9 @@
 
     python -m experiments.seams
 
-Two images are used: one of a single tissue, and a mosaic of sixteen tissues, the worst case. Nuclei on a border
-between two fields are scored separately, with the border there and with the border elsewhere. Writes
-results/seams/run.json.
+Two images are used: one of a single tissue, and a mosaic of sixteen tissues, the worst case. They are cut into fields
+of 1,344 px, since they fit into one. Nuclei on a border between two fields are scored separately, with the border there
+and with the border elsewhere. Writes results/seams/run.json.
 """
 
 import json
@@ -15,13 +15,13 @@ import numpy as np
 from experiments import common
 from nucseg.data.synth import TISSUES, generate
 from nucseg.images.slides import open_slide
-from nucseg.inference.fields import spans
+from nucseg.inference.fields import Span, spans
 from nucseg.inference.segmenter import Segmenter, load
 from nucseg.metrics import contingency, score
 from nucseg.model.adapters import DEFAULT_ADAPTER
 from nucseg.model.network import predict
 
-SIDE = 2048
+SIDE, FIELD_PX = 2048, 1344
 SHIFT = 160  # px, the shift of the fields
 
 
@@ -46,6 +46,15 @@ def label_map(segmenter: Segmenter, maps: np.ndarray, block: int) -> np.ndarray:
     return labels
 
 
+class Tiled(Segmenter):
+    """A segmenter whose fields have a side of ``FIELD_PX``."""
+
+    def layout(self, shape: tuple[int, int]) -> tuple[list[Span], list[Span]]:
+        """Lay out the fields."""
+        scale = self.scale(self.models[0])
+        return spans(shape[0], scale, (FIELD_PX,)), spans(shape[1], scale, (FIELD_PX,))
+
+
 def field_maps(segmenter: Segmenter, image: np.ndarray) -> np.ndarray:
     """(2, H, W) uint8 maps, field by field."""
     maps = np.zeros((2, *image.shape[:2]), np.uint8)
@@ -57,7 +66,7 @@ def field_maps(segmenter: Segmenter, image: np.ndarray) -> np.ndarray:
 def on_borders(shift: int) -> np.ndarray:
     """(SIDE, SIDE) bool: within 2 px of a border between the cores of fields that are moved by ``shift`` px."""
     length = SIDE + shift
-    ends = [span.high - shift for span in spans(length) if span.high < length]
+    ends = [span.high - shift for span in spans(length, sides=(FIELD_PX,)) if span.high < length]
     near = (np.abs(np.arange(SIDE)[:, None] - np.array(ends) + 0.5) <= 2).any(axis=1)
     return near[:, None] | near[None, :]
 
@@ -95,19 +104,21 @@ def rounded(truth: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def main() -> None:
     """Compare label maps that are cut in different ways, and write the scores of each pair."""
     model = load()
-    segmenter, agreement, truth_scores, crossed = Segmenter([model]), {}, {}, {}
+    segmenter, agreement, truth_scores, crossed = Tiled([model]), {}, {}, {}
     for name, (image, truth) in images().items():
         maps = field_maps(segmenter, image)
         whole = label_map(segmenter, maps, SIDE)
         padded = np.pad(image, ((SHIFT, 0), (SHIFT, 0), (0, 0)), mode="symmetric")
         moved = label_map(segmenter, field_maps(segmenter, padded)[:, SHIFT:, SHIFT:], SIDE)
-        at_once = segmenter.decoding().decode(predict(model, image, segmenter.scale(model)))[0]
+        at_once = label_map(segmenter, field_maps(Segmenter([model]), image), SIDE)
+        exact = segmenter.decoding().decode(predict(model, image, segmenter.scale(model)))[0]
         others = {
             "decoded in blocks of 512 px, and at once": label_map(segmenter, maps, 512),
             f"fields moved by {SHIFT} px": moved,
             "fields, and the network seeing all of it at once": at_once,
         }
         agreement[name] = {pair: rounded(whole, other) for pair, other in others.items()}
+        agreement[name]["at once, with maps in steps of 1/255 and without steps"] = rounded(at_once, exact)
         against_truth = {
             "fields": whole,
             f"fields moved by {SHIFT} px": moved,
@@ -121,7 +132,7 @@ def main() -> None:
         {},
         model.mean.device,
         side_px=SIDE,
-        field_px=segmenter.layout((SIDE, SIDE))[0][0].side,
+        field_px=FIELD_PX,
         adapter=DEFAULT_ADAPTER,
         agreement=agreement,
         against_truth=truth_scores,

@@ -11,7 +11,7 @@ from nucseg.images.slides import Slide
 
 GRID = 224  # encoder pixels: attention windows of 7 tokens at strides 8 and 16, and of 14 at stride 16, all end there
 MARGIN = GRID // 2  # encoder pixels at each border of a field that are seen but not kept
-SIDES = (1120, 1344, 1568)  # sides of fields, encoder pixels: larger ones gain little and take more memory
+SIDES = tuple(range(1120, 2241, GRID))  # sides of fields, encoder pixels: larger ones gain little and take more memory
 BLANK = 225  # a field whose values are all at least this shows glass, and the network is skipped
 
 
@@ -36,27 +36,40 @@ def spans(
 
     ``sides``, ``margin`` and ``grid`` are in encoder pixels. Fields start at multiples of ``grid``. Their cores follow
     each other without a gap, at least ``margin`` inside their field, except at the image's border. The one of ``sides``
-    with the least to compute is used; if one field is enough, its core is the whole field. A side without its two
+    with the least to compute is used; if one field is enough, its core is the whole field. The last field ends where
+    the image does when it is padded to a multiple of 64, as if the network saw all of it. A side without its two
     margins must be a multiple of the grid.
 
-    >>> [(s.start, s.stop, s.low, s.high) for s in spans(2048)]
-    [(0, 1344, 0, 1008), (672, 2016, 1008, 1680), (1344, 2048, 1680, 2048)]
+    >>> [(s.start, s.stop, s.low, s.high, s.side) for s in spans(4096)]
+    [(0, 2240, 0, 2128, 2240), (2016, 4096, 2128, 4096, 2080)]
     """
     view = max(1, math.ceil(length * scale))
     if view <= max(sides):
-        return [Span(0, length, 0, length, view + -view % 64)]
-
-    def count(side: int) -> int:
-        return 1 + math.ceil((view - side) / (side - 2 * margin))
-
-    side = min(sides, key=lambda side: (count(side) * side, side))
-    last = math.ceil((view - side) / grid)  # the last field, in steps of the grid
-    starts = [grid * round(i * last / (count(side) - 1)) for i in range(count(side))]
+        return [Span(0, length, 0, length, _padded(view))]
+    layouts = [_starts(view, side, margin, grid) for side in sides]
+    side, starts = min(zip(sides, layouts, strict=True), key=lambda layout: (layout[0] * len(layout[1]), layout[0]))
     cuts = [0, *(round((a + side + b) / 2 / scale) for a, b in pairwise(starts)), length]
     return [
-        Span(round(start / scale), min(length, round((start + side) / scale)), low, high, side)
+        Span(
+            round(start / scale),
+            min(length, round((start + side) / scale)),
+            low,
+            high,
+            _padded(view) - start if high == length else side,
+        )
         for start, (low, high) in zip(starts, pairwise(cuts), strict=True)
     ]
+
+
+def _starts(view: int, side: int, margin: int, grid: int) -> list[int]:
+    """Where fields of one side start, evenly spread on the grid over ``view`` encoder pixels."""
+    count = 1 + max(0, math.ceil((view - side) / (side - 2 * margin)))
+    last = math.ceil((view - side) / grid)  # the last field, in steps of the grid
+    return [grid * round(i * last / max(1, count - 1)) for i in range(count)]
+
+
+def _padded(length: int) -> int:
+    return length + -length % 64
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from nucseg.model.network import NucleiModel, load_model, pick_device, place
 
 BLOCK, HALO = 1536, 128  # px: side of a block that is decoded at once, and how far it looks beyond its border
 LARGE = 4096  # px: images with a longer side get a tissue mask
-BATCH = 8  # fields in a batch, on a GPU
+BATCH_PX = 20_000_000  # encoder pixels in a batch of fields, on a GPU
 MANY = 50  # fields in an image above which compiling the network pays off (engine auto)
 
 
@@ -219,7 +219,10 @@ class Segmenter:
         engine = self.engine
         if engine == "auto" and len(rows) * len(columns) < MANY:
             engine = "torch"
-        batch = BATCH if self.models[0].mean.device.type == "cuda" else 1
+        if engines.resolve(engine, self.models[0]) == "openvino":  # compiled for one size only: fields are padded to it
+            rows, columns = ([replace(span, side=along[0].side) for span in along] for along in (rows, columns))
+        batch = max(1, BATCH_PX // (rows[0].side * columns[0].side))
+        batch = batch if self.models[0].mean.device.type == "cuda" else 1
 
         def fields() -> Iterator[Field | None]:
             for row in rows[start:]:

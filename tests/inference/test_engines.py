@@ -143,6 +143,38 @@ def test_fields_and_the_whole_image_agree(monkeypatch):
     assert np.abs(off - whole[:, :, 112:784]).mean() > 2 * difference[:, :, 112:784].mean()
 
 
+def test_fields_at_the_images_end_see_what_the_whole_image_shows(monkeypatch):
+    own = with_norm(trained(std=0.1), PixelNorm)
+    monkeypatch.setattr(segmenter, "SIDES", (448,))
+    image = generate("human liver", 0, size=640).image[:448]  # the last field shows 416 of its 448 px
+    maps = np.zeros((2, 448, 640), np.uint8)
+    how = Segmenter([own], engine="torch")
+    with segmenter.open_slide(image) as slide:
+        list(how.predict_rows(slide, maps, progress=False))
+    whole = TorchEngine(own)(image[None])[0]
+    end = np.abs(maps / 255 - whole)[:, :, 540:]
+    assert end.max() < 0.05 and end.mean() < 2e-3
+
+
+def test_openvino_gets_fields_of_one_size(monkeypatch, model):
+    sides = []
+
+    def fake(self, images, model, scale, engine, side):
+        sides.append(side)
+        return [np.zeros((2, *image.shape[:2]), np.float32) for image in images]
+
+    monkeypatch.setattr(segmenter, "SIDES", (448,))
+    monkeypatch.setattr(segmenter.engines, "resolve", lambda name, model: name)
+    monkeypatch.setattr(Segmenter, "maps", fake)
+    monkeypatch.setattr(Segmenter, "scale", lambda self, model: 1.0)
+    monkeypatch.setattr(segmenter, "_normalises", lambda model: False)
+    image, maps = np.full((448, 640, 3), 90, np.uint8), np.zeros((2, 448, 640), np.uint8)
+    for engine in ("openvino", "torch"):
+        with segmenter.open_slide(image) as slide:
+            list(Segmenter([model], engine=engine).predict_rows(slide, maps, progress=False))
+    assert sides == [(448, 448), (448, 448), (448, 448), (448, 416)]
+
+
 def test_fields_of_an_image_go_through_a_gpu_together(monkeypatch, model):
     class Device:
         type = "cuda"
@@ -159,7 +191,7 @@ def test_fields_of_an_image_go_through_a_gpu_together(monkeypatch, model):
         return [np.stack([image[..., 0]] * 2) / 255 for image in images]
 
     monkeypatch.setattr(segmenter, "SIDES", (448,))
-    monkeypatch.setattr(segmenter, "BATCH", 3)
+    monkeypatch.setattr(segmenter, "BATCH_PX", 3 * 448 * 448)
     monkeypatch.setattr(Segmenter, "maps", fake)
     monkeypatch.setattr(Segmenter, "scale", lambda self, model: 1.0)
     image = np.random.default_rng(0).integers(0, 200, (448, 1400, 3), dtype=np.uint8)

@@ -82,9 +82,16 @@ def test_cores_cover_a_side_once_from_fields_on_the_grid(length, scale, sides):
         assert field.low == 0 or (field.low - field.start) * scale >= MARGIN - 1 - scale
         assert field.high == length or (field.stop - field.high) * scale >= MARGIN - 1 - scale
         assert (field.stop - field.start) * scale <= field.side + scale
+        assert field.side % 16 == 0
         if len(fields) > 1:
-            assert field.side in sides
+            assert field.side in sides or (field is fields[-1] and field.side < fields[0].side + 64)
             assert abs(field.start * scale - GRID * round(field.start * scale / GRID)) <= scale / 2 + 1e-6
+
+
+@given(st.integers(2241, 20000))
+def test_the_last_field_ends_with_the_image(length):
+    last = spans(length)[-1]
+    assert last.start + last.side == length + -length % 64  # as if the network saw all of it
 
 
 def test_blocks_give_the_same_nuclei_as_the_whole(model, seen, monkeypatch):
