@@ -1,9 +1,10 @@
 """Time and memory to segment images of several sizes up to 20,000 x 20,000 px with `nucseg predict`.
 
-    python -m benchmarks.large_image [--sides 2500 5000 10000 20000] [--engine auto] [--quick]
+    python -m benchmarks.large_image [--sides 2500 5000 10000 20000] [--engine auto] [--against COMMIT] [--quick]
 
-The images are mosaics of synthetic tissue, written tile by tile. Each runs in a separate process. Writes
-results/large-image: sizes.csv (one row per size) and run.json, with the details of the largest.
+The images are mosaics of synthetic tissue, written tile by tile. Each runs in a separate process. With --against, an
+earlier commit segments the largest image, too. Writes results/large-image: sizes.csv (one row per size) and run.json,
+with the details of the largest.
 """
 
 import json
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ import numpy as np
 import pandas as pd
 import tifffile
 
-from benchmarks.side_by_side import ROOT, parser
+from benchmarks.side_by_side import ROOT, exported, parser
 from experiments.common import record
 from nucseg.data.synth import TISSUES, generate
 from nucseg.inference.options import ENGINES
 from nucseg.model.adapters import DEFAULT_ADAPTER
 from nucseg.model.network import pick_device
 
+RUN = "import sys; from nucseg.cli import main; sys.exit(main())"  # as `nucseg`, in earlier commits, too
 SIDES = (2500, 5000, 10_000, 20_000)  # px
 
 
@@ -62,14 +64,17 @@ def write_mosaic(path: Path, side: int) -> None:
     )
 
 
-def measure(side: int, engine: str) -> dict[str, Any]:
-    """Segment one mosaic in a separate process; return its size, nuclei, seconds, CPU seconds, memory and files."""
+def measure(side: int, options: Sequence[str], package: Path = ROOT) -> dict[str, Any]:
+    """Segment one mosaic in a separate process; return its size, nuclei, seconds, CPU seconds, memory and files.
+
+    ``options``: of `nucseg predict`. ``package``: the folder that holds the package.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / "large.tif", Path(folder) / "out"
         write_mosaic(path, side)
-        words = [sys.executable, "-m", "nucseg", "predict", str(path), "--out", str(out), "--engine", engine]
+        words = [sys.executable, "-c", RUN, "predict", str(path), "--out", str(out), *options]
         began = time.monotonic()
-        process = subprocess.Popen(words, cwd=ROOT)
+        process = subprocess.Popen(words, cwd=package, env=os.environ | {"PYTHONPATH": str(package)})
         _, status, usage = os.wait4(process.pid, 0)  # the usage of this process alone
         seconds = time.monotonic() - began
         if status:
@@ -94,15 +99,22 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--sides", type=int, nargs="+", default=SIDES, help="sides of the images, px")
     options.add_argument("--engine", default="auto", choices=ENGINES, help="what runs the network (default: auto)")
+    options.add_argument("--against", help="commit to compare with at the largest size, with its own default adapter")
     arguments = options.parse_args()
-    rows = []
+    rows, before = [], {}
     for side in (700,) if arguments.quick else sorted(arguments.sides):
-        rows.append(measure(side, arguments.engine))
+        rows.append(measure(side, ("--engine", arguments.engine)))
         print(json.dumps(rows[-1]), flush=True)
+    if arguments.against:
+        with exported(arguments.against) as package:
+            earlier = measure(rows[-1]["side_px"], (), package)
+        names = ("nuclei", "seconds", "cpu_seconds", "peak_memory_gib")
+        before = {"before": {"commit": arguments.against} | {name: earlier[name] for name in names}}
+        print(json.dumps(before), flush=True)
     if not arguments.quick:
         sizes = pd.DataFrame(rows).drop(columns="files_mib")
-        device = pick_device("auto")
-        record("large-image", {"sizes": sizes}, device, adapter=DEFAULT_ADAPTER, engine=arguments.engine, **rows[-1])
+        about = {"adapter": DEFAULT_ADAPTER, "engine": arguments.engine} | rows[-1] | before
+        record("large-image", {"sizes": sizes}, pick_device("auto"), **about)
 
 
 if __name__ == "__main__":
