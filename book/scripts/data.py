@@ -97,7 +97,7 @@ shown = [chapter.crop(first_of(t), 256) for t in wanted if t in tissues] or [
     chapter.crop(sample, 256)
 ]
 
-# %% mystnb={"image": {"alt": "Three square images of pink and purple tissue side by side. Every nucleus has a thin coloured outline; nuclei beside each other have different colours."}, "figure": {"caption": "Crops of three samples with the outlines of their label maps. The scale bar assumes 0.25 µm per pixel, usual for a 40× scan; the authors do not state the pixel size.", "name": "fig-data-samples"}}
+# %% mystnb={"image": {"alt": "Three square images of pink and purple tissue side by side. Every nucleus has a thin coloured outline; nuclei beside each other have different colours."}, "figure": {"caption": "Crops of three samples with the outlines of their label maps. The scale bar assumes 0.25 µm per pixel, usual for a 40× scan; the authors do not state the pixel size. Images: {{ tissue }}.", "name": "fig-data-samples"}}
 figures.show_row(*shown)
 plt.show()
 
@@ -148,7 +148,7 @@ assert np.allclose(encode_by_hand(busy.labels), maps, atol=1e-6)
 # The package's `encode` gives the same maps. `border_value=1` says that the image's edge is not an outline, because a
 # nucleus that is cut off there continues beyond it.
 
-# %% mystnb={"image": {"alt": "Four square panels of one crop: the image, its label map with each nucleus in a colour, the white foreground in which touching nuclei run together, and the distance map, bright inside nuclei with dark lines between them."}, "figure": {"caption": "A crop, its label map, and the two target maps. In the distance map, touching nuclei are separated by a dark valley.", "name": "fig-data-encoding"}}
+# %% mystnb={"image": {"alt": "Four square panels of one crop: the image, its label map with each nucleus in a colour, the white foreground in which touching nuclei run together, and the distance map, bright inside nuclei with dark lines between them."}, "figure": {"caption": "A crop, its label map, and the two target maps. In the distance map, touching nuclei are separated by a dark valley. Image: {{ tissue }}.", "name": "fig-data-encoding"}}
 chapter.plot_encoding(busy, maps)
 plt.show()
 
@@ -181,7 +181,7 @@ steps = {
     "decode": decode(maps, min_area=0),
 }
 
-# %% mystnb={"image": {"alt": "Four label maps of the same crop, each nucleus in a colour. Components run together into few large objects; the watershed separates them, at times into more pieces than there are nuclei; decode looks like the truth."}, "figure": {"caption": "The same maps, decoded in three ways, beside the truth.", "name": "fig-data-decoding"}}
+# %% mystnb={"image": {"alt": "Four label maps of the same crop, each nucleus in a colour. Components run together into few large objects; the watershed separates them, at times into more pieces than there are nuclei; decode looks like the truth."}, "figure": {"caption": "The same maps, decoded in three ways, beside the truth. Image: {{ tissue }}.", "name": "fig-data-decoding"}}
 chapter.plot_decoding(steps)
 plt.show()
 
@@ -245,7 +245,7 @@ choice += [
 choice += ["mouse kidney", "mouse spleen", "mouse thymus"]
 of_tissues = [first_of(tissue) for tissue in choice if tissue in tissues]
 
-# %% mystnb={"image": {"alt": "Grid of small square crops, one for each of twelve tissues, with outlined nuclei. They differ in colour, in the density of nuclei and in their shape."}, "figure": {"caption": "Twelve of the 31 tissues. The scale bar in the first crop holds for all, at an assumed 0.25 µm per pixel.", "name": "fig-data-tissues"}}
+# %% mystnb={"image": {"alt": "Grid of small square crops, one for each of twelve tissues, with outlined nuclei. They differ in colour, in the density of nuclei and in their shape."}, "figure": {"caption": "Twelve of the 31 tissues. The scale bar in the first crop holds for all, at an assumed 0.25 µm per pixel. Images: {{ tissue }}.", "name": "fig-data-tissues"}}
 chapter.plot_tissues(of_tissues)
 plt.show()
 
@@ -328,7 +328,7 @@ stained = chapter.crop(
 )
 dyes = rgb2hed(stained.image)
 
-# %% mystnb={"image": {"alt": "A crop of tissue and, beside it, its haematoxylin and its eosin as grey images. Nuclei stand out dark in the haematoxylin image and are less distinct in the eosin image."}, "figure": {"caption": "A crop and the amounts of the two dyes in it; darker means more. The scale bar assumes 0.25 µm per pixel.", "name": "fig-data-stains"}}
+# %% mystnb={"image": {"alt": "A crop of tissue and, beside it, its haematoxylin and its eosin as grey images. Nuclei stand out dark in the haematoxylin image and are less distinct in the eosin image."}, "figure": {"caption": "A crop and the amounts of the two dyes in it; darker means more. The scale bar assumes 0.25 µm per pixel. Image: {{ tissue }}.", "name": "fig-data-stains"}}
 chapter.plot_stains(stained, dyes)
 plt.show()
 
@@ -490,7 +490,7 @@ pd.DataFrame(
     {"PQ": [plain.pq, lenient.pq]}, index=["all counts", "vague area ignored"]
 ).round(3)
 
-# %% mystnb={"image": {"alt": "The same crop twice. Left: true outlines in orange and a hatched area around a nucleus without outline. Right: predicted outlines in blue, one of them around that nucleus."}, "figure": {"caption": "A nucleus that is missing from the truth, inside a vague area made for this example, and a prediction that contains it.", "name": "fig-data-vague"}}
+# %% mystnb={"image": {"alt": "The same crop twice. Left: true outlines in orange and a hatched area around a nucleus without outline. Right: predicted outlines in blue, one of them around that nucleus."}, "figure": {"caption": "A nucleus that is missing from the truth, inside a vague area made for this example, and a prediction that contains it. Image: {{ tissue }}.", "name": "fig-data-vague"}}
 source = chapter.crop(
     first_of(choice[1] if choice[1] in tissues else tissues[0]), 160
 )

@@ -177,7 +177,7 @@ split = select_split(config, dataset)
 images, targets = batch(split.train[:4], np.random.default_rng(0))
 images.shape, targets.shape
 
-# %% mystnb={"image": {"alt": "A grid of three rows and four columns. Four images of stained tissue; below each its foreground, white on black; below that its distance map, in which touching nuclei are separated by dark lines."}, "figure": {"caption": "One batch: four augmented images, and the two target maps of each. At 256 px the distance map rises over 3 px only, so it resembles a slightly smaller foreground. The scale bar assumes 0.25 µm per pixel.", "name": "fig-batch"}}
+# %% mystnb={"image": {"alt": "A grid of three rows and four columns. Four images of stained tissue; below each its foreground, white on black; below that its distance map, in which touching nuclei are separated by dark lines."}, "figure": {"caption": "One batch: four augmented images, and the two target maps of each. At 256 px the distance map rises over 3 px only, so it resembles a slightly smaller foreground. The scale bar assumes 0.25 µm per pixel. Images: {{ tissue }}.", "name": "fig-batch"}}
 chapter.plot_batch(images, targets)
 plt.show()
 
@@ -312,14 +312,14 @@ maps = predict(trained, sample.image)
 after = labels_from(maps)
 print("maps:", maps.shape, "nuclei:", after.max())
 
-# %% mystnb={"image": {"alt": "Four panels of one test image: the image, the predicted foreground, the predicted distance map, and the image with the outlines decoded from the two maps."}, "figure": {"caption": "A test image, the two maps predicted for it, and the label map decoded from them.", "name": "fig-maps"}}
+# %% mystnb={"image": {"alt": "Four panels of one test image: the image, the predicted foreground, the predicted distance map, and the image with the outlines decoded from the two maps."}, "figure": {"caption": "A test image, the two maps predicted for it, and the label map decoded from them. Image: {{ tissue }}.", "name": "fig-maps"}}
 chapter.plot_maps(sample, maps, after)
 plt.show()
 
 # %% [markdown]
 # Before training, LoRA adds nothing ($B = 0$) and the head is random, so its maps mean nothing:
 
-# %% mystnb={"image": {"alt": "Four panels of one H and E image: the image with its true outlines, the prediction before training, the prediction after training, and a map of its errors."}, "figure": {"caption": "The same test image with its true outlines, the outlines predicted before and after training, and the errors after. The scale bar assumes 0.25 µm per pixel.", "name": "fig-before-after"}}
+# %% mystnb={"image": {"alt": "Four panels of one H and E image: the image with its true outlines, the prediction before training, the prediction after training, and a map of its errors."}, "figure": {"caption": "The same test image with its true outlines, the outlines predicted before and after training, and the errors after. The scale bar assumes 0.25 µm per pixel. Image: {{ tissue }}.", "name": "fig-before-after"}}
 chapter.plot_before_after(
     sample, labels_from(predict(untrained, sample.image)), after
 )
