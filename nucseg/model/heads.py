@@ -124,11 +124,19 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class GroupNorm32(nn.GroupNorm):
+    """GroupNorm in float32, whose backward pass takes half the time of the one in bfloat16 on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise groups of channels over the whole map; the dtype is kept."""
+        return super().forward(x.float()).to(x.dtype)
+
+
 # "group": statistics of the whole field (Wu & He 2018), so that a nucleus's maps depend on the rest of the field.
 # "layer": statistics of one pixel. "batch": statistics of the training images, stored in the adapter. With the last
 # two, a nucleus's maps do not depend on its field.
 NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "group": lambda channels: nn.GroupNorm(8, channels),
+    "group": lambda channels: GroupNorm32(8, channels),
     "layer": LayerNorm2d,
     "batch": nn.BatchNorm2d,
 }
