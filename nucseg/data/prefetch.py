@@ -1,10 +1,13 @@
-"""Iterating ahead in a background thread."""
+"""Iterating ahead in background threads."""
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 _END = object()
 
@@ -53,3 +56,25 @@ def ahead(items: Iterable[T], limit: int = 2) -> Generator[T, None, None]:
     finally:
         stopped.set()
         thread.join()
+
+
+def in_threads(function: Callable[[S], T], items: Iterable[S], workers: int) -> Iterator[T]:
+    """Yield ``function(item)`` for each item in order; ``workers`` threads compute (1: the caller's own).
+
+    At most ``workers`` results are waiting at a time. An error is raised in its place.
+    """
+    if workers < 2:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -12,6 +12,7 @@ the block that holds its centroid.
 """
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
@@ -26,7 +27,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from nucseg.config import FIELD
-from nucseg.data.prefetch import ahead
+from nucseg.data.prefetch import ahead, in_threads
 from nucseg.errors import InputError
 from nucseg.files import sha256
 from nucseg.images.export import Block
@@ -44,6 +45,7 @@ from nucseg.model.network import NucleiModel, load_model, pick_device, place
 
 BLOCK, HALO = 1536, 128  # px: side of a block that is decoded at once, and how far it looks beyond its border
 LARGE = 4096  # px: images with a longer side get a tissue mask
+DECODERS = 4  # threads that decode blocks beside a GPU
 BATCH_PX = 20_000_000  # encoder pixels in a batch of fields, on a GPU
 MANY = 50  # fields in an image above which compiling the network pays off (engine auto)
 
@@ -309,29 +311,44 @@ class Segmenter:
         how, scale = self.decoding(), self.nucleus_scale()
         if min(height, width) < 1:
             return
-        reached = 0
-        for top in range(0, height, block):
-            while filled is not None and reached < min(height, top + block + halo):
-                reached = next(filled)
-            for left in range(0, width, block):
-                y, x = max(0, top - halo), max(0, left - halo)
-                window = np.s_[y : min(height, top + block + halo), x : min(width, left + block + halo)]
-                part = np.asarray(maps[(slice(None), *window)])
-                if not (part[0] > 255 * how.threshold).any():
-                    continue
-                part = part.astype(np.float32) / 255
-                found = labels_from(part, how.threshold, smallest, how.ridge, smooth)
-                found, confidence = how.select(found, part, scale)
-                core = (top - y, min(top + block, height) - y, left - x, min(left + block, width) - x)
-                own = _owned(found, core)
-                taken = np.asarray(labels[window])
-                own[taken > 0] = 0  # if two blocks divide a clump differently, the first one wins
-                old, own = own, renumber(own, smallest, count + 1)
-                old = np.unique(old[own > 0])  # in the order of the new numbers
-                if len(old):
-                    labels[window] = np.where(own > 0, own, taken)
-                    count += len(old)
-                    yield Block(y, x, own, len(old), confidence[old - 1] if how.classifier else None)
+
+        def places() -> Iterator[tuple[int, int]]:
+            reached = 0
+            for top in range(0, height, block):
+                while filled is not None and reached < min(height, top + block + halo):
+                    reached = next(filled)
+                for left in range(0, width, block):
+                    yield top, left
+
+        def window_of(top: int, left: int) -> tuple[slice, slice]:
+            rows = slice(max(0, top - halo), min(height, top + block + halo))
+            return rows, slice(max(0, left - halo), min(width, left + block + halo))
+
+        def found_at(place: tuple[int, int]) -> tuple[tuple[int, int], np.ndarray | None, np.ndarray]:
+            part = np.asarray(maps[(slice(None), *window_of(*place))])
+            if not (part[0] > 255 * how.threshold).any():
+                return place, None, np.zeros(0)
+            part = part.astype(np.float32) / 255
+            found = labels_from(part, how.threshold, smallest, how.ridge, smooth)
+            return place, *how.select(found, part, scale)
+
+        # beside a GPU the network is faster than decoding in one thread
+        threads = 1 if self.models[0].mean.device.type == "cpu" else min(DECODERS, os.cpu_count() or 1)
+        for (top, left), found, confidence in in_threads(found_at, places(), threads):
+            if found is None:
+                continue
+            window = window_of(top, left)
+            y, x = window[0].start, window[1].start
+            core = (top - y, min(top + block, height) - y, left - x, min(left + block, width) - x)
+            own = _owned(found, core)
+            taken = np.asarray(labels[window])
+            own[taken > 0] = 0  # if two blocks divide a clump differently, the first one wins
+            old, own = own, renumber(own, smallest, count + 1)
+            old = np.unique(old[own > 0])  # in the order of the new numbers
+            if len(old):
+                labels[window] = np.where(own > 0, own, taken)
+                count += len(old)
+                yield Block(y, x, own, len(old), confidence[old - 1] if how.classifier else None)
 
 
 def segment(

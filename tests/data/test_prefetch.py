@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from nucseg.data.prefetch import ahead
+from nucseg.data.prefetch import ahead, in_threads
 
 
 @pytest.mark.parametrize("limit", [0, 1, 3])
@@ -55,3 +55,35 @@ def test_the_thread_ends_when_the_caller_stops_and_closes_what_it_ran():
         raise KeyboardInterrupt
     assert threading.active_count() == before
     assert closed and closed[0] != threading.main_thread().name
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_threads_keep_the_order_and_raise_errors_in_their_place(workers):
+    def slow(i):
+        time.sleep(0.01 * (i % 3))
+        return 10 // (i - 7)
+
+    got = []
+    with pytest.raises(ZeroDivisionError):
+        for result in in_threads(slow, range(20), workers):
+            got.append(result)
+    assert got == [10 // (i - 7) for i in range(7)]
+    assert list(in_threads(slow, [], workers)) == []
+
+
+def test_threads_compute_at_the_same_time_but_no_further_than_their_number():
+    together = threading.Barrier(3, timeout=5)
+    started = []
+
+    def meet(i):
+        started.append(i)
+        if i < 3:
+            together.wait()  # passes only if three are under way
+        return i
+
+    line = in_threads(meet, iter(range(50)), 3)
+    assert next(line) == 0
+    time.sleep(0.2)
+    assert max(started) <= 3
+    line.close()
+    assert len(started) <= 4

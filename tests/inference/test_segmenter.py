@@ -15,6 +15,7 @@ import nucseg.inference.evaluate as evaluating
 import nucseg.inference.segmenter as predicting
 from nucseg.cli import _parser
 from nucseg.config import ModelConfig
+from nucseg.data.prefetch import in_threads
 from nucseg.errors import InputError
 from nucseg.images.slides import open_slide
 from nucseg.inference.confidence import FEATURES, features, fit
@@ -112,6 +113,10 @@ def test_blocks_give_the_same_nuclei_as_the_whole(model, seen, monkeypatch):
     for block in blocks:  # each knows its own nuclei, and only them
         window = parts[block.top : block.top + block.labels.shape[0], block.left : block.left + block.labels.shape[1]]
         assert (window[block.labels > 0] == block.labels[block.labels > 0]).all()
+    threaded = np.zeros_like(parts)
+    monkeypatch.setattr("nucseg.inference.segmenter.in_threads", lambda f, items, workers: in_threads(f, items, 4))
+    list(segmenter.label_blocks(maps, threaded, block=200, halo=64, filled=iter([150, 500, 700])))
+    np.testing.assert_array_equal(threaded, parts)
 
 
 @settings(deadline=None, max_examples=20)
@@ -133,6 +138,7 @@ def test_lone_nuclei_do_not_depend_on_the_blocks(seed, block, halo):
 
 def build_tiny():
     class Tiny:
+        mean = torch.zeros(1)
         config = ModelConfig(head="instance")
         n_maps = 2
 
