@@ -69,6 +69,11 @@ def ink(fill: ColorType) -> str:
     return "black" if sns.utils.relative_luminance(fill) > 0.18 else "white"
 
 
+def count(labels: np.ndarray) -> int:
+    """Number of nuclei in a label map; their ids may have gaps, as in a tile cut from a larger image."""
+    return len(np.unique(labels[labels > 0]))
+
+
 def neighbour_colours(labels: np.ndarray, reach: int = 3) -> dict[int, int]:
     """Assign each id of an (H, W) label map a colour number, which differs between ids within ``reach`` px.
 

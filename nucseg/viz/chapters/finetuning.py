@@ -93,7 +93,7 @@ def plot_before_after(sample: Sample, before: np.ndarray, after: np.ndarray) -> 
     """Draw the truth, the label maps predicted before and after training with their scores, and the errors."""
     figure, axes = plt.subplots(2, 2, figsize=(figures.WIDTH, figures.WIDTH + 0.3))
     figures.overlay(sample.image, sample.labels, axes[0, 0])
-    axes[0, 0].set_title(f"truth: {sample.labels.max()} nuclei")
+    axes[0, 0].set_title(f"truth: {figures.count(sample.labels)} nuclei")
     for ax, labels, title in ((axes[0, 1], before, "before"), (axes[1, 0], after, "after")):
         figures.overlay(sample.image, labels, ax)
         result = metrics.score(sample.labels, labels)

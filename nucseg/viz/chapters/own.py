@@ -45,7 +45,7 @@ def plot_found(sample: Sample, **results: np.ndarray) -> Figure:
     for ax, (name, labels) in zip(axes, shown.items(), strict=True):
         figures.overlay(sample.image, labels, ax)
         quality = "" if name == "truth" else f", PQ {score(sample.labels, labels).pq:.2f}"
-        ax.set_title(f"{name}: {labels.max()} nuclei{quality}")
+        ax.set_title(f"{name}: {figures.count(labels)} nuclei{quality}")
     figures.scale_bar(axes[0])
     return figure
 

@@ -1,5 +1,7 @@
 """Figures and tables of the chapter on fine-tuning."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -54,6 +56,12 @@ def test_before_and_after_have_their_scores(sample):
     assert title(axes[0]) == "truth: 2 nuclei"
     assert title(axes[1]).startswith("before: 1 objects") and "PQ 0.00" in title(axes[1])
     assert title(axes[2]) == "after: 2 objects\nDice 1.00, PQ 1.00"
+
+
+def test_nuclei_of_a_tile_are_counted_though_their_ids_have_gaps(sample):
+    tile = replace(sample, labels=sample.labels * 40)
+    axes = figures_of.plot_before_after(tile, sample.labels, sample.labels).axes
+    assert title(axes[0]) == "truth: 2 nuclei"
 
 
 def test_maps_are_drawn_beside_the_image(sample):
