@@ -553,7 +553,7 @@ pd.DataFrame(means).T.rename(columns=chapter.NAMES).round(3)
 # %% [markdown]
 # At equal steps, 45 images instead of 452 change PQ by −0.005 (−0.014 to +0.004) and AJI by −0.013 (−0.022 to −0.006);
 # 136 images change PQ by −0.011 (−0.019 to −0.003). Ten epochs of all images instead of three, with 3.3 times the
-# steps, bring +0.042. So **in these short runs more steps bring more than more images**, and with 45 images of one's
+# steps, bring +0.042. So **in these short runs more steps bring more than more images**, and with 45 images of your
 # own the loss is small. A longer training would probably gain more from images. It is one fold with one seed, and 20
 # images chose the epoch in the smaller runs, 40 in the others.
 

@@ -233,7 +233,7 @@ pd.DataFrame(layers).fillna(0).astype(int)
 
 # %% [markdown]
 # With Linear layers alone, 40 of them, nothing before the second stage (`layers.1`) is adapted. With convolutions
-# there are 52 adapted layers. Eight of the new ones lie in the patch embedding and the first stage, which are closest
+# there are 52 adapted layers (the instance head does not use the neck, which has two more). Eight of the new ones lie in the patch embedding and the first stage, which are closest
 # to the image's pixels. For a 1 × 1 convolution, LoRA is the same as for a Linear layer that is applied to each
 # pixel. What do the convolutions bring?
 
@@ -306,8 +306,8 @@ assert changes.interval(longer)[1] > max(
 #
 # Few weights can be trained in other ways. The simplest adds none: the encoder's own norms and biases are trained, and
 # its matrices stay frozen (as in BitFit, {cite:t}`zaken2022bitfit`). DoRA {cite}`liu2024dora` adds a weight to each
-# row of LoRA's layers, its length, so that LoRA changes only the direction. Both were run on the Linear layers' budget
-# and first seed; LoRA on convolutions has the same seed:
+# row of LoRA's layers, its length, so that LoRA changes only the direction. Both were run with the budget and the
+# first seed of the runs above, and LoRA on convolutions is shown with the same seed:
 
 # %%
 others = {name: choices[name] for name in ("norms", "dora")}
