@@ -313,7 +313,7 @@ maps = predict(trained, sample.image)
 after = labels_from(maps)
 print("maps:", maps.shape, "nuclei:", after.max())
 
-# %% mystnb={"image": {"alt": "Four panels of one test image: the image, the predicted foreground, the predicted distance map, and the image with the outlines decoded from the two maps."}, "figure": {"caption": "A test image, the two maps predicted for it, and the label map decoded from them. Image: {{ tissue }}.", "name": "fig-maps"}}
+# %% mystnb={"image": {"alt": "Four panels of one test image: the image, the predicted foreground, the predicted distance map, and the image with the outlines decoded from the two maps."}, "figure": {"caption": "A test image, the two maps predicted for it, and the label map decoded from them. The scale bar assumes 0.25 µm per pixel. Image: {{ tissue }}.", "name": "fig-maps"}}
 chapter.plot_maps(sample, maps, after)
 plt.show()
 

@@ -233,9 +233,9 @@ pd.DataFrame(layers).fillna(0).astype(int)
 
 # %% [markdown]
 # With Linear layers alone, 40 of them, nothing before the second stage (`layers.1`) is adapted. With convolutions
-# there are 52 adapted layers (the instance head does not use the neck, which has two more). Eight of the new ones lie in the patch embedding and the first stage, which are closest
-# to the image's pixels. For a 1 × 1 convolution, LoRA is the same as for a Linear layer that is applied to each
-# pixel. What do the convolutions bring?
+# there are 52 adapted layers (the instance head does not use the neck, which has two more). Eight of the new ones lie
+# in the patch embedding and the first stage, which are closest to the image's pixels. For a 1 × 1 convolution, LoRA is
+# the same as for a Linear layer that is applied to each pixel. What do the convolutions bring?
 
 # %%
 pieces = {
