@@ -29,7 +29,7 @@ from nucseg.inference.options import ENGINES
 from nucseg.model.adapters import DEFAULT_ADAPTER
 from nucseg.model.network import pick_device
 
-RUN = "import sys; from nucseg.cli import main; sys.exit(main())"  # as `nucseg`, in earlier commits, too
+RUN = "import sys; from nucseg.cli import main; sys.exit(main())"  # `python -m nucseg` fails in early commits
 SIDES = (2500, 5000, 10_000, 20_000)  # px
 
 
@@ -99,7 +99,9 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--sides", type=int, nargs="+", default=SIDES, help="sides of the images, px")
     options.add_argument("--engine", default="auto", choices=ENGINES, help="what runs the network (default: auto)")
-    options.add_argument("--against", help="commit to compare with at the largest size, with its own default adapter")
+    options.add_argument(
+        "--against", help="earlier commit that segments the largest image, too, with its own default adapter"
+    )
     arguments = options.parse_args()
     rows, before = [], {}
     for side in (700,) if arguments.quick else sorted(arguments.sides):

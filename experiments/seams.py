@@ -2,9 +2,9 @@
 
     python -m experiments.seams
 
-Two images are used: one of a single tissue, and a mosaic of sixteen tissues, the worst case. They are cut into fields
-of 1,344 px, since they fit into one. Nuclei on a border between two fields are scored separately, with the border there
-and with the border elsewhere. Writes results/seams/run.json.
+Two images are used: one of a single tissue, and a mosaic of sixteen tissues, the worst case. They would fit into one
+field of the usual size, so they are cut into fields of 1,344 px. Nuclei on a border between two fields are scored
+separately, with the border there and with the border elsewhere. Writes results/seams/run.json.
 """
 
 import json
@@ -50,7 +50,7 @@ class Tiled(Segmenter):
     """A segmenter whose fields have a side of ``FIELD_PX``."""
 
     def layout(self, shape: tuple[int, int]) -> tuple[list[Span], list[Span]]:
-        """Lay out the fields."""
+        """Return the spans of the rows and of the columns."""
         scale = self.scale(self.models[0])
         return spans(shape[0], scale, (FIELD_PX,)), spans(shape[1], scale, (FIELD_PX,))
 
@@ -118,7 +118,7 @@ def main() -> None:
             "fields, and the network seeing all of it at once": at_once,
         }
         agreement[name] = {pair: rounded(whole, other) for pair, other in others.items()}
-        agreement[name]["at once, with maps in steps of 1/255 and without steps"] = rounded(at_once, exact)
+        agreement[name]["at once, with maps as stored and without merging and rounding"] = rounded(at_once, exact)
         against_truth = {
             "fields": whole,
             f"fields moved by {SHIFT} px": moved,

@@ -61,7 +61,8 @@ def ahead(items: Iterable[T], limit: int = 2) -> Generator[T, None, None]:
 def in_threads(function: Callable[[S], T], items: Iterable[S], workers: int) -> Iterator[T]:
     """Yield ``function(item)`` for each item in order; ``workers`` threads compute (1: the caller's own).
 
-    At most ``workers`` results are waiting at a time. An error is raised in its place.
+    ``items`` are drawn in the caller's thread, at most ``workers`` ahead of the result that is yielded. An error is
+    raised in place of its item's result.
     """
     if workers < 2:
         yield from map(function, items)

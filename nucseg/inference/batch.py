@@ -255,7 +255,7 @@ def _complete(
     """Write the missing outputs, then the record; return the record."""
     job, about = todo.job, todo.about
     began, work = time.monotonic(), job.work(out)
-    before = _state(work, settings)
+    before = _state(work, settings, segmenter.row_ends(slide.shape))
     labels = None if about is None else _known_labels(job, out, slide, about)
     tissue = segmenter.tissue(slide)
     seconds, written_before = before["seconds"], before["written"]
@@ -305,12 +305,12 @@ def _with_confidence(
         yield replace(block, confidence=known.reindex(ids).to_numpy(float))
 
 
-def _state(work: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The progress of an interrupted run with the same settings, or that of a new run."""
-    nothing = {"settings": settings, "rows": 0, "seconds": 0.0, "written": written_so_far(work)}
+def _state(work: Path, settings: dict[str, Any], row_ends: list[int]) -> dict[str, Any]:
+    """The progress of an interrupted run with the same settings and rows of fields, or that of a new run."""
+    nothing = {"settings": settings, "row_ends": row_ends, "rows": 0, "seconds": 0.0, "written": written_so_far(work)}
     try:
         state = json.loads((work / "state.json").read_text(encoding="utf-8"))
-        if state["settings"] != settings:
+        if state["settings"] != settings or state["row_ends"] != row_ends:  # rows of another layout end elsewhere
             return nothing
         return nothing | {"rows": int(state["rows"]), "seconds": float(state["seconds"])}
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged: start again

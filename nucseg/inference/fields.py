@@ -11,7 +11,7 @@ from nucseg.images.slides import Slide
 
 GRID = 224  # encoder pixels: attention windows of 7 tokens at strides 8 and 16, and of 14 at stride 16, all end there
 MARGIN = GRID // 2  # encoder pixels at each border of a field that are seen but not kept
-SIDES = tuple(range(1120, 2241, GRID))  # sides of fields, encoder pixels: larger ones gain little and take more memory
+SIDES = tuple(range(1120, 2241, GRID))  # encoder pixels: larger fields gain little and take more memory
 BLANK = 225  # a field whose values are all at least this shows glass, and the network is skipped
 
 
@@ -19,7 +19,7 @@ BLANK = 225  # a field whose values are all at least this shows glass, and the n
 class Span:
     """One field along one side of an image, which shows ``start`` to ``stop`` and keeps ``low`` to ``high`` (px).
 
-    ``side``: its side in encoder pixels; at the image's end this may reach beyond ``stop``.
+    ``side``: its side in encoder pixels, with padding; at the image's end this may reach beyond ``stop``.
     """
 
     start: int
@@ -37,8 +37,8 @@ def spans(
     ``sides``, ``margin`` and ``grid`` are in encoder pixels. Fields start at multiples of ``grid``. Their cores follow
     each other without a gap, at least ``margin`` inside their field, except at the image's border. The one of ``sides``
     with the least to compute is used; if one field is enough, its core is the whole field. The last field ends where
-    the image does when it is padded to a multiple of 64, as if the network saw all of it. A side without its two
-    margins must be a multiple of the grid.
+    the whole image would end if it were padded to a multiple of 64, so it may be smaller than the others, or up to 63
+    larger. A side without its two margins must be a multiple of the grid.
 
     >>> [(s.start, s.stop, s.low, s.high, s.side) for s in spans(4096)]
     [(0, 2240, 0, 2128, 2240), (2016, 4096, 2128, 4096, 2080)]

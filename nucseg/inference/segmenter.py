@@ -45,8 +45,8 @@ from nucseg.model.network import NucleiModel, load_model, pick_device, place
 
 BLOCK, HALO = 1536, 128  # px: side of a block that is decoded at once, and how far it looks beyond its border
 LARGE = 4096  # px: images with a longer side get a tissue mask
-DECODERS = 4  # threads that decode blocks beside a GPU
-BATCH_PX = 20_000_000  # encoder pixels in a batch of fields, on a GPU
+DECODERS = 4  # threads at most that decode blocks beside a GPU
+BATCH_PX = 20_000_000  # encoder pixels at most in a batch of several fields, on a GPU
 MANY = 50  # fields in an image above which compiling the network pays off (engine auto)
 
 
@@ -221,7 +221,9 @@ class Segmenter:
         engine = self.engine
         if engine == "auto" and len(rows) * len(columns) < MANY:
             engine = "torch"
-        if engines.resolve(engine, self.models[0]) == "openvino":  # compiled for one size only: fields are padded to it
+        if (
+            engines.resolve(engine, self.models[0]) == "openvino"
+        ):  # compiled for each size: pad the last field to the same
             rows, columns = ([replace(span, side=along[0].side) for span in along] for along in (rows, columns))
         batch = max(1, BATCH_PX // (rows[0].side * columns[0].side))
         batch = batch if self.models[0].mean.device.type == "cuda" else 1
@@ -249,8 +251,8 @@ class Segmenter:
                         maps[:, row.low : row.high, column.low : column.high] = 0
                         bar.update()
                         continue
-                    # a batch holds fields of one size; those at the image's edge are smaller
-                    if waiting and waiting[0][1].image.shape != field.image.shape:
+                    # a batch holds fields of one size; the last of a row differs, at times in its padding alone
+                    if waiting and _size(*waiting[0]) != _size(column, field):
                         self._fill(maps, row, waiting, engine, bar)
                         waiting = []
                     waiting.append((column, field))
@@ -332,7 +334,7 @@ class Segmenter:
             found = labels_from(part, how.threshold, smallest, how.ridge, smooth)
             return place, *how.select(found, part, scale)
 
-        # beside a GPU the network is faster than decoding in one thread
+        # on a CPU the network needs the cores; a GPU is faster than one thread decodes
         threads = 1 if self.models[0].mean.device.type == "cpu" else min(DECODERS, os.cpu_count() or 1)
         for (top, left), found, confidence in in_threads(found_at, places(), threads):
             if found is None:
@@ -396,6 +398,11 @@ def known_blocks(labels: Any, block: int = BLOCK, halo: int = HALO) -> Iterator[
             given |= new
             if own.any():
                 yield Block(y, x, own.astype(np.int32), int(np.count_nonzero(np.unique(own))))
+
+
+def _size(column: Span, field: Field) -> tuple[int, ...]:
+    """The width in encoder pixels to which a field is padded, and the shape of its image."""
+    return column.side, *field.image.shape
 
 
 def _part(mask: np.ndarray, shape: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray:

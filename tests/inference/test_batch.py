@@ -221,6 +221,30 @@ def test_killed_between_rows(unbroken, tmp_path, segmenter, monkeypatch, row):
     assert started == [row] and whole(tmp_path / "out") == expected
 
 
+@pytest.mark.parametrize("former", [[300, 700], None])
+def test_rows_of_another_layout_are_predicted_again(unbroken, tmp_path, segmenter, monkeypatch, former):
+    path, expected = unbroken
+    rows = Segmenter.predict_rows
+
+    def breaking(*arguments, **options):
+        yield next(rows(*arguments, **options))
+        raise Killed
+
+    monkeypatch.setattr(Segmenter, "predict_rows", breaking)
+    with pytest.raises(Killed):
+        predict_files([path], tmp_path / "out", segmenter, progress=False)
+    written = tmp_path / "out" / ".a.part" / "state.json"
+    state = json.loads(written.read_text())
+    assert state.pop("row_ends") == segmenter.row_ends((700, 500)) and state["rows"] == 1
+    written.write_text(json.dumps(state | ({"row_ends": former} if former else {})))
+    started = []
+    monkeypatch.setattr(
+        Segmenter, "predict_rows", lambda s, h, m, start, **o: started.append(start) or rows(s, h, m, start, **o)
+    )
+    predict_files([path], tmp_path / "out", segmenter, progress=False)
+    assert started == [0] and whole(tmp_path / "out") == expected
+
+
 @pytest.mark.parametrize(
     "step",
     ["segmenter.Segmenter.label_blocks", "batch.export.write_labels", "batch.export.write_overlay", "write_json"],

@@ -201,3 +201,21 @@ def test_fields_of_an_image_go_through_a_gpu_together(monkeypatch, model):
         list(Segmenter([OnGPU()]).predict_rows(slide, maps, progress=False))
     assert sum(batches) == 6 and max(batches) == 3
     np.testing.assert_array_equal(maps[0], image[..., 0])
+
+
+def test_fields_that_differ_in_padding_alone_are_not_batched_together(monkeypatch):
+    sides = []
+
+    def fake(self, images, model, scale, engine, side):
+        sides.append((len(images), side))
+        return [np.zeros((2, *image.shape[:2]), np.float32) for image in images]
+
+    monkeypatch.setattr(segmenter, "SIDES", (448,))
+    monkeypatch.setattr(Segmenter, "maps", fake)
+    monkeypatch.setattr(Segmenter, "scale", lambda self, model: 1.0)
+    monkeypatch.setattr(segmenter, "_normalises", lambda model: False)
+    gpu = type("Model", (), {"mean": type("Mean", (), {"device": torch.device("cuda")})(), "n_maps": 2})()
+    image, maps = np.full((448, 672, 3), 90, np.uint8), np.zeros((2, 448, 672), np.uint8)
+    with segmenter.open_slide(image) as slide:  # the last field shows 448 px, too, and is padded to 480
+        list(Segmenter([gpu], engine="torch").predict_rows(slide, maps, progress=False))
+    assert sides == [(1, (448, 448)), (1, (448, 480))]
