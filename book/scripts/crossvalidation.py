@@ -533,8 +533,9 @@ assert [run.about["config"]["epochs"] for run in lengths.values()] == [3, 10, 20
 assert then.loc["pq", "low"] > 0, "not yet flat"
 
 # %% [markdown]
-# Is it steps that help, or images? The same fold was trained on a tenth and on three tenths of its images, for as many
-# steps as three and ten epochs of all of them take. Each pair below has the same number of steps:
+# Do more steps help, or more images? The same fold was trained on a tenth of its images for about as many steps as three
+# epochs of all images take, and on three tenths of them for about as many as ten epochs take. Each pair below has about
+# the same number of steps:
 
 # %%
 fewer = {"45 images": shorter["images-10"], "136 images": shorter["images-30"]}
@@ -551,11 +552,17 @@ means = {
 pd.DataFrame(means).T.rename(columns=chapter.NAMES).round(3)
 
 # %% [markdown]
-# At equal steps, 45 images instead of 452 change PQ by −0.005 (−0.014 to +0.004) and AJI by −0.013 (−0.022 to −0.006);
-# 136 images change PQ by −0.011 (−0.019 to −0.003). Ten epochs of all images instead of three, with 3.3 times the
-# steps, bring +0.042. So **in these short runs more steps bring more than more images**, and with 45 images of your
-# own the loss is small. A longer training would probably gain more from images. It is one fold with one seed, and 20
-# images chose the epoch in the smaller runs, 40 in the others.
+# At about equal steps, 45 images instead of 452 change PQ by −0.005 (−0.014 to +0.004) and AJI by −0.013 (−0.022 to
+# −0.006); 136 images change PQ by −0.011 (−0.019 to −0.003). More steps change it more: ten epochs of all images
+# instead of three, 3.3 times the steps, bring +0.042. Even with fewer images they do: 136 images for 33 epochs are
+# ahead of 452 images for three, by +0.032 (+0.021 to +0.042). So **in these short runs the number of steps mattered
+# more than the number of images**.
+#
+# That does not make 45 images enough: their run is 0.057 PQ behind twenty epochs of all images. Nor are the pairs equal
+# in everything but the images. Each run keeps the epoch with the best validation PQ, from 28 or 33 epochs in the smaller
+# runs, and from three or ten in the others; of the three epochs the first was kept, after a third of its steps. The
+# smaller runs chose epoch and decoding on 20 validation images, the others on 40. And it is one fold, one seed and one
+# draw of the images, on a base pretrained on nuclei.
 
 # %% tags=["hide-input"]
 few = difference(fewer["45 images"].scores, lengths["3 epochs"].scores)
@@ -568,7 +575,14 @@ for texts, row in (
     for text, value in zip(texts, row[["difference", "low", "high"]], strict=True):
         check(text, value)
 check("+0.042", first.loc["pq", "difference"])
-assert first.loc["pq", "low"] > 0.02, "more than images bring"
+assert first.loc["pq", "low"] > -some.loc["pq", "low"], "more than images bring"
+both = difference(fewer["136 images"].scores, lengths["3 epochs"].scores)
+for text, name in (("+0.032", "difference"), ("+0.021", "low"), ("+0.042", "high")):
+    check(text, both.loc["pq", name])
+behind = difference(best["fold_1"].scores, fewer["45 images"].scores)
+check("0.057", behind.loc["pq", "difference"])
+kept = {name: run.history["val_pq"].argmax() + 1 for name, run in lengths.items()}
+assert kept["3 epochs"] == 1, "the first of three epochs"
 
 
 def steps_of(run):

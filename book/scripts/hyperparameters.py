@@ -199,7 +199,8 @@ assert lowest == "linear", "in Dice this run of rank 8 is the lowest"
 for differences in rank_changes.values():
     assert changes.interval(differences, "dice")[1] > 0, "in Dice all do better"
 fixed = {"fold": 1, "seed": 1, "epochs": 10, "size": 384, "base": "broad"}
-for run in (first_seed | choices).values():
+with_first = {n: run for n, run in choices.items() if "-seed_" not in n}
+for run in (first_seed | with_first).values():
     assert fixed.items() <= run.about["config"].items(), "budget, base and seed"
 ranks = worth.worth(trained, "head only")
 for texts, label in (
@@ -304,51 +305,74 @@ assert changes.interval(longer)[1] > max(
 # %% [markdown]
 # ## Without LoRA, or with more of it
 #
-# Few weights can be trained in other ways. The simplest adds none: the encoder's own norms and biases are trained, and
-# its matrices stay frozen (as in BitFit, {cite:t}`zaken2022bitfit`). DoRA {cite}`liu2024dora` adds a weight to each
-# row of LoRA's layers, its length, so that LoRA changes only the direction. Both were run with the budget and the
-# first seed of the runs above, and LoRA on convolutions is shown with the same seed:
+# There are other ways to train only a few weights. One adds none: only the encoder's own norms and biases are trained,
+# and its matrices and kernels stay frozen. BitFit {cite}`zaken2022bitfit` trains the biases alone. DoRA
+# {cite}`liu2024dora` trains the length of each row of a weight matrix separately, so that LoRA changes only the row's
+# direction. Both were run with the budget of the runs above, norms and biases with the same three seeds, DoRA with the
+# first. Each run is compared with the one of its own seed:
 
 # %%
-others = {name: choices[name] for name in ("norms", "dora")}
-rivals = first_seed | others | {"linear-conv": repeated["linear-conv-seed_1"]}
+norms = {n: choices[n] for n in ("norms", "norms-seed_2", "norms-seed_3")}
+rivals = {n: run for n, run in repeated.items() if not n.startswith("full")}
+rivals |= norms | {"dora": choices["dora"]}
 worth.table_worth(rivals, "LoRA, rank 8")
 
 # %% [markdown]
-# With 33,984 weights of the encoder, **norms and biases bring more than LoRA on all Linear layers with seven times as
-# many**: +0.014 PQ (+0.007 to +0.022), and +0.017 (+0.011 to +0.023) against the head alone. DoRA brings +0.010 (+0.002
-# to +0.018) to LoRA. The weak reference does not explain this: against each of the three seeds' runs of LoRA both are
-# better in PQ. LoRA with convolutions stays ahead, of norms and biases by 0.016 (0.007 to 0.026). One reading fits all
-# of this: in TinyViT each convolution has a BatchNorm, so training the norms reaches the convolutions, too. Another
-# base, or a second seed of these two, has not been tried.
+# With 33,984 weights of the encoder, **norms and biases score higher in PQ than LoRA on all Linear layers with seven
+# times as many**: by +0.010 (+0.006 to +0.014) over three seeds. The seeds differ: the gain lies between +0.003 and
+# +0.014. Against the head alone it is +0.017 (+0.012 to +0.023). LoRA with convolutions stays ahead of norms and biases,
+# by 0.017 (0.009 to 0.025), and with each seed. DoRA scores +0.010 (+0.002 to +0.018) higher than LoRA, as much as rank
+# 16 above, with a single seed.
+#
+# Why would so few weights do so much? In the part of TinyViT that feeds the head, a BatchNorm follows each convolution,
+# so training the norms rescales the convolutions' outputs, too; 9,856 of the weights are BatchNorm's. This may explain
+# the gain, but it was not tested, and it cannot explain DoRA's, which leaves the convolutions alone. All of this was
+# measured on one fold and one base.
 
 # %% tags=["hide-input"]
 against_lora = worth.worth(rivals, "LoRA, rank 8")
 against_head = worth.worth(rivals, "head only")
 for texts, differences in (
-    (("+0.014", "+0.007", "+0.022"), against_lora["norms and biases"]),
-    (("+0.017", "+0.011", "+0.023"), against_head["norms and biases"]),
+    (("+0.010", "+0.006", "+0.014"), against_lora["norms and biases"]),
+    (("+0.017", "+0.012", "+0.023"), against_head["norms and biases"]),
     (("+0.010", "+0.002", "+0.018"), against_lora["DoRA, rank 8"]),
 ):
     for text, value in zip(texts, changes.interval(differences), strict=True):
         check(text, value)
 ahead = worth.worth(rivals, "norms and biases")["LoRA, rank 8, on Conv2d too"]
 for text, value in zip(
-    ("0.016", "0.007", "0.026"), changes.interval(ahead), strict=True
+    ("0.017", "0.009", "0.025"), changes.interval(ahead), strict=True
 ):
     check(text, value)
-for name, run in others.items():
-    assert fixed.items() <= run.about["config"].items(), "budget, base and seed"
-    for seed_of_lora in (1, 2, 3):
-        reference = repeated[f"linear-seed_{seed_of_lora}"]
-        part = changes.paired(run.scores, reference.scores)
-        assert changes.interval(part)[1] > 0, (name, seed_of_lora)
+gain_by_seed = worth.by_seed(rivals, "LoRA, rank 8").loc["norms and biases"]
+check("+0.003", gain_by_seed.min())
+check("+0.014", gain_by_seed.max())
+conv_by_seed = worth.by_seed(rivals, "norms and biases")
+assert conv_by_seed.loc["LoRA, rank 8, on Conv2d too"].min() > 0.01, "each seed"
+check("+0.010", changes.interval(rank_changes["LoRA, rank 16"])[0])
+budget = {name: value for name, value in fixed.items() if name != "seed"}
+for seed, run in enumerate(norms.values(), 1):
+    expected = budget | {"seed": seed}
+    assert expected.items() <= run.about["config"].items(), "budget, base, seed"
 weights = {
     name: run.about["parameters"]["trainable"] - run.about["parameters"]["head"]
     for name, run in rivals.items()
 }
 check("33,984", weights["norms"])
-assert 6.9 < weights["linear"] / weights["norms"] < 7.1, "seven times as many"
+assert 6.9 < weights["linear-seed_1"] / weights["norms"] < 7.1, (
+    "seven times as many"
+)
+config = ModelConfig(base="random", head="instance", lora_target="norms")
+encoder = build_model(config).encoder
+modules = dict(encoder.named_modules())
+of_batch_norm = {n for n, m in modules.items() if isinstance(m, nn.BatchNorm2d)}
+convs = {n for n, m in modules.items() if isinstance(m, nn.Conv2d)}
+convs = {name for name in convs if not name.startswith("neck")}  # not used
+assert {name.removesuffix("c") + "bn" for name in convs} == of_batch_norm
+trained_weights = [p.numel() for p in encoder.parameters() if p.requires_grad]
+assert sum(trained_weights) == weights["norms"]
+in_norms = [p.numel() for n in of_batch_norm for p in modules[n].parameters()]
+check("9,856", sum(in_norms))
 
 # %% [markdown]
 # ## Alpha, a second learning rate
@@ -589,7 +613,7 @@ plt.show()
 # - Compare LoRA with training the head alone, with several seeds.
 # - LoRA gained little until it reached the convolutions, which make up TinyViT's first stage. Its rank, and the choice
 #   of Linear layers, made little difference in PQ (one seed).
-# - Training norms and biases alone brought more than LoRA on Linear layers, with a seventh of the weights (one seed).
+# - Training norms and biases scored higher in PQ than LoRA on Linear layers, with a seventh of the encoder weights.
 # - For small updates alpha works like a second learning rate, and the division by the rank does not change that.
 # - A share of variance depends on the ranges that were searched. In a full grid the shares add up.
 # - Compare the best configurations of a search on the same images: pairing shows differences that wide intervals of

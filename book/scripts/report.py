@@ -863,9 +863,9 @@ plt.show()
 #   0.454 ([Your own images](own.ipynb)). Leaving a tissue out of training changes its PQ by −0.026 over 117 images of seven tissues (−0.052
 #   to 0.007, whole tissues drawn; [Tissues](tissues.ipynb)). Not done: an {term}`adapter` for each tissue.
 # - **More hyperparameters**: the 36 configurations were run again ([What LoRA is worth](hyperparameters.ipynb)).
-# - **Other parameter-efficient methods**: begun. DoRA, and training norms and biases instead of LoRA, were run once each
-#   ([What LoRA is worth](hyperparameters.ipynb)), as were the two ends of the scale, the head alone and all weights. Not
-#   done: adapter layers, prompt tuning, or these together with LoRA.
+# - **Other parameter-efficient methods**: begun. DoRA was run once, and training norms and biases instead of LoRA with
+#   three seeds ([What LoRA is worth](hyperparameters.ipynb)), as were the two ends of the scale, the head alone and all
+#   weights. Not done: adapter layers, prompt tuning, or these together with LoRA.
 
 # %% tags=["hide-input"]
 check("+0.066", gain.loc["a distance map (instances)", "difference"])
