@@ -1,4 +1,4 @@
-"""Small repairs of the tables that cells print: minus signs, apostrophes, and single header rows."""
+"""Small repairs of the tables that cells print: minus signs, apostrophes, header rows, columns of numbers."""
 
 import re
 from typing import Any
@@ -15,6 +15,12 @@ _APOSTROPHE = re.compile(
 _HEAD = re.compile(r"(<thead\b[^>]*>)(.*?)(</thead>)", re.DOTALL)
 _ROW = re.compile(r"<tr\b.*?</tr>", re.DOTALL)
 _HEADING = re.compile(r"<th\b[^>]*>(.*?)</th>", re.DOTALL)
+_STYLED = re.compile(r'<table id="T_.*?</table>', re.DOTALL)
+_COLUMN = re.compile(
+    r'<td\b[^>]*class="[^"]*\bcol(\d+)\b[^>]*>(.*?)</td>', re.DOTALL
+)
+# 0.5, 1,234, 3e-4, 12%, "0.1 to 0.2" and "+0.1 (0.0 to 0.2)"
+_NUMBERS = re.compile(r"(?:(?<![\w.,])[-+−]?\d[\d,.]*(?:e-?\d+)?%?|\bto\b|[()\s])*")
 
 
 def _minus(cell: re.Match) -> str:
@@ -47,10 +53,30 @@ def _merge(head: re.Match) -> str:
     return head[1] + rows[0] + head[3]
 
 
+def _align(table: re.Match) -> str:
+    """Mark the columns of numbers of a table that shows no index; the style sheet aligns all others."""
+    _, _, body = table[0].partition("<tbody")
+    if re.search(r"<th\b|(col|row)span", body):
+        return table[0]
+    columns: dict[str, list[str]] = {}
+    for column, cell in _COLUMN.findall(body):
+        text = re.sub(r"<[^>]*>|&nbsp;", " ", cell).strip()
+        columns.setdefault(column, []).append(text)
+    html = table[0]
+    for column, cells in columns.items():
+        if any(cells) and all(map(_NUMBERS.fullmatch, cells)):
+            html = re.sub(
+                rf'class="(?!number )(?=[^"]*\bcol{column}\b)',
+                'class="number ',
+                html,
+            )
+    return html
+
+
 def repair(html: str) -> str:
     """Return the repaired page; a page that is already repaired is unchanged."""
     html = _TEXT.sub(_apostrophes, _CELL.sub(_minus, html))
-    return _HEAD.sub(_merge, html)
+    return _STYLED.sub(_align, _HEAD.sub(_merge, html))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

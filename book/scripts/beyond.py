@@ -828,8 +828,8 @@ for name in ("aji", "dice"):
     _, low, high = changes.interval(abroad, name)
     assert low < 0 < high, "cannot be told apart"
 for text, name in (
-    ("+0.066", "half"),
-    ("+0.071", "double"),
+    ("+0.066", "half the size"),
+    ("+0.071", "twice the size"),
     ("+0.067", "as it is"),
 ):
     check(text, changes.interval(better[name])[0])

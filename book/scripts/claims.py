@@ -572,7 +572,7 @@ explained = variance_explained(search, factors, "val_dice")
 named = explained.rename({"lr": "learning rate"}).map("{:.1%}".format)
 named.to_frame("share of the variance")
 
-# %% mystnb={"figure": {"caption": "All configurations of the search. Dots of a column differ in rank, dots of a colour share an alpha; a circle marks the configuration that the report names, a square the best one.", "name": "fig-claims-search"}, "image": {"alt": "Validation Dice over the learning rate, with one column of dots for each rank at each rate. Dice rises with the rate in three clear steps. Within a step alpha 8 is highest, alpha 2 lowest, and the four ranks are level."}}
+# %% mystnb={"figure": {"caption": "All configurations of the search. Each column of dots has one rank at one learning rate, each colour one alpha; a circle marks the configuration that the report names, a square the best one.", "name": "fig-claims-search"}, "image": {"alt": "Validation Dice over the learning rate, with one column of dots for each rank at each rate. Dice rises with the rate in three clear steps. Within a step alpha 8 is highest, alpha 2 lowest, and the four ranks are level."}}
 best = search["val_dice"].idxmax()
 chosen = search.query("rank == 8 and alpha == 8 and lr == 3e-4").index[0]
 claims.plot_search(search, {"the report’s": chosen, "the best": best})
@@ -662,8 +662,9 @@ ledger.agree(
 # %%
 best_four = search.nlargest(4, "val_dice")[[*factors, "val_dice"]]
 best_four["lr"] = best_four["lr"].map(rate_name)
-best_four = best_four.rename(columns={"val_dice": "validation Dice"})
-best_four.style.format("{:.4f}", subset="validation Dice").hide()
+words = {"lr": "learning rate", "val_dice": "validation Dice"}
+shown = best_four.rename(columns=words).style.hide()
+shown.format("{:.4f}", subset="validation Dice")
 
 # %%
 ledger.cause("tables")

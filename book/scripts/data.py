@@ -148,7 +148,7 @@ assert np.allclose(encode_by_hand(busy.labels), maps, atol=1e-6)
 # The package's `encode` gives the same maps. `border_value=1` says that the image's edge is not an outline, because a
 # nucleus that is cut off there continues beyond it.
 
-# %% mystnb={"image": {"alt": "Four square panels of one crop: the image, its label map with each nucleus in a colour, the white foreground in which touching nuclei run together, and the distance map, bright inside nuclei with dark lines between them."}, "figure": {"caption": "A crop, its label map, and the two target maps. In the distance map, touching nuclei are separated by a dark valley. Image: {{ tissue }}.", "name": "fig-data-encoding"}}
+# %% mystnb={"image": {"alt": "Four square panels of one crop: the image, its label map with each nucleus in a colour, the white foreground in which touching nuclei run together, and the distance map, bright inside nuclei with dark lines between them."}, "figure": {"caption": "A crop, its label map, and the two target maps. In the distance map, touching nuclei are separated by a dark valley. The scale bar assumes 0.25 µm per pixel. Image: {{ tissue }}.", "name": "fig-data-encoding"}}
 chapter.plot_encoding(busy, maps)
 plt.show()
 
@@ -490,7 +490,7 @@ pd.DataFrame(
     {"PQ": [plain.pq, lenient.pq]}, index=["all counts", "vague area ignored"]
 ).round(3)
 
-# %% mystnb={"image": {"alt": "The same crop twice. Left: true outlines in orange and a hatched area around a nucleus without outline. Right: predicted outlines in blue, one of them around that nucleus."}, "figure": {"caption": "A nucleus that is missing from the truth, inside a vague area made for this example, and a prediction that contains it. Image: {{ tissue }}.", "name": "fig-data-vague"}}
+# %% mystnb={"image": {"alt": "The same crop twice. Left: true outlines in orange and a hatched area around a nucleus without outline. Right: predicted outlines in blue, one of them around that nucleus."}, "figure": {"caption": "A nucleus that is missing from the truth, inside a vague area made for this example, and a prediction that contains it. The scale bar assumes 0.25 µm per pixel. Image: {{ tissue }}.", "name": "fig-data-vague"}}
 source = chapter.crop(
     first_of(choice[1] if choice[1] in tissues else tissues[0]), 160
 )

@@ -132,7 +132,7 @@ def area(ring):
 
 areas = [area(one["geometry"]["coordinates"][0]) for one in polygons]
 ratio = (np.array(areas) / table["area_px"]).describe()[["min", "50%", "max"]]
-ratio.round(3).to_frame("area, polygon by table")
+ratio.rename({"50%": "median"}).round(3).to_frame("area, polygon by table")
 
 # %% mystnb={"image": {"alt": "The overlay that was written for the first of three images: nuclei found by the shipped adapter are outlined in yellow."}, "figure": {"caption": "The overlay written for the first image. The scale bar assumes 0.25 µm/px.", "name": "fig-own-overlay"}}
 own.plot_overlay(results / "0.overlay.png")

@@ -102,7 +102,7 @@ height = ndimage.gaussian_filter(maps[1], sigma=2, truncate=3)
 seeds, _ = ndimage.label((height == ndimage.maximum_filter(height, 3)) & foreground)
 basins = watershed(-height, seeds, mask=foreground)
 
-peaks = split(height, foreground, ridge=1.0)  # the same with a flat top as one peak
+peaks = split(height, foreground, ridge=1.0)  # the same in 256 levels
 nuclei = renumber(split(height, foreground, ridge=0.9), min_area=50)
 assert np.array_equal(
     nuclei, decode(maps, threshold=0.5, ridge=0.9, min_area=50, smooth=2)
@@ -182,7 +182,7 @@ plt.show()
 #
 # ## Dense and sparse
 #
-# Where nuclei are crowded, there is more to merge and to split. Both errors lower
+# Where nuclei are crowded, there is more to merge. Merging and splitting both lower
 # {term}`AJI <aggregated Jaccard index>` and PQ; neither lowers {term}`Dice <Dice coefficient>`. The table divides the
 # images at their median number of nuclei:
 

@@ -226,7 +226,8 @@ ledger.agree(8, {"257": measured["head"], "64 × 64": "64 × 64", "1024": 1024})
 # ## Training
 #
 # Settings are easiest to compare where they are data. The preset `report` holds those of the report's text, and those
-# of its code where the text is silent. Beside it stand the preset `instance` and what the five runs of this page used:
+# of its code where the text is silent. Beside it stand the preset `instance` and what the five runs of this page used.
+# Rows are named as the options are; without a crop (0), training sees whole images:
 
 # %%
 options = (
@@ -684,7 +685,8 @@ by_score.to_frame("correlation with touching").style.format("{:+.2f}")
 # 0.899 against 0.842, as the report says; by PQ it is the reverse, 0.250 and 0.354 against 0.428.
 #
 # The report also calls its model robust to staining. It has no experiment on this, so we made one: the amount of one
-# stain is multiplied in every test image of the first fold, and everything is predicted again.
+# stain is multiplied in every test image of the first fold, and everything is predicted again. Here is the PQ by the
+# amount of haematoxylin:
 
 # %%
 stain = pd.read_csv(results_folder() / "stain" / "scores.csv")
@@ -854,8 +856,9 @@ plt.show()
 #   8 and 16. Those of stride 8 bring +0.012; those of stride 4 nothing that can be told from zero. Images can be
 #   segmented at any {term}`pixel size`. Not done: predictions at several scales that are combined.
 # - **Where LoRA goes**: done. With the encoder's convolutions as well PQ rises by 0.027 (0.018 to 0.036; three seeds, test
-#   images of fold 1). With one seed, LoRA on qkv, attention, the MLPs or the last two stages alone cannot be told in PQ
-#   from LoRA on all Linear layers ([What LoRA is worth](hyperparameters.ipynb)).
+#   images of fold 1; the figure has the first, shorter runs, on validation images). With one seed, LoRA on qkv,
+#   attention, the MLPs or the last two stages alone cannot be told in PQ from LoRA on all Linear layers
+#   ([What LoRA is worth](hyperparameters.ipynb)).
 # - **Ensembles**: begun. Three adapters, of rank 4, 8 and 16, bring +0.001 (−0.001 to 0.004). They share seed and training
 #   images, so they make much the same errors; members that differ more were not tried. Mirrored views of one adapter bring
 #   +0.013.

@@ -468,6 +468,24 @@ class TestTables:
         for text in (table.to_html(), wide.to_html(), wide.style.to_html()):
             assert repair(text) == text
 
+    def test_numbers_are_marked_where_no_index_is_shown(self, repair):
+        table = pd.DataFrame(
+            {
+                "run": ["a", "LoRA 8"],
+                "weights": ["6,240,110", "12"],
+                "change": ["", "−0.1 (−0.2 to +0.1)"],
+                "rate": ["3e-4", "12%"],
+                "size": ["2 KiB", "3 KiB"],
+                "none": ["", ""],
+            }
+        )
+        found = repair(table.style.hide(axis="index").to_html())
+        cells = re.findall(r'<t([hd])\b[^>]*class="number [^"]*\bcol(\d)\b', found)
+        assert sorted(cells) == sorted([(kind, n) for n in "123" for kind in "hdd"])
+        assert repair(found) == found
+        for indexed in (table.style.to_html(), table.to_html()):
+            assert "number" not in repair(indexed)
+
 
 def test_printed_pages_are_joined_and_their_links_stay_within():
     pypdf = pytest.importorskip("pypdf")

@@ -105,12 +105,17 @@ def unlike() -> pd.DataFrame:
     return scores.fillna({"tissue": ""}).assign(fold="fold 1")
 
 
+SIZES = {"half": "half the size", "double": "twice the size"}
+
+
 def against(scores: pd.DataFrame, ours: str, theirs: str) -> dict[str, pd.DataFrame]:
     """Paired differences of two adapters in `unlike`, by condition, over the images that both have scored."""
     mine, other = (scores[scores["adapter"] == name] for name in (ours, theirs))
     pairs = {condition: other[other["condition"] == condition] for condition in mine["condition"].unique()}
     return {
-        condition.replace(" x ", " × "): changes.paired(mine[mine["condition"] == condition], rows)
+        SIZES.get(condition, condition.replace(" x ", " × ")): changes.paired(
+            mine[mine["condition"] == condition], rows
+        )
         for condition, rows in pairs.items()
         if len(rows)
     }

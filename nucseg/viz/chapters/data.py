@@ -131,9 +131,13 @@ def plot_agreement(real: pd.DataFrame, here: pd.DataFrame) -> Figure:
 
 def agreement_table(real: pd.DataFrame, here: pd.DataFrame) -> Styler:
     """Table of the measurements of NuInsSeg and ``here``, one row per tissue."""
-    columns = {words: pd.DataFrame({"real": real[column], "here": here[column]}) for column, words in MEASURES.items()}
+    sides = {"NuInsSeg": real, "here": here}  # both may be real
+    columns = {
+        words: pd.DataFrame({side: table[column] for side, table in sides.items()})
+        for column, words in MEASURES.items()
+    }
     digits: dict[Any, Any] = {
-        (words, side): "{:.2f}" if "fraction" in words else "{:.0f}" for words in columns for side in ("real", "here")
+        (words, side): "{:.2f}" if "fraction" in words else "{:,.0f}" for words in columns for side in sides
     }
     return pd.concat(columns, axis=1).rename(index=short_name).style.format(digits)
 

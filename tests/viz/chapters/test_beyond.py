@@ -135,7 +135,10 @@ def test_adapters_are_compared_within_each_condition():
         ]
     )
     found = beyond.against(scores, "a", "b")
-    assert {name: round(rows["pq"].item(), 6) for name, rows in found.items()} == {"half": 0.3, "double": -0.2}
+    assert {name: round(rows["pq"].item(), 6) for name, rows in found.items()} == {
+        "half the size": 0.3,
+        "twice the size": -0.2,
+    }
 
 
 def test_augmentations_are_compared_with_the_preset_s_in_every_condition():

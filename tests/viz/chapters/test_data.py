@@ -121,7 +121,8 @@ class TestMeasurements:
 
     def test_the_table_rounds_counts_and_areas_but_not_shares(self):
         html = figures_of.agreement_table(self.real, 2 * self.real).to_html()
-        assert ">300<" in html and ">0.80<" in html and ">1.60<" in html
+        assert ">300<" in html and ">1,400<" in html and ">0.80<" in html and ">1.60<" in html
+        assert html.count(">NuInsSeg<") == html.count(">here<") == 3
 
     def test_each_tissue_counts_the_same(self):
         listing = pd.DataFrame({"tissue": ["a", "a", "a", "b"], "stem": list("wxyz"), "nuclei": [1, 1, 1, 5]})
