@@ -87,7 +87,10 @@ Markdown(provenance_note(dataset, untrained, [instance, design]))
 #
 # $$
 # L = \frac{D + F}{2}, \qquad
-# D = 1 - \frac{2 \sum p\,t + 1}{\sum p + \sum t + 1}, \qquad
+# D = 1 - \frac{2 \sum p\,t + 1}{\sum p + \sum t + 1},
+# $$
+#
+# $$
 # F = \frac{1}{N} \sum \alpha_t (1 - p_t)^{\gamma} (-\log p_t)
 # $$
 #

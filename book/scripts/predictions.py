@@ -124,8 +124,9 @@ explorer = watershed_explorer(patch, maps, min_area=50)
 explorer
 
 # %% [markdown]
-# The explorer works on maps rounded to 256 levels, so its counts can differ by one or two from those above. In a
-# running notebook, `explorer.live()` offers finer steps.
+# The explorer shows the square of the figure above, whose caption names its source. It works on maps rounded to 256
+# levels, so its counts can differ by one or two from those above. In a running notebook, `explorer.live()` offers finer
+# steps.
 
 # %% tags=["hide-input"]
 from nucseg.instances import RIDGE
@@ -337,6 +338,7 @@ assert (shifted.groupby(["model", "stain", "factor"]).size() == 133).all()
 # Choose an image, and set the threshold, the ridge and the smallest area. Look at the truth, the prediction, the
 # errors, or truth and prediction side by side, and zoom in; the scores follow. Everything works by keyboard: Tab
 # moves from one control to the next, the arrow keys move a slider, and a magnified image scrolls with them, too.
+# The images have the source that the captions above name.
 
 # %%
 ranks = np.linspace(0, len(ranked) - 1, 6).round().astype(int)
