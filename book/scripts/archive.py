@@ -270,10 +270,10 @@ print(f"100,000 px: {gibibytes(100_000):.1f} GiB")
 # %% [markdown]
 # At 9 bytes per pixel, an image of 20,000 px needs 3.35 GiB before the network has run, and a slide of 100,000 px
 # 83.8 GiB. `nucseg predict` keeps the maps and the labels in files instead, and reads them window by window. Its
-# memory depends mostly on the sizes of a field and of a window. From an image of 2,500 px to one of 10,000 px the fields
-# grow, from 1,568 px to 2,240 px, and the recorded peak grows with them, from 1.87 to 3.46 GiB. At 20,000 px, with four
-# times the pixels, it is 3.68 GiB. So up to this size the network takes more memory than the arrays would; larger
-# slides gain. Smaller fields need less: the early version, with 512 px, took 1.35 GiB at 20,000 px.
+# memory depends mostly on the sizes of a field and of a window. From an image of 2,500 px to one of 10,000 px the
+# fields grow, from 1,568 px to 2,240 px, and the recorded peak grows with them, from 1.87 to 3.46 GiB. At 20,000 px,
+# with four times the pixels, it is 3.68 GiB. So up to this size the network takes more memory than the arrays would;
+# larger slides gain. Smaller fields need less: the early version, with 512 px, took 1.35 GiB at 20,000 px.
 
 # %% mystnb={"image": {"alt": "Memory in GiB against the side of the image in pixels, both logarithmic. A straight line for whole images in memory rises to over 80 GiB at 100,000 pixels; four points above the line, up to 20,000 pixels, mark the measured peaks of nucseg predict; the last two are almost equal."}, "figure": {"caption": "Memory against size: the line is arithmetic for arrays held whole, the points were measured.", "name": "fig-archive-memory"}}
 peaks = pd.read_csv(results / "large-image" / "sizes.csv", index_col="side_px")[

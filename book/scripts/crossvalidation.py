@@ -533,9 +533,9 @@ assert [run.about["config"]["epochs"] for run in lengths.values()] == [3, 10, 20
 assert then.loc["pq", "low"] > 0, "not yet flat"
 
 # %% [markdown]
-# Do more steps help, or more images? The same fold was trained on a tenth of its images for about as many steps as three
-# epochs of all images take, and on three tenths of them for about as many as ten epochs take. Each pair below has about
-# the same number of steps:
+# Do more steps help, or more images? The same fold was trained on a tenth of its images for about as many steps as
+# three epochs of all images take, and on three tenths of them for about as many as ten epochs take. Each pair below has
+# about the same number of steps:
 
 # %%
 fewer = {"45 images": shorter["images-10"], "136 images": shorter["images-30"]}
@@ -559,10 +559,10 @@ pd.DataFrame(means).T.rename(columns=chapter.NAMES).round(3)
 # more than the number of images**.
 #
 # That does not make 45 images enough: their run is 0.057 PQ behind twenty epochs of all images. Nor are the pairs equal
-# in everything but the images. Each run keeps the epoch with the best validation PQ, from 28 or 33 epochs in the smaller
-# runs, and from three or ten in the others; of the three epochs the first was kept, after a third of its steps. The
-# smaller runs chose epoch and decoding on 20 validation images, the others on 40. And it is one fold, one seed and one
-# draw of the images, on a base pretrained on nuclei.
+# in everything but the images. Each run keeps the epoch with the best validation PQ, from 28 or 33 epochs in the
+# smaller runs, and from three or ten in the others; of the three epochs the first was kept, after a third of its steps.
+# The smaller runs chose epoch and decoding on 20 validation images, the others on 40. And it is one fold, one seed and
+# one draw of the images, on a base pretrained on nuclei.
 
 # %% tags=["hide-input"]
 few = difference(fewer["45 images"].scores, lengths["3 epochs"].scores)

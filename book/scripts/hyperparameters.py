@@ -320,9 +320,9 @@ worth.table_worth(rivals, "LoRA, rank 8")
 # %% [markdown]
 # With 33,984 weights of the encoder, **norms and biases score higher in PQ than LoRA on all Linear layers with seven
 # times as many**: by +0.010 (+0.006 to +0.014) over three seeds. The seeds differ: the gain lies between +0.003 and
-# +0.014. Against the head alone it is +0.017 (+0.012 to +0.023). LoRA with convolutions stays ahead of norms and biases,
-# by 0.017 (0.009 to 0.025), and with each seed. DoRA scores +0.010 (+0.002 to +0.018) higher than LoRA, as much as rank
-# 16 above, with a single seed.
+# +0.014. Against the head alone it is +0.017 (+0.012 to +0.023). LoRA with convolutions stays ahead of norms and
+# biases, by 0.017 (0.009 to 0.025), and with each seed. DoRA scores +0.010 (+0.002 to +0.018) higher than LoRA, as much
+# as rank 16 above, with a single seed.
 #
 # Why would so few weights do so much? In the part of TinyViT that feeds the head, a BatchNorm follows each convolution,
 # so training the norms rescales the convolutions' outputs, too; 9,856 of the weights are BatchNorm's. This may explain

@@ -47,7 +47,7 @@ BLOCK, HALO = 1536, 128  # px: side of a block that is decoded at once, and how 
 LARGE = 4096  # px: images with a longer side get a tissue mask
 DECODERS = 4  # threads at most that decode blocks beside a GPU
 BATCH_PX = 20_000_000  # encoder pixels at most in a batch of several fields, on a GPU
-MANY = 50  # fields in an image above which compiling the network pays off (engine auto)
+MANY_PX = 120_000_000  # encoder pixels in an image above which compiling the network pays off (engine auto)
 
 
 def load(adapter: str | Path = DEFAULT_ADAPTER, base: Base | str | None = None, device: str = "auto") -> NucleiModel:
@@ -219,7 +219,8 @@ class Segmenter:
         rows, columns = self.layout(slide.shape)
         level = slide.at(max(self.scale(model) for model in self.models))
         engine = self.engine
-        if engine == "auto" and len(rows) * len(columns) < MANY:
+        seen = sum(row.side for row in rows) * sum(column.side for column in columns)
+        if engine == "auto" and seen < MANY_PX:
             engine = "torch"
         if (
             engines.resolve(engine, self.models[0]) == "openvino"

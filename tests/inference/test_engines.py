@@ -124,6 +124,23 @@ def test_auto_takes_torch_for_an_image_of_one_field(model, monkeypatch):
     assert asked == ["torch"]
 
 
+@pytest.mark.parametrize(("limit", "engine"), [(100_000, "torch"), (40_000, "auto")])
+def test_auto_compiles_for_images_of_many_pixels(model, monkeypatch, limit, engine):
+    asked = []
+
+    def fake(self, images, model, scale, engine, side):
+        asked.append(engine)
+        return [np.zeros((2, *image.shape[:2]), np.float32) for image in images]
+
+    monkeypatch.setattr(segmenter, "MANY_PX", limit)
+    monkeypatch.setattr(Segmenter, "maps", fake)
+    monkeypatch.setattr(Segmenter, "scale", lambda self, model: 1.0)
+    image, maps = np.full((256, 256, 3), 90, np.uint8), np.zeros((2, 256, 256), np.uint8)
+    with segmenter.open_slide(image) as slide:
+        list(Segmenter([model]).predict_rows(slide, maps, progress=False))
+    assert set(asked) == {engine}
+
+
 def test_fields_and_the_whole_image_agree(monkeypatch):
     own = with_norm(trained(std=0.1), PixelNorm)  # a strong LoRA: where attention windows are cut matters
     monkeypatch.setattr(segmenter, "SIDES", (448,))
