@@ -95,8 +95,8 @@ plt.show()
 # %% [markdown]
 # The graphics card shows where the limit lies. On an H200 the network alone runs at 68 to 76 megapixels per second,
 # more than ten times as fast as on 16 CPU threads beside it. But a whole call of `segment` reaches 3.59 at most, so the
-# network is about a twentieth of it. The rest is reading, transfers and, mostly, decoding, which uses one CPU core. A
-# faster network would save next to nothing there.
+# network is about a twentieth of it. The rest is reading, transfers and, mostly, decoding, which uses one CPU core for
+# an image of this size. A faster network would save next to nothing there.
 #
 # How much faster is `segment` on one CPU thread than the report's design, which enlarges each image to 1,024 px, merges
 # nothing and cuts at a threshold? Both segmented the same synthetic images of 512 px, the report's design with random
