@@ -222,9 +222,8 @@ class Segmenter:
         seen = sum(row.side for row in rows) * sum(column.side for column in columns)
         if engine == "auto" and seen < MANY_PX:
             engine = "torch"
-        if (
-            engines.resolve(engine, self.models[0]) == "openvino"
-        ):  # compiled for each size: pad the last field to the same
+        # OpenVINO compiles for each size: the last field is padded to that of the others
+        if engines.resolve(engine, self.models[0]) == "openvino":
             rows, columns = ([replace(span, side=along[0].side) for span in along] for along in (rows, columns))
         batch = max(1, BATCH_PX // (rows[0].side * columns[0].side))
         batch = batch if self.models[0].mean.device.type == "cuda" else 1

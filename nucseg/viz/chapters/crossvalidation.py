@@ -79,7 +79,6 @@ def fold_table(table: pd.DataFrame, splits: Sequence[Split]) -> Styler:
             }
         )
     shown = pd.DataFrame(rows).style.hide(axis="index").format({"nuclei in test": "{:,}"})
-    shown = shown.set_table_styles([{"selector": "th, td", "props": "text-align: right"}])
     return shown.set_caption("The benchmark's five folds, with our validation part")
 
 
